@@ -1,0 +1,25 @@
+"""The C library's allocator, told to keep what it has."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEEP_BYTES = 2**30
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the kernel after every pass.
+
+    By default an activation of a few megabytes is mapped afresh, and faulted in page by page, each
+    time it is allocated; on a CPU that costs more than the arithmetic (measured: three to four
+    times, for a ResNet-20's forward pass). Done for the command line's own process only, and
+    nowhere but on glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+    libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)

@@ -1,0 +1,99 @@
+"""The `lgo` command: its sub-commands and the one boundary where errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from lgo_cli import __version__
+from lgo_cli.errors import ExitCode, LgoError, MachineError
+
+
+class ErrorBoundary(TyperGroup):
+    """Prints what a user can mend as one error and one hint; a bug keeps its traceback."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the options before the sub-command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except typer.TyperException as error:
+            _fail_usage(error)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except LgoError as error:
+            _fail(error.message, error.hint, error.exit_code)
+        except typer.TyperException as error:
+            _fail_usage(error)
+        except KeyboardInterrupt:
+            hint = "nothing is half-written; run the same again"
+            if "train" in sys.argv:
+                hint += ", with --resume to go on from the last saved epoch"
+            _fail("interrupted", hint, ExitCode.INTERRUPTED)
+        except MemoryError:
+            _fail("out of memory", _MEMORY_HINT, ExitCode.MACHINE)
+        except RuntimeError as error:
+            # torch.OutOfMemoryError is one; the CPU's allocator raises the base class itself.
+            text = str(error)
+            if "out of memory" not in text and "can't allocate memory" not in text:
+                raise
+            _fail("out of memory", _MEMORY_HINT, ExitCode.MACHINE)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            full = MachineError("no space left on the disk", hint="free some and run again")
+            _fail(full.message, full.hint, full.exit_code)
+
+
+_MEMORY_HINT = "lower --micro-batch-size, --batch-size or --analysis-samples"
+
+
+def _fail(message: str, hint: str | None, code: int) -> None:
+    sys.stderr.write(f"lgo: error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    raise typer.Exit(int(code))
+
+
+def _fail_usage(error: typer.TyperException) -> None:
+    """Say what is wrong with the command line, in the same two lines as every other error."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    path = context.command_path if context is not None else "lgo"
+    message = message[:1].lower() + message[1:].rstrip(".")
+    _fail(message, f"{path} --help", ExitCode.USAGE)
+
+
+app = typer.Typer(
+    name="lgo",
+    cls=ErrorBoundary,
+    help="Loss-landscape geometry of neural networks: each number with its evidence.",
+    epilog="Start with: lgo train, then lgo contour.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"lgo {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    del version

@@ -1,0 +1,82 @@
+"""`lgo models` and `lgo datasets`: what can be named, with its arguments."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import TYPE_CHECKING
+
+from lgo_cli.cli import options
+from lgo_cli.cli.app import app
+from lgo_cli.data.registry import DATASETS
+from lgo_cli.models.registry import MODELS
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+@app.command()
+def models(json: options.Json = False) -> None:
+    """List the models, with their arguments and parameter counts."""
+    from lgo_cli.models.building import parameter_counts
+
+    counts = parameter_counts()
+    if json:
+        _write_json(
+            {
+                name: {
+                    "summary": spec.summary,
+                    "num_parameters": counts[name][0],
+                    "counted_for": counts[name][1],
+                    "arguments": _schema(spec.args),
+                }
+                for name, spec in MODELS.items()
+            }
+        )
+        return
+    for name, spec in MODELS.items():
+        number, shape = counts[name]
+        _write(f"{name}  {spec.summary} ({number:,} parameters for {shape})")
+        _write_arguments(spec.args)
+    _write("file.py:factory, package.module:factory  any callable that returns an nn.Module")
+
+
+@app.command()
+def datasets(json: options.Json = False) -> None:
+    """List the data sets, with their arguments."""
+    if json:
+        _write_json(
+            {
+                name: {"summary": spec.summary, "arguments": _schema(spec.args)}
+                for name, spec in DATASETS.items()
+            }
+        )
+        return
+    for name, spec in DATASETS.items():
+        _write(f"{name}  {spec.summary}")
+        _write_arguments(spec.args)
+    _write("file.npz  x_train, y_train, x_test, y_test, used exactly as given")
+    _write("file.py:factory  any callable that returns these four")
+
+
+def _schema(args: type[BaseModel]) -> dict[str, dict[str, object]]:
+    return {
+        name: {"default": field.get_default(), "description": field.description}
+        for name, field in args.model_fields.items()
+    }
+
+
+def _write_arguments(args: type[BaseModel]) -> None:
+    for name, field in args.model_fields.items():
+        default = field.get_default()
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = str(shown).lower() if isinstance(shown, bool) else shown
+        _write(f"    {name}={shown}  {field.description or ''}".rstrip())
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _write_json(value: object) -> None:
+    _write(json_module.dumps(value, indent=2))

@@ -1,0 +1,55 @@
+"""`lgo interp`."""
+
+from __future__ import annotations
+
+import typer
+
+from lgo_cli.cli import options
+from lgo_cli.cli.app import app
+from lgo_cli.cli.step import run_step
+from lgo_cli.config import Execution, FigureConfig, InterpConfig
+
+_C = InterpConfig()
+_E = Execution()
+_F = FigureConfig()
+
+
+@app.command()
+def interp(
+    ctx: typer.Context,
+    run: options.Run = None,
+    to: options.ToOne = _C.to,
+    direction: options.Direction = _C.direction,
+    range: options.RangeOption = _C.range,
+    num_points: options.NumPoints = _C.num_points,
+    analysis_samples: options.AnalysisSamples = _C.analysis_samples,
+    micro_batch_size: options.MicroBatchSize = _C.micro_batch_size,
+    dtype: options.Dtype = _C.dtype,
+    model: options.Model = _C.model,
+    model_arg: options.ModelArg = None,
+    dataset: options.Dataset = _C.dataset,
+    dataset_arg: options.DatasetArg = None,
+    data_root: options.DataRoot = _E.data_root,
+    download_data: options.DownloadData = _E.download_data,
+    train_samples: options.TrainSamples = _C.train_samples,
+    loss: options.Loss = _C.loss,
+    label_smoothing: options.LabelSmoothing = _C.label_smoothing,
+    seed: options.Seed = _C.seed,
+    out: options.Out = _E.out,
+    device: options.Device = _E.device,
+    num_threads: options.NumThreads = _E.num_threads,
+    config: options.ConfigFile = None,
+    force: options.Force = _E.force,
+    dry_run: options.DryRun = _E.dry_run,
+    strict: options.Strict = _E.strict,
+    trust_code: options.TrustCode = _E.trust_code,
+    format: options.Format = _F.format,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Loss and accuracy along a line: to another checkpoint, or along a direction.
+
+    Writes interp.npz and interp_1d.png.
+    """
+    run_step(ctx, InterpConfig, run)

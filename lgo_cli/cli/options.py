@@ -1,0 +1,187 @@
+"""Every option of every command, once: its flag, its type and what it means.
+
+No defaults here: a command takes them from a default instance of its config, so that the flag, the
+config field and the manifest key cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+MODEL_DATA = "Model and data"
+TRAINING = "Training"
+ANALYSIS = "Analysis"
+EXECUTION = "Where and how"
+OUTPUT = "What is printed"
+
+
+def _option(panel: str, help_text: str, *flags: str, metavar: str | None = None) -> object:
+    return typer.Option(*flags, help=help_text, rich_help_panel=panel, metavar=metavar)
+
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="Run directory or checkpoint file. [default: outputs]", show_default=False),
+]
+
+# Model and data
+Model = Annotated[
+    str | None,
+    _option(MODEL_DATA, "Name (see lgo models), or file.py:factory, or package.module:factory."),
+]
+ModelArg = Annotated[
+    list[str] | None, _option(MODEL_DATA, "Argument of the model; repeatable.", metavar="KEY=VALUE")
+]
+Dataset = Annotated[
+    str | None,
+    _option(MODEL_DATA, "Name (see lgo datasets), or file.npz, or file.py:factory."),
+]
+DatasetArg = Annotated[
+    list[str] | None,
+    _option(MODEL_DATA, "Argument of the data set; repeatable.", metavar="KEY=VALUE"),
+]
+DataRoot = Annotated[
+    Path | None,
+    _option(MODEL_DATA, "Folder that holds the data sets. [default: data]", metavar="DIR"),
+]
+DownloadData = Annotated[
+    bool, _option(MODEL_DATA, "Download the data set if it is not there.", "--download-data")
+]
+TrainSamples = Annotated[
+    int | None, _option(MODEL_DATA, "Use only the first N training samples.", metavar="N")
+]
+Loss = Annotated[
+    Literal["cross_entropy", "squared_error"] | None,
+    _option(MODEL_DATA, "Loss of a sample; squared_error is half the squared distance to one-hot."),
+]
+LabelSmoothing = Annotated[
+    float | None, _option(MODEL_DATA, "Share of the target spread over all classes.")
+]
+
+# Training
+Epochs = Annotated[int | None, _option(TRAINING, "Passes over the data. [default: the recipe's]")]
+BatchSize = Annotated[
+    int | None, _option(TRAINING, "Samples per optimiser step. [default: the recipe's]")
+]
+Optimizer = Annotated[
+    Literal["sgd", "adam", "adamw"] | None, _option(TRAINING, "[default: the recipe's]")
+]
+Lr = Annotated[float | None, _option(TRAINING, "Learning rate. [default: the recipe's]")]
+Momentum = Annotated[float | None, _option(TRAINING, "Of sgd. [default: the recipe's]")]
+Nesterov = Annotated[bool, _option(TRAINING, "Nesterov's form of momentum.", "--nesterov")]
+WeightDecay = Annotated[
+    float | None,
+    _option(TRAINING, "Coupled for sgd and adam, decoupled for adamw. [default: the recipe's]"),
+]
+Schedule = Annotated[
+    Literal["constant", "cosine", "step"] | None,
+    _option(TRAINING, "Of the learning rate. [default: the recipe's]"),
+]
+WarmupEpochs = Annotated[int, _option(TRAINING, "Epochs over which the rate rises linearly.")]
+Augment = Annotated[
+    Literal["none", "crop-flip"] | None,
+    _option(TRAINING, "Random crops and mirror images. [default: the recipe's, on CIFAR]"),
+]
+SaveEvery = Annotated[
+    int | None,
+    _option(TRAINING, "Optimiser steps between checkpoints that are kept.", metavar="N"),
+]
+Resume = Annotated[bool, _option(TRAINING, "Go on where training was interrupted.", "--resume")]
+
+# Analysis
+AnalysisSamples = Annotated[
+    int, _option(ANALYSIS, "Measure on the first N training samples.", metavar="N")
+]
+MicroBatchSize = Annotated[
+    int | None, _option(ANALYSIS, "Samples per forward pass. [default: from the model]")
+]
+Dtype = Annotated[Literal["float32", "float64"], _option(ANALYSIS, "Arithmetic of the model.")]
+TopK = Annotated[int, _option(ANALYSIS, "How many of the largest eigenvalues.", metavar="K")]
+BottomK = Annotated[int, _option(ANALYSIS, "How many of the smallest eigenvalues.", metavar="K")]
+Rtol = Annotated[
+    float, _option(ANALYSIS, "Stop when each residual is below this share of its eigenvalue.")
+]
+MaxMatvecs = Annotated[
+    int | None, _option(ANALYSIS, "At most so many Hessian-vector products.", metavar="N")
+]
+Trace = Annotated[bool, _option(ANALYSIS, "Estimate the trace (Hutchinson).", "--trace")]
+Density = Annotated[
+    bool, _option(ANALYSIS, "Estimate the spectral density (Lanczos quadrature).", "--density")
+]
+ToOne = Annotated[
+    str | None,
+    _option(ANALYSIS, "Other end: a run, a checkpoint, or init. [default: init]", metavar="OTHER"),
+]
+ToMany = Annotated[
+    list[str] | None,
+    _option(ANALYSIS, "Other checkpoints of the plane; give two.", metavar="OTHER"),
+]
+Direction = Annotated[
+    Literal["random", "gradient", "eigen"] | None,
+    _option(ANALYSIS, "Go along a direction instead."),
+]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    _option(
+        ANALYSIS,
+        "Coordinates along the line. [default: -0.5 1.5, or -1 1 along a direction]",
+        metavar="MIN MAX",
+    ),
+]
+NumPoints = Annotated[int, _option(ANALYSIS, "Points on the line.", metavar="N")]
+PlaneOption = Annotated[
+    Literal["random", "eigen", "pca", "checkpoints"] | None,
+    _option(ANALYSIS, "Which plane. [default: random, or checkpoints with --to]"),
+]
+XRange = Annotated[
+    tuple[float, float] | None,
+    _option(ANALYSIS, "Along the first axis. [default: the plane's]", metavar="MIN MAX"),
+]
+YRange = Annotated[
+    tuple[float, float] | None,
+    _option(ANALYSIS, "Along the second axis. [default: the plane's]", metavar="MIN MAX"),
+]
+Resolution = Annotated[str, _option(ANALYSIS, "Cells: 51, or 51x31.", metavar="NX[xNY]")]
+
+# Figures
+Format = Annotated[Literal["png", "pdf", "svg"], _option(OUTPUT, "Of the figures.")]
+
+# Where and how
+Seed = Annotated[int, _option(EXECUTION, "Of everything random.")]
+Out = Annotated[
+    Path | None,
+    _option(
+        EXECUTION,
+        "Where the outputs go. [default: outputs, or beside the checkpoint]",
+        "--out",
+        "-o",
+        "--save-dir",
+        metavar="DIR",
+    ),
+]
+Device = Annotated[str, _option(EXECUTION, "auto, cpu, cuda or cuda:N.")]
+NumThreads = Annotated[
+    int | None, _option(EXECUTION, "Of the CPU. [default: PyTorch's]", metavar="N")
+]
+ConfigFile = Annotated[
+    Path | None,
+    _option(EXECUTION, "TOML file of options, or a manifest to run again.", metavar="FILE"),
+]
+Force = Annotated[
+    bool, _option(EXECUTION, "Compute even if up to date; replace files of others.", "--force")
+]
+DryRun = Annotated[bool, _option(EXECUTION, "Say what would be done, and do nothing.", "--dry-run")]
+Strict = Annotated[bool, _option(EXECUTION, "Fail (exit 4) if not converged.", "--strict")]
+TrustCode = Annotated[
+    bool, _option(EXECUTION, "Run the model's and data's code that a run names.", "--trust-code")
+]
+
+# What is printed
+Json = Annotated[bool, _option(OUTPUT, "Print the manifest.", "--json")]
+Quiet = Annotated[bool, _option(OUTPUT, "Print the manifest's path alone.", "--quiet", "-q")]
+Verbose = Annotated[
+    bool, _option(OUTPUT, "Say more about what is done and how long it took.", "--verbose", "-v")
+]

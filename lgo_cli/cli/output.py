@@ -1,0 +1,100 @@
+"""Where text goes: data to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lgo_cli.cli.progress import RichProgress
+from lgo_cli.cli.tables import summary_lines
+from lgo_cli.errors import UsageError
+from lgo_cli.manifest import manifest_json
+from lgo_cli.progress import SILENT, Progress
+from lgo_cli.runs import Outcome, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Mode(Enum):
+    """What stdout gets."""
+
+    HUMAN = "human"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+class Output:
+    """The two streams of one command.
+
+    stdout never goes through Rich, which wraps paths and reads `[seed=0]` as markup.
+
+    Raises:
+        UsageError: if both `--json` and `--quiet` are given.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool, verbose: bool) -> None:
+        if json and quiet:
+            raise UsageError("--json and --quiet exclude each other")
+        self.mode = Mode.JSON if json else Mode.QUIET if quiet else Mode.HUMAN
+        self.verbose = verbose
+
+    @cached_property
+    def console(self) -> Console:
+        """Where talk goes."""
+        from rich.console import Console
+
+        return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """A bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+        return SILENT if self.mode is Mode.QUIET else RichProgress(self.console)
+
+    def write(self, text: str) -> None:
+        """Write a line of data."""
+        sys.stdout.write(text + "\n")
+
+    def say(self, text: str) -> None:
+        """Talk, unless quiet."""
+        if self.mode is not Mode.QUIET:
+            self.console.print(text)
+
+    def detail(self, text: str) -> None:
+        """Talk, if asked to say more."""
+        if self.verbose:
+            self.say(text)
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Print what a step ended with."""
+        plan = outcome.plan
+        if outcome.manifest is None:
+            self._planned(outcome)
+            return
+        manifest = outcome.manifest
+        if outcome.status is not Status.COMPUTED:
+            self.say(f"{plan.command}: {outcome.status.value}")
+        for warning in manifest.results.warnings:
+            self.say(f"warning: {warning}")
+        phases = manifest.provenance.phases_s
+        times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
+        self.detail(f"fingerprint {manifest.fingerprint}")
+        self.detail(f"device {manifest.environment.device}, {times}")
+        if self.mode is Mode.JSON:
+            self.write(manifest_json(manifest))
+            return
+        if self.mode is Mode.HUMAN:
+            for line in summary_lines(manifest):
+                self.write(line)
+        self.write(str(outcome.path))
+
+    def _planned(self, outcome: Outcome) -> None:
+        plan = outcome.plan
+        self.say(f"{plan.command}: {outcome.status.value} (nothing done: --dry-run)")
+        if self.mode is Mode.HUMAN:
+            self.write(f"fingerprint  {plan.fingerprint}")
+            for name, path in plan.files.items():
+                self.write(f"input        {name}  {path}")
+        self.write(str(outcome.path))

@@ -1,0 +1,118 @@
+"""Progress on stderr: Rich's bar on a terminal, a plain line every half minute elsewhere."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.progress import Progress as RichBar
+    from rich.progress import TaskID
+
+    from lgo_cli.progress import Task
+
+LINE_INTERVAL_S = 30.0
+
+
+class RichProgress:
+    """The terminal's listener."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+        """Show one task until the block ends."""
+        if not self.console.is_terminal:
+            yield _Lines(self.console, description, total, unit)
+            return
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TextColumn("{task.fields[stats]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left", markup=False),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            identity = bar.add_task(description, total=total, rate="", stats="")
+            yield _Bar(bar, identity, unit)
+
+
+class _Bar:
+    def __init__(self, bar: RichBar, identity: TaskID, unit: str) -> None:
+        self.bar = bar
+        self.identity = identity
+        self.unit = unit
+        self.stats: dict[str, float | str] = {}
+
+    def advance(self, amount: int = 1, **stats: float | str) -> None:
+        self.stats |= stats
+        speed = self.bar.tasks[self.identity].speed
+        self.bar.update(
+            self.identity,
+            advance=amount,
+            rate=f"{format_count(speed)} {self.unit}/s" if speed else "",
+            stats=format_stats(self.stats),
+        )
+
+
+class _Lines:
+    def __init__(self, console: Console, description: str, total: int | None, unit: str) -> None:
+        self.console = console
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.stats: dict[str, float | str] = {}
+        self.start = self.last = time.monotonic()
+
+    def advance(self, amount: int = 1, **stats: float | str) -> None:
+        self.done += amount
+        self.stats |= stats
+        now = time.monotonic()
+        if now - self.last < LINE_INTERVAL_S:
+            return
+        self.last = now
+        rate = self.done / (now - self.start)
+        parts = [f"{self.description}: {self.done}"]
+        if self.total:
+            parts[0] += f"/{self.total}"
+            parts.append(f"{max(self.total - self.done, 0) / rate:.0f} s left" if rate else "")
+        parts[0] += f" {self.unit}"
+        parts.insert(1, f"{format_count(rate)} {self.unit}/s")
+        parts.append(format_stats(self.stats))
+        self.console.print(", ".join(part for part in parts if part))
+
+
+def format_count(value: float) -> str:
+    """A rate as a short number: 3.4, 340, 3.4k."""
+    if value >= 10_000:
+        return f"{value / 1000:.0f}k"
+    if value >= 1000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def format_stats(stats: dict[str, float | str]) -> str:
+    """Figures beside a bar."""
+    return "  ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.4g}'}"
+        for name, value in stats.items()
+    )

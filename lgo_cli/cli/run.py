@@ -1,0 +1,100 @@
+"""`lgo run`: train, hessian, interp and contour in one go."""
+
+from __future__ import annotations
+
+import typer
+
+from lgo_cli.cli import options
+from lgo_cli.cli.allocator import keep_memory
+from lgo_cli.cli.app import app
+from lgo_cli.cli.request import explicit, tables_for
+from lgo_cli.cli.step import open_output
+from lgo_cli.config import (
+    CONFIGS,
+    AnalysisConfig,
+    Execution,
+    FigureConfig,
+    TrainConfig,
+    parse_config,
+)
+from lgo_cli.runs import execute
+from lgo_cli.runs.execute import DEFAULT_RUN
+
+_C = TrainConfig()
+_A = AnalysisConfig()
+_E = Execution()
+_F = FigureConfig()
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    model: options.Model = _C.model,
+    model_arg: options.ModelArg = None,
+    dataset: options.Dataset = _C.dataset,
+    dataset_arg: options.DatasetArg = None,
+    data_root: options.DataRoot = _E.data_root,
+    download_data: options.DownloadData = _E.download_data,
+    train_samples: options.TrainSamples = _C.train_samples,
+    loss: options.Loss = _C.loss,
+    label_smoothing: options.LabelSmoothing = _C.label_smoothing,
+    epochs: options.Epochs = _C.epochs,
+    batch_size: options.BatchSize = _C.batch_size,
+    optimizer: options.Optimizer = _C.optimizer,
+    lr: options.Lr = _C.lr,
+    momentum: options.Momentum = _C.momentum,
+    nesterov: options.Nesterov = _C.nesterov,
+    weight_decay: options.WeightDecay = _C.weight_decay,
+    schedule: options.Schedule = _C.schedule,
+    warmup_epochs: options.WarmupEpochs = _C.warmup_epochs,
+    augment: options.Augment = _C.augment,
+    save_every: options.SaveEvery = _C.save_every,
+    resume: options.Resume = _E.resume,
+    analysis_samples: options.AnalysisSamples = _A.analysis_samples,
+    seed: options.Seed = _C.seed,
+    out: options.Out = _E.out,
+    device: options.Device = _E.device,
+    num_threads: options.NumThreads = _E.num_threads,
+    config: options.ConfigFile = None,
+    force: options.Force = _E.force,
+    dry_run: options.DryRun = _E.dry_run,
+    strict: options.Strict = _E.strict,
+    trust_code: options.TrustCode = _E.trust_code,
+    format: options.Format = _F.format,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train, then hessian, interp and contour, in one directory.
+
+    A --config file has one table for each command: [train], [hessian], [interp], [contour].
+    """
+    output = open_output(ctx)
+    tables = tables_for(config)
+    execution = parse_config(Execution, explicit(ctx, Execution), "--")
+    directory = execution.out or DEFAULT_RUN
+    configs = []
+    for command, cls in CONFIGS.items():
+        said = explicit(ctx, cls)
+        if command != "train":
+            # The analyses take the run's own model, data and loss.
+            said = {key: said[key] for key in ("analysis_samples", "seed") if key in said}
+        configs.append(parse_config(cls, {**tables.get(command, {}), **said}, "--"))
+    keep_memory()
+    # The code that the run names is the code that this very command line named.
+    analysis = execution.model_copy(
+        update={"out": None, "resume": False, "trust_code": True, "download_data": False}
+    )
+    for step in configs:
+        trains = isinstance(step, TrainConfig)
+        outcome = execute(
+            step,
+            None if trains else directory,
+            execution=execution if trains else analysis,
+            figure=parse_config(FigureConfig, explicit(ctx, FigureConfig), "--"),
+            progress=output.progress,
+        )
+        output.outcome(outcome)
+        if outcome.manifest is None:
+            output.say("the analyses would follow")
+            return

@@ -1,0 +1,48 @@
+"""`lgo show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lgo_cli.cli import options
+from lgo_cli.cli.app import app
+from lgo_cli.cli.output import Mode, Output
+from lgo_cli.cli.tables import summary_lines
+from lgo_cli.manifest import manifest_json
+from lgo_cli.runs.execute import DEFAULT_RUN
+from lgo_cli.runs.inspect import inspect_run
+
+RunDirectory = Annotated[Path, typer.Argument(help="Run directory.")]
+
+
+@app.command()
+def show(
+    run: RunDirectory = DEFAULT_RUN,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what is in a run: its results, and what is stale or missing.
+
+    --json prints the manifests, one a line; --quiet only the paths of those that can be relied on.
+    """
+    output = Output(json=json, quiet=quiet, verbose=False)
+    for state in inspect_run(run):
+        path = run / f"{state.command}.json"
+        if output.mode is Mode.QUIET:
+            if state.manifest is not None and not state.problems:
+                output.write(str(path))
+            continue
+        for problem in state.problems:
+            output.say(f"warning: {state.command}: {problem}")
+        if output.mode is Mode.JSON:
+            if state.manifest is not None:
+                output.write(manifest_json(state.manifest, indent=None))
+            continue
+        status = "not run" if state.manifest is None else "ok"
+        output.write(f"{state.command}  {'; '.join(state.problems) or status}")
+        if state.manifest is not None:
+            for line in summary_lines(state.manifest):
+                output.write(f"  {line}")

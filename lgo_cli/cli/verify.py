@@ -1,0 +1,25 @@
+"""`lgo verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lgo_cli.cli import options
+from lgo_cli.cli.app import app
+from lgo_cli.cli.output import Mode, Output
+from lgo_cli.runs.inspect import verify_run
+
+Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
+
+
+@app.command()
+def verify(runs: Runs, quiet: options.Quiet = False) -> None:
+    """Recompute every digest and every link between steps; exit 3 on the first lie."""
+    output = Output(json=False, quiet=quiet, verbose=False)
+    for run in runs:
+        steps = verify_run(run)
+        if output.mode is Mode.HUMAN:
+            output.write(f"{run}  verified: {', '.join(steps)}")

@@ -1,0 +1,255 @@
+"""What a user may ask of each command: names, types, ranges and defaults.
+
+A field has the same name here, in a `--config` file, in the manifest and, with dashes for
+underscores, on the command line. `None` means automatic: the model's recipe, the run that is
+analysed or the plane decides, and the result says what it became.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from lgo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Command = Literal["train", "hessian", "interp", "contour"]
+Arguments = dict[str, JsonValue]
+Range = tuple[
+    Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]
+]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(ge=0, lt=1)]
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of everything that is written to or read from JSON."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class StepConfig(Strict):
+    """What every command takes that determines its numbers."""
+
+    command: ClassVar[Command]
+
+    model: str | None = None
+    model_arg: Arguments = {}
+    dataset: str | None = None
+    dataset_arg: Arguments = {}
+    train_samples: Count | None = None
+    loss: Literal["cross_entropy", "squared_error"] | None = None
+    label_smoothing: UnitInterval | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class TrainConfig(StepConfig):
+    """`lgo train`. What is `None` comes from the model's published recipe."""
+
+    command = "train"
+
+    model: str = "mlp"
+    dataset: str = "synthetic"
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    label_smoothing: UnitInterval = 0.0
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    lr: PositiveRate | None = None
+    momentum: UnitInterval | None = None
+    nesterov: bool = False
+    weight_decay: Rate | None = None
+    schedule: Literal["constant", "cosine", "step"] | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    augment: Literal["none", "crop-flip"] | None = None
+    save_every: Count | None = None
+
+
+class AnalysisConfig(StepConfig):
+    """What every analysis takes. Model, data and loss are the run's unless said here."""
+
+    analysis_samples: Count = 1024
+    micro_batch_size: Count | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class HessianConfig(AnalysisConfig):
+    """`lgo hessian`."""
+
+    command = "hessian"
+
+    top_k: Annotated[int, Field(ge=0)] = 10
+    bottom_k: Annotated[int, Field(ge=0)] = 1
+    rtol: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    max_matvecs: Count | None = None
+    trace: bool = False
+    density: bool = False
+
+
+class InterpConfig(AnalysisConfig):
+    """`lgo interp`: along the line to another checkpoint, or along a direction."""
+
+    command = "interp"
+
+    to: str | None = None
+    direction: Literal["random", "gradient", "eigen"] | None = None
+    range: Range | None = None
+    num_points: Annotated[int, Field(ge=2)] = 41
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.to is not None and self.direction is not None:
+            raise ValueError("--to and --direction exclude each other")
+        _check_range("range", self.range)
+        return self
+
+
+class ContourConfig(AnalysisConfig):
+    """`lgo contour`."""
+
+    command = "contour"
+
+    plane: Literal["random", "eigen", "pca", "checkpoints"] | None = None
+    to: tuple[str, ...] = ()
+    x_range: Range | None = None
+    y_range: Range | None = None
+    resolution: str = "51x51"
+
+    @field_validator("resolution")
+    @classmethod
+    def _normalise_resolution(cls, value: str) -> str:
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)
+        if match is None:
+            raise ValueError("must be like 51 or 51x31")
+        nx, ny = int(match[1]), int(match[2] or match[1])
+        if min(nx, ny) < 2:
+            raise ValueError("needs at least 2 points along each axis")
+        return f"{nx}x{ny}"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.plane == "checkpoints" or (self.plane is None and self.to):
+            if len(self.to) != 2:
+                raise ValueError(
+                    "a plane through checkpoints needs two: --to A --to B, beside the run itself"
+                )
+        elif self.to:
+            raise ValueError(f"--to does not go with --plane {self.plane}")
+        _check_range("x_range", self.x_range)
+        _check_range("y_range", self.y_range)
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of columns and rows, (nx, ny)."""
+        nx, ny = self.resolution.split("x")
+        return int(nx), int(ny)
+
+
+CONFIGS: dict[str, type[StepConfig]] = {
+    config.command: config for config in (TrainConfig, HessianConfig, InterpConfig, ContourConfig)
+}
+
+
+class FigureConfig(Strict):
+    """How figures are written. Changing it redraws them from the `.npz` without computing."""
+
+    format: Literal["png", "pdf", "svg"] = "png"
+
+
+class Execution(Strict):
+    """How and where a command runs. Nothing here is part of the request."""
+
+    out: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+    strict: bool = False
+    trust_code: bool = False
+    resume: bool = False
+    device: str = "auto"
+    num_threads: Count | None = None
+    data_root: Path | None = None
+    download_data: bool = False
+
+
+def _check_range(name: str, value: Range | None) -> None:
+    if value is not None and not value[0] < value[1]:
+        flag = name.replace("_", "-")
+        raise ValueError(f"--{flag} needs MIN < MAX, got {value[0]:g} {value[1]:g}")
+
+
+def linspace(bounds: Range, num_points: int) -> list[float]:
+    """Coordinates lo + (hi - lo) i / (n - 1), each rounded once.
+
+    The bounds are taken as the decimals that their shortest representation shows and the fraction
+    is exact until the end, so that grids which share points share their bits and an odd grid
+    over [-a, a] holds 0.0 itself.
+
+    Args:
+        bounds: lo < hi.
+        num_points: n >= 2.
+    """
+    low, high = (_exact(bound) for bound in bounds)
+    return [
+        float((low * (num_points - 1 - i) + high * i) / (num_points - 1)) for i in range(num_points)
+    ]
+
+
+def _exact(value: float) -> Fraction:
+    return Fraction(Decimal(repr(value)))
+
+
+def parse_config(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Validate `values` into a config.
+
+    Values pass through JSON, since strict mode refuses a list for a tuple in Python mode.
+
+    Args:
+        cls: `TrainConfig` and its like.
+        values: Field values.
+        where: What to put before each field's name in an error, such as `"--"` or a file's name.
+
+    Raises:
+        UsageError: naming each bad field, its value and what it must be.
+    """
+    try:
+        return cls.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UsageError("; ".join(describe(error, where))) from error
+
+
+def describe(error: ValidationError, where: str = "") -> list[str]:
+    """One line per complaint of a `ValidationError`."""
+    lines = []
+    for detail in error.errors():
+        names = [str(part) for part in detail["loc"]]
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if not names:
+            lines.append(message)
+            continue
+        name = names[0].replace("_", "-") if where == "--" else ".".join(names)
+        got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
+        lines.append(f"{where}{name}: {message}{got}")
+    return lines

@@ -1,0 +1,1 @@
+"""Curvature of an objective: operators and what is estimated from their products."""

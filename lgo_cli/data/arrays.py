@@ -1,0 +1,132 @@
+"""The user's own data: an `.npz` file, or what a factory returns. Used exactly as given."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lgo_cli.data.dataset import Dataset
+from lgo_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+MAX_CLASSES = 100_000
+"""A larger label is no class index but something else, and would cost a huge output layer."""
+
+
+def read_npz(path: Path) -> Dataset:
+    """Read `x_train`, `y_train`, `x_test` and `y_test`; never unpickles.
+
+    Raises:
+        InputError: if the file is no `.npz`, is damaged, or lacks an array.
+    """
+    try:
+        with path.open("rb") as handle:
+            if not zipfile.is_zipfile(handle):
+                raise InputError(
+                    f"{path} is no .npz file, or a truncated one",
+                    hint="numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+                )
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as archive:
+                _require_all(str(path), archive.files)
+                arrays = {name: archive[name] for name in NAMES}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        # NumPy on object arrays and bad headers; zipfile on encrypted or exotic members.
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return from_arrays(str(path), arrays)
+
+
+def from_factory(source: str, returned: object) -> Dataset:
+    """Take what a factory returned.
+
+    Args:
+        source: How the user named the factory.
+        returned: A `Dataset`, a mapping with the four arrays and, if it likes, `num_classes`, or
+            a tuple (x_train, y_train, x_test, y_test).
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    if isinstance(returned, Dataset):
+        return returned
+    if isinstance(returned, tuple | list) and len(returned) == len(NAMES):
+        returned = dict(zip(NAMES, returned, strict=True))
+    if not isinstance(returned, Mapping):
+        size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
+        raise InputError(
+            f"{source} returned a {type(returned).__name__}{size}, not a data set",
+            hint=f"return a tuple or a dict of {', '.join(NAMES)}",
+        )
+    _require_all(source, list(returned))
+    return from_arrays(source, returned)
+
+
+def _require_all(source: str, names: list[str]) -> None:
+    missing = [name for name in NAMES if name not in names]
+    if missing:
+        raise InputError(
+            f"{source} lacks {', '.join(missing)}; it has {', '.join(map(str, names)) or 'nothing'}"
+        )
+
+
+def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
+    """Convert arrays or tensors: inputs to float32, labels to int64; scaled by nothing.
+
+    The number of classes is `arrays["num_classes"]`, or one more than the largest label of either
+    split, and at least 2.
+
+    Raises:
+        InputError: if an array is not numeric, or labels are no class indices.
+    """
+    x_train, x_test = (_inputs(f"{source}: {name}", arrays[name]) for name in ("x_train", "x_test"))
+    y_train, y_test = (_labels(f"{source}: {name}", arrays[name]) for name in ("y_train", "y_test"))
+    largest = max((int(y.max()) for y in (y_train, y_test) if y.numel()), default=0)
+    num_classes = arrays.get("num_classes", max(largest + 1, 2))
+    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise InputError(f"{source}: num_classes is {num_classes!r}, not an integer of 2 or more")
+    return Dataset(x_train, y_train, x_test, y_test, int(num_classes))
+
+
+def _inputs(where: str, value: object) -> Tensor:
+    if isinstance(value, Tensor) and not value.is_complex():
+        return value.detach().to("cpu", torch.float32).contiguous()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        with np.errstate(over="ignore"):  # an infinity, which validation names with its row
+            return torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
+    raise InputError(f"{where} is {_kind(value)}, not an array of numbers")
+
+
+def _labels(where: str, value: object) -> Tensor:
+    if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        raise InputError(
+            f"{where} is {_kind(value)}, but labels are integers from 0",
+            hint="class indices, not one-hot rows: y.astype('int64')",
+        )
+    if value.size and int(value.max()) >= MAX_CLASSES:
+        raise InputError(
+            f"{where} has label {value.max()} in row {value.argmax()}; "
+            f"labels are class indices below {MAX_CLASSES:,}"
+        )
+    return torch.from_numpy(np.array(value, dtype=np.int64, order="C"))
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,123 @@
+"""A data set: two splits as fixed tensors, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lgo_cli.errors import InputError
+
+Normalization = dict[str, list[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Classification data, in stored order, on the CPU.
+
+    Attributes:
+        x_train: Training inputs [N, *input_shape], float32.
+        y_train: Training labels [N], int64, in [0, num_classes).
+        x_test: Test inputs [M, *input_shape], float32.
+        y_test: Test labels [M], int64.
+        num_classes: Number of classes, at least 2.
+        normalization: `mean` and `std` per channel that raw values, scaled to [0, 1], were
+            normalised with; `None` if the data are as they came.
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    num_classes: int
+    normalization: Normalization | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.x_train.shape[1:])
+
+    def head(self, num_train: int | None) -> Dataset:
+        """Keep the first `num_train` training samples in stored order; `None` keeps all."""
+        return replace(self, x_train=self.x_train[:num_train], y_train=self.y_train[:num_train])
+
+    def validate(self, source: str) -> Dataset:
+        """Check that shapes agree, labels are classes and inputs are finite.
+
+        Args:
+            source: What the data came from, for the message.
+
+        Returns:
+            The data set itself.
+
+        Raises:
+            InputError: naming the split, and the row and its label where there is one.
+        """
+        for split, x, y in (
+            ("train", self.x_train, self.y_train),
+            ("test", self.x_test, self.y_test),
+        ):
+            where = f"{source}: x_{split}"
+            if x.ndim < 2:
+                raise InputError(f"{where} has shape {list(x.shape)}, but must be [N, ...]")
+            if 0 in x.shape:
+                raise InputError(f"{where} is empty: its shape is {list(x.shape)}")
+            if tuple(y.shape) != (len(x),):
+                raise InputError(
+                    f"{source}: y_{split} has shape {list(y.shape)}, but x_{split} has {len(x)} "
+                    f"rows: it must be [{len(x)}], one class index a row"
+                )
+            if x.shape[1:] != self.x_train.shape[1:]:
+                raise InputError(
+                    f"{where} has samples of shape {list(x.shape[1:])}, "
+                    f"x_train of {list(self.input_shape)}"
+                )
+            outside = (y < 0) | (y >= self.num_classes)
+            if bool(outside.any()):
+                row = int(outside.nonzero()[0])
+                raise InputError(
+                    f"{source}: y_{split} has label {int(y[row])} in row {row}, "
+                    f"outside [0, {self.num_classes})"
+                )
+            # One non-finite value makes the sum so; the search for its row is slow.
+            if not bool(x.sum().isfinite()):
+                finite = torch.isfinite(x).flatten(1).all(dim=1)
+                if not bool(finite.all()):
+                    raise InputError(f"{where} is not finite in row {int((~finite).nonzero()[0])}")
+        return self
+
+
+def from_pixels(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    *,
+    max_value: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
+    """Turn raw images into a data set: (pixel / max_value - mean) / std for each channel.
+
+    Args:
+        train: Images [N, C, H, W], uint8, and labels [N].
+        test: Images [M, C, H, W], uint8, and labels [M].
+        num_classes: Number of classes.
+        max_value: The brightest value a pixel can have.
+        mean: Mean of each channel [C] of the training images, after scaling to [0, 1].
+        std: Standard deviation of each channel [C], likewise.
+    """
+
+    def normalize(images: Tensor) -> Tensor:
+        offset, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        return images.float().div_(max_value).sub_(offset).div_(scale)
+
+    (x_train, y_train), (x_test, y_test) = train, test
+    return Dataset(
+        normalize(x_train),
+        y_train.long(),
+        normalize(x_test),
+        y_test.long(),
+        num_classes,
+        {"mean": list(mean), "std": list(std)},
+    )

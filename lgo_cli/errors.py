@@ -1,0 +1,63 @@
+"""What can go wrong that a user can mend, and the exit code each kind ends with."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Process exit codes of the `lgo` command; part of the public contract."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    INPUT = 3
+    NUMERICS = 4
+    MACHINE = 5
+    INTERRUPTED = 130
+
+
+class LgoError(Exception):
+    """Base of all errors that a user can mend.
+
+    Args:
+        message: What is wrong, in one sentence without a trailing full stop.
+        hint: What to do about it, or `None`.
+    """
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LgoError):
+    """The request itself is wrong: an unknown name, a bad value, options that exclude another."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(LgoError):
+    """An input is missing, corrupt or not what its manifest says."""
+
+    exit_code = ExitCode.INPUT
+
+
+class OutputError(LgoError):
+    """An output cannot be written: it is somebody else's, locked, or no directory."""
+
+    exit_code = ExitCode.INPUT
+
+
+class NumericsError(LgoError):
+    """The numbers failed: a non-finite loss, a non-deterministic objective, no convergence."""
+
+    exit_code = ExitCode.NUMERICS
+
+
+class MachineError(LgoError):
+    """The machine lacks something: a device, memory, disk space."""
+
+    exit_code = ExitCode.MACHINE

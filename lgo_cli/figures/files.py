@@ -1,0 +1,28 @@
+"""Figures as files, equal bytes for equal figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from lgo_cli.figures.style import house_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def save_figure(figure: Figure, handle: BinaryIO, format: str) -> None:
+    """Write a figure without dates and versions.
+
+    Args:
+        figure: Drawn in the house style.
+        handle: Open for writing bytes.
+        format: `png`, `pdf` or `svg`.
+    """
+    with house_style():
+        figure.savefig(handle, format=format, metadata=_METADATA[format])

@@ -1,0 +1,101 @@
+"""Loss and accuracy along a line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli.figures.style import (
+    ACCENT,
+    INK,
+    TEST,
+    TRAIN,
+    caption,
+    house_style,
+    log_axis_if_wide,
+    loss_label,
+    new_figure,
+    number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ENDS = {"init": "initialisation", "to": "other checkpoint"}
+
+
+def draw_interpolation(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+    """Loss above, accuracy below, over α; train and test with one standard error on each side.
+
+    Args:
+        arrays: Of `interp.npz`.
+        results: Of `lgo interp`.
+    """
+    with house_style():
+        figure = new_figure(6.4, 4.6)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        alpha = arrays["alpha"]
+        for prefix, name, colour, style in (
+            ("", "train", TRAIN, "-"),
+            ("test_", "test", TEST, "--"),
+        ):
+            loss, error = arrays[f"{prefix}loss"], arrays[f"{prefix}standard_error"]
+            above.fill_between(
+                alpha, loss - error, loss + error, color=colour, alpha=0.2, linewidth=0
+            )
+            above.plot(alpha, loss, style, color=colour, label=name)
+            below.plot(alpha, arrays[f"{prefix}accuracy"], style, color=colour, label=name)
+        log_axis_if_wide(above, arrays["loss"], arrays["test_loss"])
+        _mark_ends(above, below, results)
+        if results["barrier"] is not None:
+            _mark_barrier(above, arrays, number(results["barrier"]))
+        above.set_ylabel(loss_label(results))
+        below.set_ylabel("accuracy (fraction)")
+        below.set_ylim(-0.03, 1.03)
+        below.set_xlabel(_axis_label(results))
+        above.legend(loc="best")
+        caption(figure, results, "band: ±1 standard error")
+    return figure
+
+
+def _axis_label(results: Mapping[str, Any]) -> str:
+    along = results["along"]
+    length = f"‖d‖ = {results['direction_norm']:.4g}"
+    if along in _ENDS:
+        return f"α (0: run, 1: {_ENDS[along]}; {length})"
+    unit = ", filter-normalised" if along == "random" else ", unit norm"
+    return f"α along the {along} direction{unit} ({length})"
+
+
+def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
+    points = {"run": 0.0}
+    if results["along"] in _ENDS:
+        points[_ENDS[results["along"]]] = 1.0
+    for axes in (above, below):
+        for at in points.values():
+            axes.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+    for name, at in points.items():
+        above.annotate(
+            name, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="center", va="bottom", fontsize=8,
+        )  # fmt: skip
+
+
+def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], barrier: float) -> None:
+    """Draw the chord between the ends and, where there is one, the barrier above it."""
+    alpha, loss = arrays["alpha"], arrays["loss"]
+    within = (alpha >= 0) & (alpha <= 1)
+    a, losses = alpha[within], loss[within]
+    chord = (1 - a) * losses[0] + a * losses[-1]
+    axes.plot(a, chord, color=INK, linewidth=0.8, label="chord between the ends")
+    if not np.isfinite(barrier) or barrier <= 0:
+        return
+    top = int(np.argmax(losses - chord))
+    axes.plot(
+        [a[top], a[top]], [chord[top], losses[top]], color=ACCENT, linewidth=2,
+        solid_capstyle="butt", label=f"barrier {barrier:.3g}",
+    )  # fmt: skip

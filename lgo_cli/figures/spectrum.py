@@ -1,0 +1,120 @@
+"""Eigenvalues with their bounds, and the density of the spectrum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from lgo_cli.curvature.density import smoothed
+from lgo_cli.figures.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    TEST,
+    TRAIN,
+    caption,
+    house_style,
+    new_figure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_spectrum(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+    """Eigenvalues at both ends by rank, and below them the density if it was estimated.
+
+    Args:
+        arrays: Of `hessian.npz`.
+        results: Of `lgo hessian`.
+    """
+    has_density = "density_nodes" in arrays
+    with house_style():
+        figure = new_figure(7.2, 5.6 if has_density else 3.2)
+        if has_density:
+            above, below = figure.subplots(2, 1)
+            _draw_density(below, arrays)
+        else:
+            above = figure.subplots()
+        _draw_eigenvalues(above, arrays, results)
+        state = "converged" if results["converged"] else "NOT CONVERGED"
+        caption(figure, results, f"{results['num_matvecs']} products, {state}")
+    return figure
+
+
+def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    ends = (
+        ("largest", TRAIN, "o", "rank from the top"),
+        ("smallest", TEST, "s", "rank from the bottom"),
+    )
+    start = 0
+    ticks: list[int] = []
+    names: list[str] = []
+    for name, colour, marker, label in ends:
+        values = arrays[name]
+        if not len(values):
+            continue
+        order = values if name == "largest" else values[::-1]
+        bounds = arrays[f"{name}_residual_bounds"]
+        bounds = bounds if name == "largest" else bounds[::-1]
+        positions = np.arange(start, start + len(values))
+        axes.errorbar(
+            positions, order, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
+            markersize=5, linewidth=1, label=f"{len(values)} {name} ({label})",
+        )  # fmt: skip
+        ranks = np.arange(1, len(values) + 1)
+        ticks += positions.tolist()
+        names += [str(rank) for rank in (ranks if name == "largest" else ranks[::-1])]
+        start += len(values) + 1
+    if not ticks:
+        axes.text(0.5, 0.5, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
+    step = max(1, len(ticks) // 24)
+    axes.set_xticks(ticks[::step], names[::step])
+    axes.set_xlabel("rank")
+    axes.set_ylabel("eigenvalue of the Hessian")
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.grid(visible=False, axis="x")
+    _draw_threshold(axes, arrays, results)
+    axes.legend(loc="upper right")
+
+
+def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Mark where the optimiser becomes unstable, if that is anywhere near."""
+    threshold = results["stability_threshold"]
+    if threshold is None or not len(arrays["largest"]):
+        return
+    label = f"stability threshold {threshold:.4g}"
+    if threshold <= 3 * arrays["largest"][0]:
+        axes.axhline(threshold, color=ACCENT, linestyle="--", linewidth=1.2, label=label)
+    else:
+        axes.plot([], [], color=ACCENT, linestyle="--", label=f"{label} (above the picture)")
+
+
+def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
+    nodes, weights = arrays["density_nodes"], arrays["density_weights"]
+    low, high = float(nodes.min()), float(nodes.max())
+    room = 0.05 * (high - low) or 1.0
+    grid = np.linspace(low - room, high + room, 2000)
+    density = smoothed(nodes, weights, grid)
+    top = float(density.max())
+    floor = top * 1e-8
+    axes.fill_between(grid, floor, np.maximum(density, floor), color=TRAIN, alpha=0.25, linewidth=0)
+    axes.plot(grid, np.maximum(density, floor), color=TRAIN)
+    seen = nodes[weights > 0]
+    axes.plot(
+        seen, np.full(seen.shape, floor * 2), "|", color=INK, markersize=6, markeredgewidth=0.5,
+        alpha=0.6, label="quadrature nodes",
+    )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(floor, top * 4)
+    axes.set_xlim(grid[0], grid[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(8))
+    axes.set_xlabel("eigenvalue of the Hessian")
+    axes.set_ylabel("density (smoothed)")
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    axes.legend(loc="upper right")

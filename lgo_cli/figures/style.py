@@ -1,0 +1,102 @@
+"""Colours, sizes and words that all figures share; readable in print and in grey."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from matplotlib.axes import Axes
+
+Array = np.ndarray[Any, Any]
+
+# Okabe & Ito's palette, which the colour-blind can tell apart; the two differ in grey too.
+TRAIN = "#0072B2"
+TEST = "#D55E00"
+ACCENT = "#CC79A7"
+INK = "#222222"
+FAINT = "#888888"
+
+_RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "lgo",
+    "pdf.fonttype": 42,
+    "hatch.linewidth": 0.6,
+}
+
+LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "½ squared distance"}
+LOG_RATIO = 10.0
+"""Ratio of the largest to the smallest loss from which on an axis is logarithmic."""
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw within lgo's settings, whatever the process's own are."""
+    with rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, outside of any global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
+    """Name and unit of the loss."""
+    name = results["measured"]["loss"] if "measured" in results else results["recipe"]["loss"]
+    return f"{word} ({LOSS_UNITS[name]})"
+
+
+def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
+    """State under a figure what was measured."""
+    parts = [f"{results['model']} on {results['dataset']}"]
+    if "measured" in results:
+        measured = results["measured"]
+        parts.append(f"{measured['loss'].replace('_', ' ')}, {measured['num_samples']:,} samples")
+        if measured["batchnorm"] != "none":
+            parts.append(f"batch norm {measured['batchnorm']}")
+        if measured["dtype"] != "float32":
+            parts.append(measured["dtype"])
+    figure.supxlabel(" · ".join([*parts, *more]), fontsize=7.5, color=FAINT)
+
+
+def spans_decades(values: Array) -> bool:
+    """Whether finite values are positive and spread so far that a logarithm shows them better."""
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min())
+
+
+def log_axis_if_wide(axes: Axes, *values: Array) -> None:
+    """Make the y axis logarithmic where the values span decades."""
+    if spans_decades(np.concatenate([np.ravel(value) for value in values])):
+        axes.set_yscale("log")
+
+
+def number(value: Any) -> float:
+    """A result as a float: manifests write non-finite ones as strings, and `null` is NaN here."""
+    return math.nan if value is None else float(value)

@@ -1,0 +1,67 @@
+"""The course of a training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import MaxNLocator
+
+from lgo_cli.figures.style import (
+    FAINT,
+    TEST,
+    TRAIN,
+    caption,
+    house_style,
+    log_axis_if_wide,
+    loss_label,
+    new_figure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
+
+
+def draw_training(columns: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+    """Loss and accuracy by epoch, on both splits.
+
+    Args:
+        columns: `train.csv` as arrays, one entry an epoch.
+        results: Of `lgo train`.
+    """
+    with house_style():
+        figure = new_figure(7.2, 3.0)
+        left, right = figure.subplots(1, 2)
+        epochs = columns["epoch"]
+        marker = "o" if len(epochs) <= 12 else ""
+        for split, colour, style in (("train", TRAIN, "-"), ("test", TEST, "--")):
+            kwargs: dict[str, Any] = {
+                "color": colour, "linestyle": style, "marker": marker, "markersize": 3,
+            }  # fmt: skip
+            final = f"{split}: {columns[f'{split}_loss'][-1]:.4g}"
+            left.plot(epochs, columns[f"{split}_loss"], label=final, **kwargs)
+            final = f"{split}: {columns[f'{split}_accuracy'][-1]:.4f}"
+            right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
+        log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
+        left.set_ylabel(loss_label(results))
+        right.set_ylabel("accuracy (fraction)")
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(title="at the end", title_fontsize=8)
+        recipe = results["recipe"]
+        if recipe["schedule"] != "constant":
+            rates = right.twinx()
+            rates.plot(epochs, columns["learning_rate"], color=FAINT, linewidth=0.9, linestyle=":")
+            rates.set_ylabel("learning rate (dotted)", color=FAINT)
+            rates.tick_params(axis="y", colors=FAINT)
+            rates.grid(visible=False)
+            rates.spines["right"].set_visible(True)
+            rates.spines["right"].set_color(FAINT)
+        caption(
+            figure,
+            results,
+            f"{recipe['optimizer']}, lr {recipe['lr']:g}, batches of {recipe['batch_size']}",
+        )
+    return figure

@@ -1,0 +1,136 @@
+"""Files: canonical JSON, digests, atomic writes and the lock of a step."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from lgo_cli.errors import InputError, MachineError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+BOOKKEEPING = ".lgo"
+"""Directory inside a run for locks, claims and journals; never an output."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialise to the one JSON text that equal values share.
+
+    Keys sorted, no white space, UTF-8, shortest float representation.
+
+    Raises:
+        ValueError: if a number is not finite; a request holds none.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of `data` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def temporary_path(path: Path) -> Path:
+    """Where `atomic_write` builds `path`: beside it, hidden, one name per target."""
+    return path.with_name(f".{path.name}.lgo-tmp")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` if the block ends well.
+
+    The file is synced before it replaces `path`, and the directory after, so that after a crash
+    either the old content stands or all of the new. The temporary name is the same each time: the
+    next writer (there is one per step at a time, see `step_lock`) overwrites what a killed one
+    left.
+
+    Raises:
+        MachineError: if the disk is full.
+        OutputError: if the place cannot be written.
+    """
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> MachineError | OutputError:
+    """Say what an `OSError` on the way to `path` means for the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            f"no space left to write {path}", hint="free some space and run the same again"
+        )
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="choose another directory with --out",
+    )
+
+
+@contextmanager
+def step_lock(directory: Path, step: str) -> Iterator[None]:
+    """Hold the lock of `step` in `directory`; other steps may run there meanwhile.
+
+    Raises:
+        OutputError: if another process holds it, or the place cannot be written.
+    """
+    lock = directory / BOOKKEEPING / f"{step}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+b")
+    except OSError as error:
+        raise write_error(directory, error) from error
+    with handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another lgo {step} is writing to {directory}",
+                    hint="wait for it to end, or choose another directory with --out",
+                ) from error
+        yield

@@ -1,0 +1,1 @@
+"""Losses along directions, lines and planes."""

@@ -1,0 +1,368 @@
+"""The record of a step: what was asked, what came out, and what may have moved the bits.
+
+A manifest is written last and atomically, so it is the mark that its step is done. Only `request`
+determines the fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, SerializeAsAny, ValidationError
+
+from lgo_cli.config import Command, FigureConfig, Strict, describe
+from lgo_cli.errors import InputError
+from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+Real = Annotated[float, Field(strict=False)]
+"""A float that may be non-finite, written as the string "NaN" or "Infinity"."""
+
+
+class InputRef(Strict):
+    """An input by content: its digest, and the fingerprint of the step that made it."""
+
+    sha256: str
+    produced_by: str | None = None
+
+
+class FileRef(Strict):
+    """An output: where it lies relative to the manifest, and its content."""
+
+    path: str
+    sha256: str
+    num_bytes: int
+
+
+class Request(Strict):
+    """What determines the numbers, and nothing else: no path, device, thread count or time."""
+
+    command: Command
+    algorithm_version: int
+    config: dict[str, JsonValue]
+    inputs: dict[str, InputRef]
+
+
+class Environment(Strict):
+    """What may move the last bits."""
+
+    lgo: str
+    python: str
+    torch: str
+    numpy: str
+    device: str
+    num_threads: int
+    deterministic: bool
+
+
+class Provenance(Strict):
+    """What is never compared."""
+
+    argv: list[str]
+    started_at: str
+    duration_s: float
+    phases_s: dict[str, float]
+    peak_memory_bytes: int | None
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+class Results(Strict):
+    """What every command reports."""
+
+    model: str
+    dataset: str
+    num_parameters: int
+    warnings: list[str]
+
+
+class Recipe(Strict):
+    """How a run was trained, every automatic value resolved."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "step"]
+    warmup_epochs: int
+    augment: Literal["none", "crop-flip"]
+    loss: Literal["cross_entropy", "squared_error"]
+    label_smoothing: float
+
+
+class TrainResults(Results):
+    """`lgo train`: the final model on the whole of both splits, in eval mode."""
+
+    train_loss: Real
+    test_loss: Real
+    train_accuracy: float
+    test_accuracy: float
+    epochs: int
+    num_steps: int
+    num_train_samples: int
+    num_test_samples: int
+    final_lr: float | None
+    recipe: Recipe
+    normalization: dict[str, list[float]] | None
+    checkpoints: list[str]
+
+
+class Measured(Strict):
+    """What the objective was."""
+
+    loss: str
+    label_smoothing: float
+    reduction: Literal["mean"] = "mean"
+    includes_weight_decay: Literal[False] = False
+    mode: Literal["eval"] = "eval"
+    batchnorm: Literal["frozen", "none"]
+    dtype: str
+    split: Literal["train"] = "train"
+    num_samples: int
+    num_test_samples: int | None = None
+    micro_batch_size: int
+
+
+class AnalysisResults(Results):
+    """What every analysis reports."""
+
+    measured: Measured
+
+
+class Eigenvalue(Strict):
+    """An eigenvalue; some eigenvalue of the operator lies within the bound of it."""
+
+    value: Real
+    residual_bound: Real
+
+
+class Trace(Strict):
+    """A stochastic trace with its standard error."""
+
+    value: Real
+    standard_error: Real
+    num_matvecs: int
+
+
+class Density(Strict):
+    """A stochastic spectral density; its nodes and weights are in the `.npz`."""
+
+    mean: Real
+    mean_standard_error: Real
+    num_probes: int
+    num_steps: int
+    num_matvecs: int
+
+
+class HessianResults(AnalysisResults):
+    """`lgo hessian`."""
+
+    loss: Real
+    gradient_norm: Real
+    largest: list[Eigenvalue]
+    smallest: list[Eigenvalue]
+    num_matvecs: int
+    converged: bool
+    residual_floor: Real
+    keeps_graph: bool
+    stability_threshold: float | None
+    stability_threshold_note: str | None
+    sharpness_ratio: Real | None
+    trace: Trace | None
+    density: Density | None
+
+
+class InterpResults(AnalysisResults):
+    """`lgo interp`."""
+
+    along: str
+    barrier: Real | None
+    curvature_at_origin: Real
+    loss_at_start: Real
+    loss_at_end: Real
+    loss_of_other: Real | None
+    direction_norm: float
+    range: tuple[float, float]
+    num_points: int
+    num_evaluations: int
+    num_matvecs: int
+
+
+class Marker(Strict):
+    """A named point on a plane."""
+
+    label: str
+    x: float
+    y: float
+
+
+class RecomputedCell(Strict):
+    """One cell computed a second time by the naive way."""
+
+    row: int
+    column: int
+    difference: Real
+
+
+class SelfCheck(Strict):
+    """What a surface says of itself."""
+
+    center_difference: Real
+    axis_cosine: float
+    recomputed_cell: RecomputedCell
+    num_nonfinite: int
+
+
+class ContourResults(AnalysisResults):
+    """`lgo contour`."""
+
+    plane: str
+    loss_at_center: Real
+    loss_min: Real | None
+    loss_max: Real | None
+    num_cells: int
+    num_measured: int
+    axis_cosine: float
+    self_check: SelfCheck
+    axis_labels: tuple[str, str]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    markers: list[Marker]
+    trajectory: list[Marker] | None
+    explained_variance: tuple[float, float] | None
+    num_matvecs: int
+
+
+RESULTS: dict[str, type[Results]] = {
+    "train": TrainResults,
+    "hessian": HessianResults,
+    "interp": InterpResults,
+    "contour": ContourResults,
+}
+
+
+class Manifest(Strict):
+    """A step's record, `<step>.json`."""
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    request: Request
+    figure: FigureConfig
+    locations: dict[str, str]
+    outputs: dict[str, FileRef]
+    results: SerializeAsAny[Results]
+    environment: Environment
+    provenance: Provenance
+
+
+class _TrainManifest(Manifest):
+    results: TrainResults
+
+
+class _HessianManifest(Manifest):
+    results: HessianResults
+
+
+class _InterpManifest(Manifest):
+    results: InterpResults
+
+
+class _ContourManifest(Manifest):
+    results: ContourResults
+
+
+class _Command(Strict, extra="ignore"):
+    command: Command
+
+
+class _Head(Strict, extra="ignore"):
+    request: _Command
+
+
+_MANIFESTS: dict[str, type[Manifest]] = {
+    "train": _TrainManifest,
+    "hessian": _HessianManifest,
+    "interp": _InterpManifest,
+    "contour": _ContourManifest,
+}
+
+
+def fingerprint(request: Request) -> str:
+    """SHA-256 of the canonical JSON of the request."""
+    return sha256_bytes(canonical_json(request.model_dump(mode="json")))
+
+
+def manifest_json(manifest: Manifest, *, indent: int | None = 2) -> str:
+    """The text of a manifest, as it stands in its file and as `--json` prints it."""
+    return manifest.model_dump_json(indent=indent)
+
+
+def parse_manifest(text: str | bytes, where: Path) -> Manifest:
+    """Validate the text of a manifest.
+
+    Args:
+        text: JSON.
+        where: What to call it in an error.
+
+    Raises:
+        InputError: if it is not a manifest of this version.
+    """
+    try:
+        command = _Head.model_validate_json(text).request.command
+        return _MANIFESTS[command].model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(
+            f"{where} is not a manifest that this lgo reads: {describe(error)[0]}",
+            hint="delete it and run the step again",
+        ) from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate `<step>.json`.
+
+    Raises:
+        InputError: if it is missing, unreadable or not a manifest.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return parse_manifest(text, path)
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write `<step>.json` atomically."""
+    with atomic_write(path) as handle:
+        handle.write(manifest_json(manifest).encode() + b"\n")
+
+
+def file_ref(path: Path, relative_to: Path) -> FileRef:
+    """Describe an output that was just written."""
+    return FileRef(
+        path=path.relative_to(relative_to).as_posix(),
+        sha256=sha256_file(path),
+        num_bytes=path.stat().st_size,
+    )
+
+
+def damaged_outputs(manifest: Manifest, directory: Path) -> dict[str, str]:
+    """What is wrong with the outputs of a step, by name; empty if all are intact."""
+    complaints = {}
+    for name, ref in manifest.outputs.items():
+        path = directory / ref.path
+        if not path.is_file():
+            complaints[name] = f"{path} is missing"
+        elif path.stat().st_size != ref.num_bytes or sha256_file(path) != ref.sha256:
+            complaints[name] = f"{path} is not what lgo {manifest.request.command} wrote"
+    return complaints
+
+
+def results_mapping(manifest: Manifest) -> dict[str, Any]:
+    """The results as plain JSON values."""
+    return manifest.results.model_dump(mode="json")

@@ -1,0 +1,108 @@
+"""From a model's name to an initialised module."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lgo_cli.errors import InputError
+from lgo_cli.factories import call_factory, parse_factory
+from lgo_cli.models.registry import MODELS, ModelSpec, resolve_model
+from lgo_cli.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+REFERENCE_VECTOR = (20,)
+REFERENCE_IMAGE = (3, 32, 32)
+REFERENCE_CLASSES = 10
+
+
+def build_model(
+    model: str,
+    model_arg: Mapping[str, JsonValue],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+) -> nn.Module:
+    """Build a model and initialise it from `seed` alone.
+
+    The weights are drawn from PyTorch's CPU generator, which is put back afterwards.
+
+    Args:
+        model: A name in `MODELS`, or a factory's reference. Naming a factory permits its code to
+            run.
+        model_arg: Its arguments.
+        input_shape: Shape of one sample; offered to a factory.
+        num_classes: Number of classes; offered to a factory.
+        seed: The user's seed.
+
+    Returns:
+        The module in float32, on the CPU, in train mode.
+
+    Raises:
+        UsageError: if the name or an argument is unknown, or the model does not take such samples.
+        InputError: if a factory fails or returns anything but a module with its weights in place.
+    """
+    arguments = resolve_model(model, model_arg)
+    factory = parse_factory(model)
+    with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`, which would also seed the generators of the GPUs.
+        torch.default_generator.manual_seed(derive_seed(seed, "model", "init"))
+        if factory is None:
+            module = _build(MODELS[model], arguments, input_shape, num_classes)
+        else:
+            offered = {"input_shape": input_shape, "num_classes": num_classes}
+            module = _checked(model, call_factory(model, factory, arguments, offered))
+    return module.to("cpu", torch.float32).train()
+
+
+def _build(
+    spec: ModelSpec,
+    arguments: Mapping[str, JsonValue],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+) -> nn.Module:
+    module, _, function = spec.builder.partition(":")
+    build = getattr(importlib.import_module(module), function)
+    built: nn.Module = build(input_shape, num_classes, **spec.fixed, **arguments)
+    return built
+
+
+def _checked(model: str, returned: object) -> nn.Module:
+    if not isinstance(returned, nn.Module):
+        what = f"the class {returned.__name__}" if isinstance(returned, type) else None
+        raise InputError(
+            f"{model} returned {what or f'a {type(returned).__name__}'}, not an nn.Module"
+        )
+    for name, parameter in returned.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise InputError(
+                f"{model} returned a module whose parameter {name} has no values yet",
+                hint="give each layer its size; a factory may take input_shape and num_classes",
+            )
+    return returned
+
+
+def parameter_counts() -> dict[str, tuple[int, str]]:
+    """Count the parameters of each model in `MODELS` with its default arguments.
+
+    Returns:
+        By name, the number and what it was counted for: a data set like `synthetic` for the fully
+        connected, like CIFAR-10 for the convolutional models.
+    """
+    counts = {}
+    for name, spec in MODELS.items():
+        shape = REFERENCE_IMAGE if name.startswith("resnet") else REFERENCE_VECTOR
+        with torch.device("meta"):
+            module = _build(spec, resolve_model(name, {}), shape, REFERENCE_CLASSES)
+        number = sum(parameter.numel() for parameter in module.parameters())
+        inputs = "x".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]}"
+        counts[name] = (number, f"{inputs} inputs, {REFERENCE_CLASSES} classes")
+    return counts

@@ -1,0 +1,239 @@
+"""Models by name: what they are, what they take, how they were trained when published.
+
+Free of torch: names and arguments are checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from lgo_cli.config import Strict, parse_config
+from lgo_cli.errors import UsageError
+from lgo_cli.factories import parse_factory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import JsonValue
+
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class LogisticArgs(Strict):
+    """`logistic` takes no arguments."""
+
+
+class MlpArgs(Strict):
+    """Arguments of `mlp`."""
+
+    hidden: tuple[Width, ...] = Field(
+        (256, 128), description="widths of the hidden layers; empty for a linear model"
+    )
+    activation: Literal["relu", "tanh", "gelu"] = Field("relu", description="relu, tanh or gelu")
+    batch_norm: bool = Field(False, description="batch norm before each activation")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability of dropping a hidden unit in training"
+    )
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Read `64`, `256,128` and JSON lists; a command line has no tuples."""
+        if isinstance(value, str):
+            words = value.replace(",", " ").split()
+            if not all(word.isdecimal() for word in words):
+                raise ValueError(f"must be widths like 256,128, got {value!r}")
+            return tuple(map(int, words))
+        if isinstance(value, list):
+            return tuple(value)
+        return (value,) if type(value) is int else value
+
+
+class ResNetArgs(Strict):
+    """Arguments of the `resnet` family."""
+
+    shortcuts: bool = Field(True, description="identity shortcuts; false removes them all")
+    width: Annotated[float, Field(gt=0, le=64)] = Field(
+        1.0, description="factor on the 16, 32 and 64 channels"
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train a model unless the user says otherwise.
+
+    Attributes:
+        source: Where the values come from.
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        optimizer: Update rule.
+        lr: Learning rate at the start.
+        momentum: Of SGD.
+        weight_decay: L2 coefficient, on all parameters.
+        schedule: How the rate falls.
+        milestones: Fractions of the training after which schedule `step` drops.
+        gamma: Factor of each drop.
+        augment: What is done to training images.
+    """
+
+    source: str
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "step"]
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    augment: Literal["none", "crop-flip"] = "none"
+
+
+GENERIC = Recipe(
+    source="lgo's own, for small problems: SGD with momentum under one cosine",
+    epochs=20,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="cosine",
+)
+"""Of the MLP, of logistic regression and of the user's own models."""
+
+HE_2016 = Recipe(
+    source=(
+        "He et al. 2016, Deep Residual Learning, section 4.2: 64k steps of batch 128 (164 epochs "
+        "of CIFAR), rate 0.1 divided by 10 at 32k and 48k steps. For resnet110 the paper starts "
+        "at rate 0.01 for about 400 steps: --warmup-epochs 1"
+    ),
+    epochs=164,
+    batch_size=128,
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    schedule="step",
+    milestones=(0.5, 0.75),
+    gamma=0.1,
+    augment="crop-flip",
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        name: What the user says.
+        summary: One line.
+        args: Accepted arguments with their defaults.
+        builder: `module:function`, called with the input shape, the number of classes, the
+            arguments and what is fixed.
+        recipe: How it is trained by default.
+        fixed: What the name itself decides.
+    """
+
+    name: str
+    summary: str
+    args: type[Strict]
+    builder: str
+    recipe: Recipe
+    fixed: Mapping[str, int] = field(default_factory=dict)
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "mlp",
+            "multilayer perceptron on flattened inputs",
+            MlpArgs,
+            "lgo_cli.models.mlp:mlp",
+            GENERIC,
+        ),
+        ModelSpec(
+            "logistic",
+            "multinomial logistic regression, one linear layer",
+            LogisticArgs,
+            "lgo_cli.models.mlp:logistic",
+            GENERIC,
+        ),
+        *(
+            ModelSpec(
+                f"resnet{depth}",
+                f"residual network of {depth} layers for small images, He et al. 2016",
+                ResNetArgs,
+                "lgo_cli.models.resnet:resnet",
+                HE_2016,
+                {"depth": depth},
+            )
+            for depth in (20, 32, 44, 56, 110)
+        ),
+    )
+}
+
+
+def resolve_model(model: str, model_arg: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Check a model's name and complete its arguments.
+
+    Args:
+        model: A name in `MODELS`, or a factory's reference.
+        model_arg: The user's `key=value` pairs, values as in JSON.
+
+    Returns:
+        All arguments, defaults filled in, as JSON values. A factory's pass through.
+
+    Raises:
+        UsageError: if the name or an argument is unknown, or a value is not accepted.
+    """
+    if parse_factory(model) is not None:
+        return dict(model_arg)
+    args = _find(model).args
+    accepted = [f"{key}={_shown(option.default)}" for key, option in args.model_fields.items()]
+    hint = f"{model} takes {', '.join(accepted) or 'no arguments'}"
+    for key in model_arg:
+        if key not in args.model_fields:
+            guess = _did_you_mean(key, args.model_fields)
+            raise UsageError(f"--model-arg {key}: {model} has no such argument{guess}", hint=hint)
+    try:
+        return parse_config(args, model_arg, "--model-arg ").model_dump(mode="json")
+    except UsageError as error:
+        raise UsageError(error.message, hint=hint) from error
+
+
+def recipe_of(model: str) -> Recipe:
+    """Published recipe of a model; the generic one for a factory's.
+
+    Raises:
+        UsageError: if the name is unknown.
+    """
+    return GENERIC if parse_factory(model) is not None else _find(model).recipe
+
+
+def _find(model: str) -> ModelSpec:
+    if model in MODELS:
+        return MODELS[model]
+    if model.endswith(".py"):
+        raise UsageError(
+            f"--model {model} names a file, but no function in it", hint=f"--model {model}:FUNCTION"
+        )
+    raise UsageError(
+        f"unknown model {model!r}{_did_you_mean(model, MODELS)}",
+        hint=f"{', '.join(MODELS)}, or file.py:factory, package.module:factory",
+    )
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)

@@ -1,0 +1,367 @@
+"""The one place where model, data and loss meet.
+
+L(θ) = (1/N) Σ ℓ(f_θ(x_n), y_n) over a fixed set of samples (theory.md, section 1). Shapes: P
+parameters, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.vectors import ParameterLayout, combine, flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LossName = Literal["cross_entropy", "squared_error"]
+
+
+@dataclass(frozen=True)
+class LossFunction:
+    """Loss of each sample; its mean over samples is the objective.
+
+    Attributes:
+        name: `cross_entropy` (natural logarithm, on logits), or `squared_error`, which is
+            ½‖f(x) − t‖² with the one-hot target t, summed over classes.
+        label_smoothing: s in [0, 1): the target is (1 − s)·onehot(y) + s/C, in both losses.
+    """
+
+    name: LossName = "cross_entropy"
+    label_smoothing: float = 0.0
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n] from outputs [n, C] and labels [n]."""
+        if self.name == "cross_entropy":
+            return F.cross_entropy(
+                outputs, labels, reduction="none", label_smoothing=self.label_smoothing
+            )
+        num_classes = outputs.shape[1]
+        targets = F.one_hot(labels, num_classes).to(outputs.dtype)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        return 0.5 * (outputs - targets).square().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A fixed set of samples, in a fixed order, on the device.
+
+    Attributes:
+        inputs: [N, *input_shape].
+        labels: [N], int64.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Samples:
+        """The same samples on a device, inputs in a dtype."""
+        return Samples(self.inputs.to(device, dtype), self.labels.to(device))
+
+    def head(self, num_samples: int) -> Samples:
+        """The first rows, in stored order."""
+        return Samples(self.inputs[:num_samples], self.labels[:num_samples])
+
+    def batches(self, size: int) -> Iterator[Samples]:
+        """Consecutive batches; the last may be short."""
+        pairs = zip(torch.split(self.inputs, size), torch.split(self.labels, size), strict=True)
+        return (Samples(inputs, labels) for inputs, labels in pairs)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a set of samples measures.
+
+    Attributes:
+        loss: Mean loss over the samples; may be non-finite.
+        standard_error: Of that mean, the samples taken as independent draws.
+        accuracy: Fraction of samples whose largest output is the label's.
+        num_samples: N.
+    """
+
+    loss: float
+    standard_error: float
+    accuracy: float
+    num_samples: int
+
+
+class Objective:
+    """Mean loss over fixed samples as a function of the flat parameter vector θ [P].
+
+    A context manager: inside, the model is in eval mode and its trainable parameters are views of
+    one flat contiguous buffer, so that moving to a point is one fused pass; on leaving, parameters,
+    buffers, modes, `requires_grad` and the random generators' states are exactly what they were
+    (the model's own tensors are set aside, never written). Batch norm uses its running statistics
+    wherever θ goes (policy `frozen`); buffers are never moved.
+
+    Args:
+        model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
+        samples: What the mean runs over.
+        loss_function: Loss of each sample.
+        micro_batch_size: Samples per forward pass; `None` takes `default_micro_batch_size`. Moves
+            no more than the last bits of a result.
+        dtype: Of parameters and arithmetic inside; sums over samples are always float64.
+
+    Raises:
+        InputError: on entering, if the model cannot take the samples or puts out too few classes.
+        NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
+    """
+
+    theta: Tensor
+    """The centre [P]: where the parameters were on entering. Not to be written."""
+
+    center: Evaluation
+    """The untouched model on the samples, measured before any parameter moves."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        loss_function: LossFunction | None = None,
+        *,
+        micro_batch_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = model
+        self.layout = ParameterLayout.of(model)
+        self.loss_function = loss_function or LossFunction()
+        self.micro_batch_size = micro_batch_size or default_micro_batch_size(model)
+        self.dtype = dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.samples = samples.to(self.device, dtype)
+
+    @property
+    def dim(self) -> int:
+        """P."""
+        return self.layout.dim
+
+    def __enter__(self) -> Self:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        self._own_data = [(tensor, tensor.data) for tensor in tensors]
+        self._modes = [(module, module.training) for module in self.model.modules()]
+        self._rng_states = (torch.get_rng_state(), _cuda_rng_states(self.device))
+        try:
+            self._prepare(tensors)
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _prepare(self, tensors: Sequence[Tensor]) -> None:
+        self.model.eval()
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(self.dtype, copy=not isinstance(tensor, nn.Parameter))
+            elif not isinstance(tensor, nn.Parameter):
+                tensor.data = tensor.data.clone()
+        check_outputs(self.model, self.samples)
+        self.center = self.evaluate()
+        self._check_center()
+        self.theta = flatten(parameter.detach() for parameter in self.parameters)
+        self._buffer = self.theta.clone()
+        for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
+            parameter.data = view
+
+    def _restore(self) -> None:
+        for tensor, data in self._own_data:
+            tensor.data = data
+        for module, training in self._modes:
+            module.training = training
+        cpu_state, cuda_states = self._rng_states
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+    def _check_center(self) -> None:
+        again = self.evaluate()
+        both_nan = math.isnan(self.center.loss) and math.isnan(again.loss)
+        if again.loss != self.center.loss and not both_nan:
+            culprit = nondeterministic_module(self.model, self.samples.head(self.micro_batch_size))
+            raise NumericsError(
+                "the objective is not deterministic: two evaluations at one point gave "
+                f"{self.center.loss!r} and {again.loss!r}"
+                + (f"; the module that differs is {culprit}" if culprit else ""),
+                hint="dropout must be off in eval mode: F.dropout needs training=self.training",
+            )
+        if not math.isfinite(self.center.loss):
+            raise NumericsError(f"the loss at the given weights is {self.center.loss}")
+
+    def move(self, theta: Tensor) -> None:
+        """Put the model at θ [P]."""
+        self._buffer.copy_(theta)
+
+    def displace(self, *terms: tuple[float, Tensor]) -> None:
+        """Put the model at centre + Σ c·d, computed from the centre and never by steps."""
+        combine(self.theta, terms, self._buffer)
+
+    @contextmanager
+    def at(self, theta: Tensor) -> Iterator[None]:
+        """Be at θ [P] for a while, then at the centre again."""
+        self.move(theta)
+        try:
+            yield
+        finally:
+            self.move(self.theta)
+
+    def micro_batches(self) -> Iterator[Samples]:
+        """The samples in the batches of every evaluation."""
+        return self.samples.batches(self.micro_batch_size)
+
+    def batch_loss(self, batch: Samples) -> Tensor:
+        """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
+
+        Attention runs under its math kernel, since the fused ones have no second derivative.
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            losses = self.loss_function(self.model(batch.inputs), batch.labels)
+        return losses.sum() / len(self.samples)
+
+    @torch.no_grad()
+    def evaluate(self, samples: Samples | None = None) -> Evaluation:
+        """Loss, its standard error and accuracy where the model stands; one synchronisation.
+
+        Args:
+            samples: Other samples than the objective's own, such as a test set.
+        """
+        samples = self.samples if samples is None else samples
+        return evaluate_model(self.model, samples, self.loss_function, self.micro_batch_size)
+
+    def loss(self, theta: Tensor) -> float:
+        """L(θ) for θ [P]."""
+        with self.at(theta):
+            return self.evaluate().loss
+
+    def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
+        """L(θ) and ∇L(θ) [P], at the centre if no θ is given."""
+        with self.at(self.theta if theta is None else theta):
+            gradient = torch.zeros_like(self.theta)
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            for batch in self.micro_batches():
+                share = self.batch_loss(batch)
+                pieces = torch.autograd.grad(share, self.parameters, materialize_grads=True)
+                gradient += flatten(pieces)
+                loss += share.detach().double()
+        return float(loss), gradient
+
+
+def check_outputs(model: nn.Module, samples: Samples) -> None:
+    """Run a model on two samples and refuse what cannot be a classifier of them.
+
+    Raises:
+        InputError: if the model cannot take the inputs, returns anything but [n, C], or has fewer
+            outputs than the labels need.
+    """
+    batch = samples.head(2)
+    shape = tuple(batch.inputs.shape[1:])
+    try:
+        with torch.no_grad():
+            outputs = model(batch.inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the model cannot take inputs of shape {shape}: {reason}",
+            hint="give the data set it was made for: --dataset",
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(
+            f"the model must return outputs of shape [samples, classes], it returned {got}"
+        )
+    largest = int(samples.labels.max())
+    if largest >= outputs.shape[1]:
+        raise InputError(
+            f"the data have label {largest}, but the model puts out {outputs.shape[1]} classes"
+        )
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module, samples: Samples, loss_function: LossFunction, batch_size: int
+) -> Evaluation:
+    """Mean loss, its standard error and accuracy of a model as it stands.
+
+    Every sample weighs the same, also in a short last batch.
+    """
+    totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
+    for batch in samples.batches(batch_size):
+        outputs = model(batch.inputs)
+        losses = loss_function(outputs, batch.labels).double()
+        correct = (outputs.argmax(dim=1) == batch.labels).double()
+        totals += torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
+    total, squares, correct_total = totals.tolist()
+    n = len(samples)
+    mean = total / n
+    variance = max(squares / n - mean * mean, 0.0) if math.isfinite(squares) else math.nan
+    standard_error = math.sqrt(variance / (n - 1)) if n > 1 else math.nan
+    return Evaluation(mean, standard_error, correct_total / n, n)
+
+
+def default_micro_batch_size(model: nn.Module) -> int:
+    """Samples per pass, from the model's shapes and never from a timing, so that bytes repeat.
+
+    Activations of convolutions are large and want to stay in cache; those of dense layers are small
+    and want wide products.
+    """
+    has_convolutions = any(parameter.ndim > 2 for parameter in model.parameters())
+    return 128 if has_convolutions else 1024
+
+
+def nondeterministic_module(model: nn.Module, samples: Samples) -> str | None:
+    """Name the innermost module that puts out two results for one input, or `None`.
+
+    Runs the model twice and compares what goes into and comes out of each module; children finish
+    before their parents, so the first that differs on equal inputs is the innermost.
+    """
+    records: list[tuple[str, list[Tensor], list[Tensor]]] = []
+    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: object, outputs: object) -> None:
+        records.append((names[module], _tensors(inputs), _tensors(outputs)))
+
+    handles = [module.register_forward_hook(record) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(samples.inputs)
+            first = records.copy()
+            records.clear()
+            model(samples.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (name, inputs_a, outputs_a), (_, inputs_b, outputs_b) in zip(first, records, strict=False):
+        if _equal(inputs_a, inputs_b) and not _equal(outputs_a, outputs_b):
+            return name
+    return None
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.clone()]
+    if isinstance(value, tuple | list):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return []
+
+
+def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _cuda_rng_states(device: torch.device) -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if device.type == "cuda" else []

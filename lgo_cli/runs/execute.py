@@ -1,0 +1,261 @@
+"""Carry out a step: up to date? else compute, and publish all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lgo_cli.config import Execution, FigureConfig, StepConfig
+from lgo_cli.errors import InputError, OutputError
+from lgo_cli.files import (
+    BOOKKEEPING,
+    atomic_write,
+    canonical_json,
+    step_lock,
+    temporary_path,
+    write_error,
+)
+from lgo_cli.manifest import (
+    Manifest,
+    damaged_outputs,
+    file_ref,
+    read_manifest,
+    results_mapping,
+    write_manifest,
+)
+from lgo_cli.progress import SILENT, Progress
+from lgo_cli.provenance import Stopwatch, environment
+from lgo_cli.runs.names import figure_names, writable
+from lgo_cli.runs.plan import Plan, plan_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lgo_cli.manifest import FileRef
+
+DEFAULT_RUN = Path("outputs")
+
+
+class Status(Enum):
+    """How a step ended."""
+
+    COMPUTED = "computed"
+    REDRAWN = "figures redrawn"
+    UP_TO_DATE = "up to date"
+    PLANNED = "would compute"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `execute` did.
+
+    Attributes:
+        status: Computed, redrawn, up to date or only planned.
+        path: Where the manifest is, or would be.
+        manifest: The step's record; `None` if it was only planned.
+        plan: What was resolved.
+    """
+
+    status: Status
+    path: Path
+    manifest: Manifest | None
+    plan: Plan
+
+
+def execute(
+    config: StepConfig,
+    run: Path | None = None,
+    *,
+    execution: Execution | None = None,
+    figure: FigureConfig | None = None,
+    argv: Sequence[str] | None = None,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Carry out one step in a run directory, unless it is done already.
+
+    The same function serves the command line and notebooks: same caching, manifests and numbers.
+
+    Args:
+        config: `TrainConfig`, `HessianConfig`, `InterpConfig` or `ContourConfig`.
+        run: For an analysis, the run directory or checkpoint; `outputs` by default.
+        execution: Where and how to run.
+        figure: How to write figures.
+        argv: What to record as the command line; the process's own by default.
+        progress: Listener.
+
+    Returns:
+        The manifest and what was done to get it.
+
+    Raises:
+        LgoError: for all that a user can mend; no manifest is left then, nor half an output.
+    """
+    execution = execution or Execution()
+    figure = figure or FigureConfig()
+    stopwatch = Stopwatch(list(argv if argv is not None else sys.argv))
+    if execution.download_data:
+        _download(config, execution)
+    plan = plan_step(config, run, execution, DEFAULT_RUN)
+    _refuse_non_directory(plan.out)
+    done, damaged = (None, set()) if execution.force else _finished(plan)
+    if done is not None and done.figure == figure and not damaged:
+        # The manifest is Make's target: it must be newer than what it was found to agree with.
+        with contextlib.suppress(PermissionError):
+            os.utime(plan.manifest_path)
+        return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
+    if execution.dry_run:
+        return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
+    with step_lock(plan.out, plan.command):
+        if done is not None:
+            manifest = _redraw(plan, done, figure)
+            return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+        manifest = _compute(plan, figure, execution, stopwatch, progress)
+        return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+
+
+def _download(config: StepConfig, execution: Execution) -> None:
+    from lgo_cli.data.loading import download_dataset
+
+    if config.dataset is not None:
+        download_dataset(config.dataset, execution.data_root or Path("data"))
+
+
+def _refuse_non_directory(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, not a directory", hint="choose another --out")
+
+
+def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
+    """The step's manifest if its request is this one and its numbers are intact.
+
+    Returns:
+        The manifest or `None`, and the names of figures that are missing or damaged.
+    """
+    manifest = _read_ours(plan.manifest_path)
+    if manifest is None or manifest.fingerprint != plan.fingerprint:
+        return None, set()
+    damaged = set(damaged_outputs(manifest, plan.out))
+    figures = set(figure_names(plan.command, manifest.figure))
+    return (manifest, damaged) if damaged <= figures else (None, set())
+
+
+def _compute(
+    plan: Plan,
+    figure: FigureConfig,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    progress: Progress,
+) -> Manifest:
+    from lgo_cli.runs.loaded import load, machine_settings
+    from lgo_cli.runs.steps import STEPS, Context
+
+    step = STEPS[plan.command]
+    with machine_settings(execution.num_threads, execution.device):
+        with stopwatch.phase("load"):
+            loaded = load(plan, execution.device)
+        payloads = step.payload_names(plan, loaded)
+        with _claim(plan, [*payloads, *figure_names(plan.command, figure)], force=execution.force):
+            results = step.compute(Context(plan, loaded, execution, progress, stopwatch))
+            with stopwatch.phase("figures"):
+                names = _write_figures(plan, figure, results.model_dump(mode="json"))
+            manifest = Manifest(
+                fingerprint=plan.fingerprint,
+                request=plan.request,
+                figure=figure,
+                locations=plan.locations,
+                outputs=_refs(plan.out, [*payloads, *names]),
+                results=results,
+                environment=environment(str(loaded.device)),
+                provenance=stopwatch.provenance(),
+            )
+            write_manifest(manifest, plan.manifest_path)
+    return manifest
+
+
+def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
+    """Draw the figures of a finished step again; its numbers stay."""
+    old = figure_names(plan.command, done.figure)
+    payloads = [name for name in done.outputs if name not in old]
+    names = figure_names(plan.command, figure)
+    with _claim(plan, [*payloads, *names], force=False):
+        _write_figures(plan, figure, results_mapping(done))
+        manifest = done.model_copy(
+            update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *names])}
+        )
+        write_manifest(manifest, plan.manifest_path)
+    return manifest
+
+
+def _write_figures(plan: Plan, figure: FigureConfig, results: dict[str, object]) -> list[str]:
+    from lgo_cli.figures.files import save_figure
+    from lgo_cli.runs.steps import STEPS
+
+    names = []
+    for stem, drawing in STEPS[plan.command].draw(plan.out, results).items():
+        name = f"{stem}.{figure.format}"
+        with atomic_write(plan.out / name) as handle:
+            save_figure(drawing, handle, figure.format)
+        names.append(name)
+    return names
+
+
+def _refs(out: Path, names: Iterable[str]) -> dict[str, FileRef]:
+    return {name: file_ref(out / name, out) for name in names}
+
+
+@contextlib.contextmanager
+def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
+    """Say which files this step is about to write, and take away what it wrote before.
+
+    Until the new manifest stands, the claim is what tells our files from somebody else's; it is
+    written before anything is taken away, and lists the old files too.
+
+    Raises:
+        OutputError: if a file of that name is neither in the old manifest nor in an old claim.
+    """
+    claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
+    old = _read_ours(plan.manifest_path)
+    listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
+    ours = writable(plan.command, [*listed, *_claimed(claim)])
+    for name in [plan.manifest_path.name, *names]:
+        if (plan.out / name).exists() and name not in ours and not force:
+            raise OutputError(
+                f"{plan.out / name} was not written by lgo {plan.command}; it is left as it is",
+                hint="choose another --out, or --force to replace it",
+            )
+    everything = sorted({*names, *ours})
+    with atomic_write(claim) as handle:
+        handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
+    try:
+        plan.manifest_path.unlink(missing_ok=True)
+        for name in everything:
+            temporary_path(plan.out / name).unlink(missing_ok=True)
+            if name not in names:
+                (plan.out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(plan.out, error) from error
+    yield
+    claim.unlink(missing_ok=True)
+
+
+def _read_ours(path: Path) -> Manifest | None:
+    """A step's manifest; `None` if there is none, or a file of that name that is no manifest."""
+    if not path.is_file():
+        return None
+    try:
+        return read_manifest(path)
+    except InputError:
+        return None
+
+
+def _claimed(claim: Path) -> list[str]:
+    """Names in a claim that an interrupted step left; none if it is unreadable."""
+    try:
+        return [str(name) for name in json.loads(claim.read_bytes())["names"]]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return []

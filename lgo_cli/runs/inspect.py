@@ -1,0 +1,186 @@
+"""What is in a run, whether all of it is true, and many runs side by side."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lgo_cli.config import CONFIGS
+from lgo_cli.errors import InputError
+from lgo_cli.files import sha256_file
+from lgo_cli.manifest import (
+    ContourResults,
+    HessianResults,
+    InterpResults,
+    Manifest,
+    TrainResults,
+    damaged_outputs,
+    fingerprint,
+    read_manifest,
+)
+from lgo_cli.runs.names import writable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepState:
+    """One step of a run as it is on disk.
+
+    Attributes:
+        command: Which.
+        manifest: Its record, `None` if it was not run.
+        problems: Why its results are not to be relied on; empty if they are.
+    """
+
+    command: str
+    manifest: Manifest | None
+    problems: tuple[str, ...]
+
+
+def inspect_run(directory: Path) -> list[StepState]:
+    """Look at each step in a run directory.
+
+    Raises:
+        InputError: if no step was ever run there, or a manifest cannot be read.
+    """
+    if not directory.is_dir():
+        raise InputError(f"no such run directory: {directory}")
+    states = []
+    for command in CONFIGS:
+        path = directory / f"{command}.json"
+        if path.is_file():
+            manifest = read_manifest(path)
+            states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
+        else:
+            claim = directory / ".lgo" / f"{command}.claim"
+            broken = ("interrupted: run it again",) if claim.is_file() else ()
+            states.append(StepState(command, None, broken))
+    if not any(state.manifest or state.problems for state in states):
+        raise InputError(
+            f"{directory} is no run: it has no manifest",
+            hint=f"make one: lgo train --out {directory}",
+        )
+    return states
+
+
+def problems(manifest: Manifest, directory: Path) -> list[str]:
+    """All that is not as a manifest says: itself, its outputs, its inputs and their makers.
+
+    Args:
+        manifest: The record of a step.
+        directory: Where it stands.
+    """
+    found = []
+    if fingerprint(manifest.request) != manifest.fingerprint:
+        found.append("the fingerprint is not that of the request: the manifest was edited")
+    paths = [ref.path for ref in manifest.outputs.values()]
+    strangers = set(paths) - writable(manifest.request.command, paths)
+    found += [f"it lists {name}, which this step never writes" for name in sorted(strangers)]
+    found += damaged_outputs(manifest, directory).values()
+    for name, reference in manifest.request.inputs.items():
+        location = manifest.locations.get(name)
+        path = directory / location if location is not None else None
+        if path is None or not path.is_file():
+            found.append(f"input {name} is not at {location}")
+        elif sha256_file(path) != reference.sha256:
+            found.append(f"stale: input {name} ({os.path.normpath(path)}) has changed since")
+        elif reference.produced_by is not None:
+            found += _maker_problems(name, path, reference.produced_by)
+    return found
+
+
+def _maker_problems(name: str, path: Path, produced_by: str) -> list[str]:
+    """Check that the step which made an input is still there and says the same."""
+    for directory in (path.parent, path.parent.parent):
+        for command in ("train", "hessian"):
+            candidate = directory / f"{command}.json"
+            if not candidate.is_file():
+                continue
+            maker = read_manifest(candidate)
+            listed = [(directory / ref.path).resolve() for ref in maker.outputs.values()]
+            if path.resolve() in listed:
+                if fingerprint(maker.request) == maker.fingerprint == produced_by:
+                    return []
+                return [f"stale: input {name} was made by another {command} than now stands there"]
+    return [f"input {name} says that a step made it, and no manifest beside it does"]
+
+
+def verify_run(directory: Path) -> list[str]:
+    """Recompute every digest and every chain link of a run.
+
+    Returns:
+        The steps that were verified.
+
+    Raises:
+        InputError: on the first thing that is not true.
+    """
+    verified = []
+    for state in inspect_run(directory):
+        if state.problems:
+            raise InputError(f"{directory}: {state.command}: {state.problems[0]}")
+        if state.manifest is not None:
+            verified.append(state.command)
+    return verified
+
+
+def run_row(directory: Path) -> Row:
+    """The results of one run in one row: what was trained and what each analysis found.
+
+    Values that no step has measured are `None`; steps whose inputs or outputs have changed since
+    are named in `problems`.
+    """
+    row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
+    stale = []
+    for state in inspect_run(directory):
+        if state.manifest is not None:
+            row |= _columns(state.manifest)
+        if state.problems:
+            stale.append(state.command)
+    row["problems"] = " ".join(stale) or None
+    return row
+
+
+COLUMNS = (
+    "model", "dataset", "seed", "epochs", "lr", "train_loss", "test_loss", "train_accuracy",
+    "test_accuracy", "lambda_max", "lambda_max_bound", "lambda_min", "trace",
+    "trace_standard_error", "sharpness_ratio", "barrier", "contour_loss_min", "contour_loss_max",
+    "problems",
+)  # fmt: skip
+
+
+def _columns(manifest: Manifest) -> Row:
+    results = manifest.results
+    if isinstance(results, TrainResults):
+        return {
+            "model": results.model,
+            "dataset": results.dataset,
+            "seed": manifest.request.config["seed"],
+            "epochs": results.epochs,
+            "lr": results.recipe.lr,
+            "train_loss": results.train_loss,
+            "test_loss": results.test_loss,
+            "train_accuracy": results.train_accuracy,
+            "test_accuracy": results.test_accuracy,
+        }
+    row: Row = {"model": results.model, "dataset": results.dataset}
+    if isinstance(results, HessianResults):
+        if results.largest:
+            row["lambda_max"] = results.largest[0].value
+            row["lambda_max_bound"] = results.largest[0].residual_bound
+        if results.smallest:
+            row["lambda_min"] = results.smallest[0].value
+        if results.trace is not None:
+            row["trace"] = results.trace.value
+            row["trace_standard_error"] = results.trace.standard_error
+        row["sharpness_ratio"] = results.sharpness_ratio
+    if isinstance(results, InterpResults):
+        row["barrier"] = results.barrier
+    if isinstance(results, ContourResults):
+        row["contour_loss_min"] = results.loss_min
+        row["contour_loss_max"] = results.loss_max
+    return row

@@ -1,0 +1,180 @@
+"""The load phase: a plan's inputs as a model and tensors on a device."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lgo_cli import checkpoint
+from lgo_cli.config import AnalysisConfig
+from lgo_cli.data.loading import load_dataset
+from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.manifest import Measured
+from lgo_cli.models.building import build_model
+from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.vectors import ParameterLayout, flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lgo_cli.data.dataset import Dataset
+    from lgo_cli.runs.plan import Plan
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A plan's model, with the checkpoint in it where the step has one, and its data.
+
+    Attributes:
+        model: On the device, in train mode.
+        dataset: On the CPU, the training split cut to `train_samples`.
+        device: Where to compute.
+        warnings: What is worth saying about the inputs.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    device: torch.device
+    warnings: list[str]
+
+    def samples(self, split: str, num_samples: int | None = None) -> Samples:
+        """The first rows of a split in stored order, on the device."""
+        dataset = self.dataset
+        inputs, labels = (
+            (dataset.x_train, dataset.y_train)
+            if split == "train"
+            else (dataset.x_test, dataset.y_test)
+        )
+        head = Samples(inputs, labels).head(num_samples or len(labels))
+        return head.to(self.device, torch.float32)
+
+
+def load(plan: Plan, device: str) -> Loaded:
+    """Build the model, fill in its weights and load the data.
+
+    Raises:
+        InputError: if a file is corrupt or does not fit.
+        MachineError: if there is no such device.
+    """
+    config = plan.config
+    target = find_device(device)
+    dataset = load_dataset(str(config.dataset), config.dataset_arg, plan.data_root)
+    dataset = dataset.head(config.train_samples)
+    warnings = list(plan.warnings)
+    if config.train_samples and len(dataset.y_train) < config.train_samples:
+        warnings.append(
+            f"the data set has only {len(dataset.y_train)} training samples, "
+            f"not {config.train_samples}"
+        )
+    model = build_model(
+        str(config.model),
+        config.model_arg,
+        dataset.input_shape,
+        dataset.num_classes,
+        config.seed,
+    )
+    if "model.pth" in plan.files:
+        path = plan.files["model.pth"]
+        model.load_state_dict(checkpoint.load_fitting(path, model))
+    if isinstance(config, AnalysisConfig):
+        warnings += probe_warnings(dataset, config.analysis_samples)
+    return Loaded(model.to(target), dataset, target, warnings)
+
+
+def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
+    """What to say of the probe set: too small a data set, classes that it misses."""
+    warnings = []
+    available = len(dataset.y_train)
+    if available < num_samples:
+        warnings.append(f"all {available} training samples are measured, not {num_samples}")
+    missing = dataset.num_classes - len(torch.unique(dataset.y_train[:num_samples]))
+    if missing:
+        warnings.append(
+            f"the first {min(num_samples, available)} training samples miss {missing} of "
+            f"{dataset.num_classes} classes: raise --analysis-samples"
+        )
+    return warnings
+
+
+def find_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device.
+
+    Raises:
+        UsageError: if it is no such name.
+        MachineError: if this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"--device: no device is called {name!r}", hint="auto, cpu, cuda, cuda:1")
+    if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
+        raise MachineError(
+            f"there is no {name} on this machine: PyTorch finds {torch.cuda.device_count()} GPUs",
+            hint="--device cpu",
+        )
+    return torch.device(name)
+
+
+def flat_weights(loaded: Loaded, path: Path, dtype: torch.dtype) -> Tensor:
+    """The trainable parameters of another checkpoint of the same model, as a flat vector [P].
+
+    Raises:
+        InputError: if it is unreadable or of another model.
+    """
+    state = checkpoint.load_fitting(path, loaded.model)
+    names = ParameterLayout.of(loaded.model).names
+    return flatten(state[name] for name in names).to(loaded.device, dtype)
+
+
+def objective(plan: Plan, loaded: Loaded) -> Objective:
+    """The objective of an analysis, on its probe set."""
+    config = plan.config
+    if not isinstance(config, AnalysisConfig):
+        raise TypeError("only analyses have a probe set")
+    return Objective(
+        loaded.model,
+        loaded.samples("train", config.analysis_samples),
+        LossFunction(config.loss or "cross_entropy", config.label_smoothing or 0.0),
+        micro_batch_size=config.micro_batch_size,
+        dtype=torch.float64 if config.dtype == "float64" else torch.float32,
+    )
+
+
+def measured(objective: Objective, num_test_samples: int | None = None) -> Measured:
+    """State what an objective is, for the record."""
+    frozen = any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for module in objective.model.modules()
+    )
+    return Measured(
+        loss=objective.loss_function.name,
+        label_smoothing=objective.loss_function.label_smoothing,
+        batchnorm="frozen" if frozen else "none",
+        dtype=str(objective.dtype).removeprefix("torch."),
+        num_samples=len(objective.samples),
+        num_test_samples=num_test_samples,
+        micro_batch_size=objective.micro_batch_size,
+    )
+
+
+@contextmanager
+def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
+    """Threads and deterministic algorithms for one step; the process's own are put back."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    if device != "cpu" and torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

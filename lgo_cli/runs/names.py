@@ -1,0 +1,60 @@
+"""Names of what each step writes; known without computing anything."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, get_args
+
+from lgo_cli.config import FigureConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PAYLOADS: dict[str, tuple[str, ...]] = {
+    "train": ("model.pth", "init.pth", "state.pth", "train.csv"),
+    "hessian": ("hessian.npz",),
+    "interp": ("interp.npz",),
+    "contour": ("contour.npz",),
+}
+"""Files that hold numbers; training adds its checkpoints."""
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "hessian": ("hessian",),
+    "interp": ("interp_1d",),
+    "contour": ("contour_2d", "contour_3d"),
+}
+"""Figures, without their extension."""
+
+_FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
+_CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint after optimiser step `step`."""
+    return f"checkpoints/step-{step:08d}.pth"
+
+
+def checkpoint_step(name: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(name.rpartition("-")[2].removesuffix(".pth"))
+
+
+def figure_names(command: str, figure: FigureConfig) -> list[str]:
+    """File names of a step's figures."""
+    return [f"{name}.{figure.format}" for name in FIGURES[command]]
+
+
+def writable(command: str, names: Iterable[str]) -> set[str]:
+    """Those of `names` that this step can have written.
+
+    A manifest or claim is only a file: what it lists beside these (`../../thesis.tex`) is never
+    ours to replace or remove.
+    """
+    fixed = {f"{command}.json", *PAYLOADS[command]}
+    fixed |= {f"{name}.{form}" for name in FIGURES[command] for form in _FORMATS}
+    return {
+        name
+        for name in names
+        if name in fixed or (command == "train" and _CHECKPOINT.fullmatch(name))
+    }

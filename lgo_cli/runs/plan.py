@@ -1,0 +1,437 @@
+"""From what the user named to a request: find the inputs, check them, resolve every name.
+
+Nothing here computes or imports torch, so that an answer such as "up to date" comes at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lgo_cli.config import (
+    AnalysisConfig,
+    ContourConfig,
+    InterpConfig,
+    StepConfig,
+    TrainConfig,
+    parse_config,
+)
+from lgo_cli.data.registry import input_files, resolve_dataset
+from lgo_cli.errors import InputError, UsageError
+from lgo_cli.factories import parse_factory, source_file
+from lgo_cli.files import sha256_file
+from lgo_cli.manifest import (
+    HessianResults,
+    InputRef,
+    Manifest,
+    Request,
+    TrainResults,
+    damaged_outputs,
+    fingerprint,
+    read_manifest,
+)
+from lgo_cli.models.registry import resolve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lgo_cli.config import Execution
+
+ALGORITHM_VERSIONS = {"train": 1, "hessian": 1, "interp": 1, "contour": 1}
+"""Raised when a command's results can change for an equal config."""
+
+INHERITED = ("model", "dataset", "train_samples", "loss", "label_smoothing")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights on disk, and the training run they belong to if there is one.
+
+    Attributes:
+        path: The state_dict.
+        directory: Where analyses of it go by default.
+        trained: The manifest of the run that made it, and that run's directory.
+    """
+
+    path: Path
+    directory: Path
+    trained: tuple[Manifest, Path] | None = None
+
+    @property
+    def produced_by(self) -> str | None:
+        """Fingerprint of the training that made these weights."""
+        return self.trained[0].fingerprint if self.trained else None
+
+
+@dataclass
+class Plan:
+    """A step, ready to be looked up or carried out.
+
+    Attributes:
+        config: The user's config with model, data and loss filled in; names of files and factories
+            are real paths.
+        request: What is recorded and hashed; holds no path.
+        out: Where the outputs go.
+        files: Path of each input.
+        data_root: Where the data set's files are.
+        trained: Results of the training that made the weights, if known.
+        warnings: What to tell the user whatever the numbers are.
+    """
+
+    config: StepConfig
+    request: Request
+    out: Path
+    files: dict[str, Path]
+    data_root: Path
+    trained: TrainResults | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """Which step it is."""
+        return self.request.command
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the step's manifest stands when it is done."""
+        return self.out / f"{self.command}.json"
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the request."""
+        return fingerprint(self.request)
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """Inputs relative to the manifest."""
+        base = self.out.resolve()
+        return {
+            name: Path(os.path.relpath(path.resolve(), base)).as_posix()
+            for name, path in self.files.items()
+        }
+
+
+def find_checkpoint(named: Path) -> Checkpoint:
+    """Find the weights that a RUN argument means, and check them against their manifest.
+
+    Args:
+        named: A run directory, a checkpoint that a run's manifest lists, or any state_dict.
+
+    Raises:
+        InputError: if there is nothing, or the weights are not what the manifest says.
+    """
+    if named.is_dir():
+        manifest_path = named / "train.json"
+        if not manifest_path.is_file():
+            raise InputError(f"{named} is no finished run: it has no train.json", hint=_hint(named))
+        return _listed(named / "model.pth", manifest_path)
+    if not named.exists():
+        raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
+    for directory in (named.parent, named.parent.parent):
+        manifest_path = directory / "train.json"
+        if manifest_path.is_file():
+            manifest = read_manifest(manifest_path)
+            paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
+            if named.resolve() in paths:
+                return _listed(named, manifest_path)
+    return Checkpoint(named, named.parent)
+
+
+def _hint(named: Path) -> str:
+    if (named / ".lgo" / "train.claim").is_file():
+        return f"its training did not end: lgo train --resume --out {named}"
+    return f"train one first: lgo train --out {named}"
+
+
+def _listed(path: Path, manifest_path: Path) -> Checkpoint:
+    directory = manifest_path.parent
+    manifest = read_manifest(manifest_path)
+    if manifest.request.command != "train":
+        raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
+    name = path.resolve().relative_to(directory.resolve()).as_posix()
+    ref = manifest.outputs.get(name)
+    if ref is None:
+        raise InputError(f"{manifest_path} lists no {name}")
+    if sha256_file(path) != ref.sha256:
+        raise InputError(
+            f"{path} is not the file that {manifest_path} records",
+            hint=f"train again: lgo train --force --out {directory}",
+        )
+    return Checkpoint(path, path.parent, (manifest, directory))
+
+
+class _Builder:
+    """Collects inputs while names are resolved."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        self.values: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
+        self.files: dict[str, Path] = {}
+        self.inputs: dict[str, InputRef] = {}
+        self.warnings: list[str] = []
+        self.data_root = execution.data_root or Path("data")
+
+    def add(self, name: str, path: Path, produced_by: str | None = None) -> None:
+        self.files[name] = path
+        self.inputs[name] = InputRef(sha256=sha256_file(path), produced_by=produced_by)
+
+    def add_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
+        self.add(name, checkpoint.path, checkpoint.produced_by)
+
+    def set(self, name: str, value: Any, recorded: Any = None) -> None:
+        """Set a field; `recorded` stands for it in the request where the value is a path."""
+        self.values[name] = value
+        self.recorded[name] = value if recorded is None else recorded
+
+    def name_model(self, model: str, model_arg: dict[str, Any]) -> None:
+        self.set("model_arg", resolve_model(model, model_arg))
+        factory = parse_factory(model)
+        if factory is None:
+            self.set("model", model)
+            return
+        self.add("model.py", source_file(factory))
+        self.set("model", model, f"model.py:{factory.name}" if factory.is_file else model)
+
+    def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
+        arguments = resolve_dataset(dataset, dataset_arg)
+        self.set("dataset_arg", arguments)
+        for name, path in input_files(dataset, arguments, self.data_root).items():
+            self.add(name, path)
+        factory = parse_factory(dataset)
+        if factory is not None:
+            recorded = f"data.py:{factory.name}" if factory.is_file else dataset
+            self.set("dataset", dataset, recorded)
+        else:
+            self.set("dataset", dataset, "data.npz" if dataset.endswith(".npz") else None)
+
+    def plan(self, config: StepConfig, out: Path, trained: TrainResults | None = None) -> Plan:
+        request = Request(
+            command=config.command,
+            algorithm_version=ALGORITHM_VERSIONS[config.command],
+            config={**config.model_dump(mode="json"), **self.recorded},
+            inputs=self.inputs,
+        )
+        full = parse_config(type(config), {**config.model_dump(mode="json"), **self.values})
+        return Plan(
+            config=full,
+            request=request,
+            out=out,
+            files=self.files,
+            data_root=self.data_root,
+            trained=trained,
+            warnings=self.warnings,
+        )
+
+
+def plan_training(config: TrainConfig, out: Path, execution: Execution) -> Plan:
+    """Resolve `lgo train`.
+
+    Raises:
+        UsageError: if a name or an argument is unknown.
+        InputError: if a file is missing.
+    """
+    builder = _Builder(execution)
+    builder.name_model(config.model, config.model_arg)
+    builder.name_dataset(config.dataset, config.dataset_arg)
+    return builder.plan(config, out)
+
+
+def plan_analysis(
+    config: AnalysisConfig, run: Path, out: Path | None, execution: Execution
+) -> Plan:
+    """Resolve an analysis of the checkpoint that `run` names.
+
+    Model, data and loss are the run's; what the config says itself overrides.
+
+    Raises:
+        UsageError: if a name or an argument is unknown, or something must be said.
+        InputError: if an input is missing or not what its manifest says.
+    """
+    checkpoint = find_checkpoint(run)
+    builder = _Builder(execution)
+    builder.add_checkpoint("model.pth", checkpoint)
+    _inherit(builder, config, checkpoint)
+    if isinstance(config, InterpConfig):
+        _add_target(builder, config, checkpoint)
+    elif isinstance(config, ContourConfig):
+        _add_plane(builder, config, checkpoint)
+    trained = checkpoint.trained[0].results if checkpoint.trained else None
+    plan = builder.plan(
+        config,
+        checkpoint.directory if out is None else out,
+        trained if isinstance(trained, TrainResults) else None,
+    )
+    num_vectors = {"eigen": 2} if isinstance(config, ContourConfig) else {"eigen": 1}
+    kind = plan.request.config.get("plane") or plan.request.config.get("direction")
+    if kind in num_vectors:
+        return _with_eigenvectors(plan, checkpoint, num_vectors[str(kind)])
+    return plan
+
+
+def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) -> None:
+    trained, directory = checkpoint.trained or (None, checkpoint.directory)
+    base = trained.request.config if trained else {}
+    for name in ("train_samples", "loss", "label_smoothing"):
+        default = TrainConfig.model_fields[name].default
+        given = getattr(config, name)
+        builder.set(name, base.get(name, default) if given is None else given)
+
+    if config.model is not None:
+        builder.name_model(config.model, config.model_arg)
+        known = trained.request.inputs.get("model.py") if trained else None
+        if known and "model.py" in builder.inputs and builder.inputs["model.py"] != known:
+            builder.warnings.append("the model's file has changed since the run was trained")
+    elif trained is not None:
+        model = _located(trained, directory, "model", "model.py", builder.execution)
+        builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
+        _check_same(builder, trained, ["model.py"], "--model")
+    else:
+        raise UsageError(
+            f"{checkpoint.path} comes with no train.json that says what it is",
+            hint="name its model and data: --model NAME --dataset NAME",
+        )
+
+    if config.dataset is not None:
+        builder.name_dataset(config.dataset, config.dataset_arg)
+    elif trained is not None:
+        names = [name for name in trained.request.inputs if name != "model.py"]
+        if names and builder.execution.data_root is None:
+            located = (directory / trained.locations[names[0]]).parent
+            if located.is_dir():
+                builder.data_root = located
+        if "data.npz" in names:
+            dataset = str(directory / trained.locations["data.npz"])
+        else:
+            dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
+        builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
+        _check_same(builder, trained, names, "--dataset")
+    else:
+        raise UsageError(
+            f"{checkpoint.path} comes with no train.json that says what data it is for",
+            hint="name its data: --dataset NAME",
+        )
+
+
+def _located(
+    trained: Manifest, directory: Path, key: str, file_name: str, execution: Execution
+) -> str:
+    """Name the run's own model or data set, if it may be used without being named again.
+
+    Code that a manifest names is not run on the manifest's word alone.
+    """
+    recorded = str(trained.request.config[key])
+    factory = parse_factory(recorded)
+    if factory is None:
+        return recorded
+    path = directory / trained.locations[file_name]
+    named = f"{path}:{factory.name}" if factory.is_file else recorded
+    if not execution.trust_code:
+        raise UsageError(
+            f"this run's {key} is code, {named}, which runs only if you name it",
+            hint=f"say --{key} {named}, or --trust-code if you know where the run comes from",
+        )
+    return named
+
+
+def _check_same(builder: _Builder, trained: Manifest, names: Iterable[str], flag: str) -> None:
+    for name in names:
+        known = trained.request.inputs.get(name)
+        if known and builder.inputs.get(name) != known:
+            found = builder.files.get(name)
+            raise InputError(
+                f"{found or name} is not the file that the run was trained with",
+                hint=f"put the old one back, or use it as it is by naming it: {flag}",
+            )
+
+
+def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:
+    if config.direction is not None:
+        return
+    if config.to is None or config.to == "init":
+        target = _own_output(checkpoint, "init.pth", "say where to go: --to RUN, or --direction")
+        builder.set("to", str(target.path), "init")
+    else:
+        target = find_checkpoint(Path(config.to))
+        builder.set("to", str(target.path), "to")
+    builder.add_checkpoint("to", target)
+
+
+def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
+    if checkpoint.trained is None:
+        raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
+    manifest, directory = checkpoint.trained
+    ref = manifest.outputs[name]
+    return _listed(directory / ref.path, directory / "train.json")
+
+
+def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint) -> None:
+    plane = config.plane or ("checkpoints" if config.to else "random")
+    builder.set("plane", plane)
+    if plane == "checkpoints":
+        for index, named in enumerate(config.to):
+            builder.add_checkpoint(f"to_{index}", find_checkpoint(Path(named)))
+        names = [f"to_{index}" for index in range(len(config.to))]
+        builder.set("to", [str(builder.files[name]) for name in names], names)
+    elif plane == "pca":
+        hint = "train with --save-every N, which keeps checkpoints on the way"
+        init = _own_output(checkpoint, "init.pth", hint)
+        builder.add_checkpoint("init.pth", init)
+        manifest, directory = checkpoint.trained or (None, None)
+        if manifest is None or directory is None or not isinstance(manifest.results, TrainResults):
+            raise UsageError(f"{checkpoint.path} belongs to no run", hint=hint)
+        if not manifest.results.checkpoints:
+            raise InputError(f"the run in {directory} kept no checkpoints", hint=hint)
+        for name in manifest.results.checkpoints:
+            builder.add_checkpoint(name, _listed(directory / name, directory / "train.json"))
+
+
+def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> Plan:
+    """Use `hessian.npz` as an input if one is there and fits; else they will be computed."""
+    for directory in dict.fromkeys((plan.out, checkpoint.directory)):
+        path = directory / "hessian.json"
+        if not path.is_file():
+            continue
+        found = read_manifest(path)
+        if _fits(found, plan, num_vectors) and not damaged_outputs(found, directory):
+            npz = directory / "hessian.npz"
+            reference = InputRef(
+                sha256=found.outputs["hessian.npz"].sha256, produced_by=found.fingerprint
+            )
+            inputs = {**plan.request.inputs, "hessian.npz": reference}
+            request = plan.request.model_copy(update={"inputs": inputs})
+            return replace(plan, request=request, files={**plan.files, "hessian.npz": npz})
+    return plan
+
+
+def _fits(found: Manifest, plan: Plan, num_vectors: int) -> bool:
+    results = found.results
+    if not isinstance(results, HessianResults) or not results.converged:
+        return False
+    same = (*INHERITED, "model_arg", "dataset_arg", "analysis_samples", "dtype")
+    return (
+        len(results.largest) >= num_vectors
+        and found.request.algorithm_version == ALGORITHM_VERSIONS["hessian"]
+        and all(found.request.config[key] == plan.request.config[key] for key in same)
+        and all(plan.request.inputs.get(name) == ref for name, ref in found.request.inputs.items())
+    )
+
+
+def plan_step(
+    config: StepConfig, run: Path | None, execution: Execution, default_out: Path
+) -> Plan:
+    """Resolve any step.
+
+    Args:
+        config: What is asked.
+        run: For an analysis, the run or checkpoint.
+        execution: How and where.
+        default_out: Where training goes, and analyses look, if nothing is said.
+    """
+    if isinstance(config, TrainConfig):
+        return plan_training(config, execution.out or default_out, execution)
+    if isinstance(config, AnalysisConfig):
+        return plan_analysis(config, run or default_out, execution.out, execution)
+    raise TypeError(f"no step takes a {type(config).__name__}")

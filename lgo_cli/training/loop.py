@@ -1,0 +1,330 @@
+"""The training loop: deterministic from its seed, resumable to the same bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.objective import (
+    Evaluation,
+    LossFunction,
+    Samples,
+    check_outputs,
+    default_micro_batch_size,
+    evaluate_model,
+)
+from lgo_cli.progress import SILENT, Progress, Task
+from lgo_cli.seeding import derive_seed, generator
+from lgo_cli.training.recipe import learning_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lgo_cli.manifest import Recipe
+
+State = dict[str, Any]
+
+CHECK_INTERVAL = 32
+"""Steps between looks at the loss: each look waits for the device, so not every step has one."""
+
+CROP_PADDING = 4
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One line of `train.csv`; epoch 0 is the untrained model. Losses in eval mode, all samples."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+COLUMNS = tuple(field.name for field in fields(EpochRow))
+
+
+class DivergenceError(NumericsError):
+    """The loss left the finite numbers.
+
+    Attributes:
+        state: The last state_dict known to be finite.
+    """
+
+    def __init__(self, message: str, state: dict[str, Tensor]) -> None:
+        super().__init__(message, hint="lower the learning rate: --lr, or warm it up first")
+        self.state = state
+
+
+class Training:
+    """One training run, advanced epoch by epoch.
+
+    Batches of an epoch follow a permutation drawn from (seed, epoch) alone, and what the model
+    draws itself (dropout) restarts from (seed, epoch), so that a run resumed at an epoch's end
+    goes on with the very bits of an undisturbed one. A last batch is short, not dropped; one of a
+    single sample, which batch norm cannot normalise, is left out of that epoch.
+
+    Args:
+        model: Trained in place; sits on the device to use.
+        train: Training samples, in stored order.
+        test: Test samples.
+        recipe: Everything that was chosen.
+        milestones: Fractions of the training at which schedule `step` drops.
+        gamma: By what it drops.
+        seed: The user's seed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Samples,
+        test: Samples,
+        recipe: Recipe,
+        *,
+        milestones: tuple[float, ...] = (0.5, 0.75),
+        gamma: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.train = train
+        self.test = test
+        self.recipe = recipe
+        self.milestones = milestones
+        self.gamma = gamma
+        self.seed = seed
+        self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
+        self.optimizer = make_optimizer(model, recipe)
+        self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
+        self.epoch = 0
+        self.step = 0
+        self.rows: list[EpochRow] = []
+        self._pending: list[Tensor] = []
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def final_lr(self) -> float | None:
+        """Rate of the last optimiser step, `None` before the first."""
+        return self._rate(self.step - 1) if self.step else None
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.recipe, step, self.steps_per_epoch, self.milestones, self.gamma)
+
+    def state(self) -> State:
+        """All that a continuation needs: weights, optimiser, position and the log so far."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "rows": [list(astuple(row)) for row in self.rows],
+            "model": snapshot(self.model),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: State) -> None:
+        """Continue from what `state` returned.
+
+        Raises:
+            InputError: if it is of another training.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.rows = [EpochRow(*row) for row in state["rows"]]
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise InputError(f"the saved training state does not fit: {error}") from error
+
+    def run(
+        self,
+        *,
+        progress: Progress = SILENT,
+        save_every: int | None = None,
+        on_checkpoint: Callable[[int, dict[str, Tensor]], None] | None = None,
+        on_epoch: Callable[[Training], None] | None = None,
+    ) -> None:
+        """Train to the end of the recipe.
+
+        Args:
+            progress: Told of samples seen, with loss and accuracy.
+            save_every: Optimiser steps between checkpoints.
+            on_checkpoint: Called with the step's number and the weights.
+            on_epoch: Called after each epoch, when `state` may be taken.
+
+        Raises:
+            DivergenceError: if a loss or a weight is not finite.
+            InputError: if the model cannot take the samples.
+        """
+        devices = [self.train.inputs.device] if self.train.inputs.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            self.model.eval()
+            check_outputs(self.model, self.train)
+            self._last_finite = snapshot(self.model)
+            if not self.rows:
+                self._log_epoch()
+            total = self.recipe.epochs * len(self.train)
+            with progress.task("train", total, "samples") as task:
+                task.advance(self.epoch * len(self.train))
+                while self.epoch < self.recipe.epochs:
+                    self._train_epoch(task, save_every, on_checkpoint)
+                    self.epoch += 1
+                    row = self._log_epoch()
+                    task.advance(0, test_loss=row.test_loss, test_accuracy=row.test_accuracy)
+                    if on_epoch:
+                        on_epoch(self)
+
+    def _train_epoch(
+        self,
+        task: Task,
+        save_every: int | None,
+        on_checkpoint: Callable[[int, dict[str, Tensor]], None] | None,
+    ) -> None:
+        torch.manual_seed(derive_seed(self.seed, "train", "noise", self.epoch))
+        draw = generator(self.seed, "train", "order", self.epoch)
+        augment = generator(self.seed, "train", "augment", self.epoch)
+        order = torch.randperm(len(self.train), generator=draw).to(self.train.labels.device)
+        self.model.train()
+        seen = 0
+        for indices in torch.split(order, self.recipe.batch_size):
+            seen += len(indices)
+            if len(indices) == 1 and len(order) > 1:
+                continue
+            inputs = self.train.inputs[indices]
+            if self.recipe.augment == "crop-flip":
+                inputs = crop_and_flip(inputs, augment)
+            self._pending.append(self._step(inputs, self.train.labels[indices]))
+            saves = bool(save_every) and self.step % (save_every or 1) == 0
+            if saves or len(self._pending) == CHECK_INTERVAL:
+                task.advance(seen, train_loss=self._look())
+                seen = 0
+            if saves and on_checkpoint:
+                on_checkpoint(self.step, self._last_finite)
+        task.advance(seen)
+        self._look()
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(self.step)
+        loss = self.loss_function(self.model(inputs), labels).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _look(self) -> float:
+        """Read the losses of the steps since the last look, and keep the weights if all is finite.
+
+        Returns:
+            The latest loss, NaN if there was no step.
+        """
+        losses = torch.stack(self._pending).tolist() if self._pending else []
+        first_step = self.step - len(losses) + 1
+        self._pending.clear()
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise self._diverged("training loss", loss, first_step + offset)
+        state = snapshot(self.model)
+        for name, tensor in state.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise self._diverged(name, float("nan"), self.step)
+        self._last_finite = state
+        return losses[-1] if losses else math.nan
+
+    def _diverged(self, what: str, value: float, step: int) -> DivergenceError:
+        rate = self._rate(max(step, 1) - 1)
+        return DivergenceError(
+            f"{what} became {value} at step {step} of {self.total_steps}, "
+            f"with learning rate {rate:g}",
+            self._last_finite,
+        )
+
+    def _log_epoch(self) -> EpochRow:
+        train, test = self.evaluate(self.train), self.evaluate(self.test)
+        if not math.isfinite(train.loss):
+            raise self._diverged("training loss", train.loss, self.step)
+        row = EpochRow(
+            epoch=self.epoch,
+            step=self.step,
+            learning_rate=self._rate(max(self.step, 1) - 1),
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+        )
+        self.rows.append(row)
+        return row
+
+    def evaluate(self, samples: Samples) -> Evaluation:
+        """The model as it stands, in eval mode, on all of `samples`."""
+        self.model.eval()
+        return evaluate_model(
+            self.model, samples, self.loss_function, default_micro_batch_size(self.model)
+        )
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy of a model's state_dict, a plain dict of tensors on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()
+    }
+
+
+def num_batches(num_samples: int, batch_size: int) -> int:
+    """Optimiser steps of one epoch: a short last batch counts, unless it is a single sample."""
+    full, rest = divmod(num_samples, batch_size)
+    return full + int(rest > 1 or (rest == 1 and full == 0))
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Optimiser over all trainable parameters.
+
+    Weight decay is coupled (added to the gradient) for `sgd` and `adam`, decoupled for `adamw`, and
+    falls on every parameter, biases and batch norm included, as in He et al. 2016.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UsageError("the model has no trainable parameter")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+    adaptive = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return adaptive(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def crop_and_flip(inputs: Tensor, draw: torch.Generator) -> Tensor:
+    """Random crop after zero padding by 4 pixels, and mirror image with probability one half.
+
+    Args:
+        inputs: Images [n, C, H, W].
+        draw: CPU generator.
+
+    Returns:
+        Images [n, C, H, W] (He et al. 2016, section 4.2).
+    """
+    n, _, height, width = inputs.shape
+    padded = F.pad(inputs, (CROP_PADDING,) * 4)
+    top, left = torch.randint(0, 2 * CROP_PADDING + 1, (2, n, 1), generator=draw)
+    mirrored = torch.randint(0, 2, (n, 1), generator=draw).bool()
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    index = torch.arange(n)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )

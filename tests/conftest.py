@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+
+# Bits differ with the number of threads: every test that compares them runs on one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from lgo_cli.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_generator_untouched() -> Iterator[None]:
+    """No code of ours draws from, or seeds, the process's own generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state())
+
+
+Lgo = Callable[..., Result]
+
+
+@pytest.fixture
+def lgo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lgo:
+    """Run a command line in an empty directory, inside this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, f"exit {result.exit_code}\n{result.stderr}"
+        return result
+
+    return run
+
+
+SMALL = (
+    "--model-arg", "hidden=8", "--dataset-arg", "num_train=256", "--dataset-arg", "num_test=128",
+    "--epochs", "2", "--batch-size", "32",
+)  # fmt: skip
+"""Training options of a run that takes a tenth of a second."""
+
+
+@pytest.fixture(scope="session")
+def _small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small") / "run"
+    arguments = ["train", "--out", str(out), "--save-every", "4", *SMALL, "--quiet"]
+    before = torch.get_rng_state()
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert torch.equal(before, torch.get_rng_state())
+    return out
+
+
+@pytest.fixture
+def small_run(_small_run: Path, tmp_path: Path) -> Path:
+    """A trained run of one's own: a tiny MLP on the synthetic data set, with checkpoints."""
+    import shutil
+
+    return Path(shutil.copytree(_small_run, tmp_path / "small"))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from lgo_cli.config import (
+    ContourConfig,
+    HessianConfig,
+    InterpConfig,
+    TrainConfig,
+    linspace,
+    parse_config,
+)
+from lgo_cli.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (TrainConfig, {"lr": -1.0}, "--lr: input should be greater than 0, got -1.0"),
+        (TrainConfig, {"epochs": 2.5}, "--epochs: input should be a valid integer, got 2.5"),
+        (TrainConfig, {"epoch": 2}, "--epoch: extra inputs are not permitted, got 2"),
+        (
+            TrainConfig,
+            {"batch_size": 0},
+            "--batch-size: input should be greater than or equal to 1",
+        ),
+        (TrainConfig, {"label_smoothing": 1.0}, "--label-smoothing: input should be less than 1"),
+        (TrainConfig, {"seed": -1}, "--seed: input should be greater than or equal to 0"),
+        (TrainConfig, {"lr": "1"}, "--lr: input should be a valid number, got '1'"),
+        (HessianConfig, {"top_k": -1}, "--top-k: input should be greater than or equal to 0"),
+        (HessianConfig, {"rtol": 0.0}, "--rtol: input should be greater than 0"),
+        (InterpConfig, {"to": "a", "direction": "random"}, "--to and --direction exclude"),
+        (InterpConfig, {"range": [1.0, -1.0]}, "--range needs MIN < MAX, got 1 -1"),
+        (ContourConfig, {"resolution": "51x"}, "--resolution: must be like 51 or 51x31"),
+        (ContourConfig, {"resolution": "1"}, "--resolution: needs at least 2 points"),
+        (ContourConfig, {"to": ["a"]}, "a plane through checkpoints needs two"),
+        (ContourConfig, {"plane": "pca", "to": ["a", "b"]}, "--to does not go with --plane pca"),
+        (ContourConfig, {"x_range": [0.0, 0.0]}, "--x-range needs MIN < MAX"),
+        (ContourConfig, {"y_range": [0.0]}, "--y-range"),
+    ],
+)
+def test_bad_values_are_named(cls: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_config(cls, values, "--")
+    assert message in str(caught.value)
+
+
+def test_resolution_has_one_spelling() -> None:
+    assert ContourConfig(resolution="51").resolution == "51x51"
+    assert ContourConfig(resolution="51x31").shape == (51, 31)
+    assert ContourConfig().shape == (51, 51)
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-0.1, 0.1), (-2.5, 2.5), (-1e-3, 1e-3)])
+@pytest.mark.parametrize("num_points", [3, 11, 51, 101])
+def test_odd_grid_has_the_centre_on_it_and_is_symmetric(
+    bounds: tuple[float, float], num_points: int
+) -> None:
+    points = linspace(bounds, num_points)
+    assert points[num_points // 2] == 0.0
+    assert points == [-point for point in reversed(points)]
+    assert (points[0], points[-1]) == bounds
+
+
+def test_grids_that_share_points_share_bits() -> None:
+    coarse, fine = linspace((-0.7, 1.3), 11), linspace((-0.7, 1.3), 101)
+    assert fine[::10] == coarse
+    # The decimals -0.1 and 0.2 are meant, not their binary neighbours, and rounded once.
+    assert linspace((-0.1, 0.2), 4) == [-0.1, 0.0, 0.1, 0.2]
+    assert -0.1 + (0.2 + 0.1) / 3 != 0.0
+    assert linspace((0.1, 0.7), 3)[1] == float(Fraction(4, 10))

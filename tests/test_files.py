@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from lgo_cli.errors import InputError, MachineError, OutputError
+from lgo_cli.files import (
+    atomic_write,
+    canonical_json,
+    sha256_bytes,
+    sha256_file,
+    step_lock,
+    temporary_path,
+)
+
+
+def test_canonical_json_is_one_text_for_equal_values() -> None:
+    assert (
+        canonical_json({"b": 1.0, "a": [True, None, "é"]})
+        == '{"a":[true,null,"é"],"b":1.0}'.encode()
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json(float("nan"))
+
+
+def test_sha256_of_a_known_text(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    # FIPS 180-4, example of one block.
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(path) == sha256_bytes(b"abc") == known
+    with pytest.raises(InputError, match="No such file"):
+        sha256_file(tmp_path / "absent")
+
+
+def test_atomic_write_replaces_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    with atomic_write(path) as handle:
+        handle.write(b"old")
+    with contextlib.suppress(KeyboardInterrupt), atomic_write(path) as handle:
+        handle.write(b"half of the new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_atomic_write_reuses_what_a_killed_writer_left(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    temporary_path(path).write_bytes(b"left by a killed process, longer than the new content")
+    with atomic_write(path) as handle:
+        handle.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, MachineError), (errno.EACCES, OutputError)]
+)
+def test_atomic_write_says_what_the_disk_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(error), atomic_write(path) as handle:
+        handle.write(b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _hold(directory: Path, ready: object, release: object) -> None:
+    with step_lock(directory, "hessian"):
+        ready.set()  # type: ignore[attr-defined]
+        release.wait(30)  # type: ignore[attr-defined]
+
+
+def test_step_lock_excludes_the_same_step_in_another_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, release))
+    process.start()
+    try:
+        assert ready.wait(60)
+        with (
+            pytest.raises(OutputError, match="another lgo hessian"),
+            step_lock(tmp_path, "hessian"),
+        ):
+            pass
+        with step_lock(tmp_path, "contour"):
+            pass
+    finally:
+        release.set()
+        process.join(30)
+    with step_lock(tmp_path, "hessian"):
+        pass
+
+
+def test_step_lock_on_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("somebody's")
+    with pytest.raises(OutputError, match="cannot write"), step_lock(place, "train"):
+        pass
+    assert place.read_text() == "somebody's"

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.objective import (
+    LossFunction,
+    Objective,
+    Samples,
+    default_micro_batch_size,
+    nondeterministic_module,
+)
+
+
+def _samples(n: int = 100, dim: int = 5, classes: int = 3) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(n, dim, generator=draw)
+    return Samples(inputs, torch.randint(0, classes, (n,), generator=draw))
+
+
+def _network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 3)
+        )
+        model(torch.randn(64, 5))  # running statistics that are not the initial ones
+    return model
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 7, 64, 100, 1000])
+def test_every_sample_weighs_the_same(micro_batch_size: int) -> None:
+    model, samples = _network().double().eval(), _samples()
+    outputs = model(samples.inputs.double())
+    losses = F.cross_entropy(outputs, samples.labels, reduction="none").detach()
+    with Objective(
+        model, samples, micro_batch_size=micro_batch_size, dtype=torch.float64
+    ) as objective:
+        measured = objective.evaluate()
+        loss, gradient = objective.loss_and_gradient()
+    # Sums of 100 float64 terms of order 1 in another order: 100 ulps.
+    assert measured.loss == pytest.approx(float(losses.mean()), rel=1e-14)
+    assert measured.standard_error == pytest.approx(float(losses.std()) / 10, rel=1e-12)
+    assert measured.accuracy == float((outputs.argmax(1) == samples.labels).double().mean())
+    assert loss == pytest.approx(measured.loss, rel=1e-14)
+    loss_tensor = F.cross_entropy(model(samples.inputs.double()), samples.labels)
+    expected = torch.autograd.grad(loss_tensor, list(model.parameters()))
+    torch.testing.assert_close(
+        gradient, torch.cat([g.flatten() for g in expected]), rtol=1e-11, atol=1e-15
+    )
+
+
+def test_centre_is_the_untouched_model_to_the_bit() -> None:
+    model, samples = _network(), _samples()
+    model.eval()
+    with torch.no_grad():
+        total = sum(
+            F.cross_entropy(model(x), y, reduction="none").double().sum()
+            for x, y in zip(samples.inputs.split(32), samples.labels.split(32), strict=True)
+        )
+    expected = float(total) / 100
+    with Objective(model, samples, micro_batch_size=32) as objective:
+        assert objective.center.loss == expected
+        objective.displace((0.3, torch.ones(objective.dim)))
+        assert objective.evaluate().loss != expected
+        objective.displace((0.0, torch.ones(objective.dim)))
+        assert objective.evaluate().loss == expected
+        assert objective.loss(objective.theta) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fails", [False, True])
+def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
+    model = _network()
+    model[3].eval()
+    model[0].bias.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    try:
+        with Objective(model, _samples(), dtype=dtype) as objective:
+            objective.displace((1.0, torch.ones(objective.dim, dtype=dtype)))
+            model[1].running_mean.add_(1.0)
+            torch.randn(3)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name]), name
+    assert [tensor.data_ptr() for tensor in model.state_dict().values()] == pointers
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_parameters_are_views_of_one_buffer() -> None:
+    model = _network()
+    with Objective(model, _samples()) as objective:
+        assert objective.dim == sum(p.numel() for p in model.parameters())
+        with objective.at(torch.zeros(objective.dim)):
+            assert not any(p.any() for p in model.parameters())
+        # All outputs equal: log C to float32's rounding.
+        assert objective.loss(torch.zeros(objective.dim)) == pytest.approx(math.log(3), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_losses_are_as_documented(smoothing: float) -> None:
+    outputs = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 1])
+    targets = F.one_hot(labels, 3).double() * (1 - smoothing) + smoothing / 3
+    entropy = LossFunction("cross_entropy", smoothing)(outputs, labels)
+    # A handful of float64 operations.
+    torch.testing.assert_close(
+        entropy, -(targets * outputs.log_softmax(1)).sum(1), rtol=1e-14, atol=0
+    )
+    squared = LossFunction("squared_error", smoothing)(outputs, labels)
+    torch.testing.assert_close(squared, ((outputs - targets) ** 2).sum(1) / 2, rtol=1e-14, atol=0)
+
+
+class _AlwaysDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.linear(x))
+
+
+def test_random_model_is_refused_with_the_modules_name() -> None:
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Identity(), _AlwaysDropout())})
+    wrapped = nn.Sequential(model["body"])
+    state = torch.get_rng_state()
+    with (
+        pytest.raises(NumericsError, match=r"not deterministic.*module that differs is 0\.1$"),
+        Objective(wrapped, _samples()),
+    ):
+        pass
+    torch.set_rng_state(state)
+
+
+def test_deterministic_model_has_no_culprit() -> None:
+    assert nondeterministic_module(_network().eval(), _samples()) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (nn.Linear(4, 3), r"cannot take inputs of shape \(5,\)"),
+        (nn.Linear(5, 2), "label 2, but the model puts out 2 classes"),
+        (nn.Sequential(nn.Linear(5, 3), nn.Flatten(0)), r"returned \(6,\)"),
+    ],
+)
+def test_model_that_does_not_fit_the_samples(model: nn.Module, match: str) -> None:
+    with pytest.raises(InputError, match=match), Objective(model, _samples()):
+        pass
+
+
+def test_non_finite_loss_is_refused() -> None:
+    model = nn.Linear(5, 3)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.inf
+    with (
+        pytest.raises(NumericsError, match="loss at the given weights is"),
+        Objective(model, _samples()),
+    ):
+        pass
+
+
+def test_micro_batches_come_from_the_shapes() -> None:
+    assert default_micro_batch_size(nn.Linear(2, 2)) == 1024
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3)) == 128

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lgo_cli.models.registry import recipe_of
+from torch import nn
+
+from lgo_cli.config import TrainConfig
+from lgo_cli.errors import UsageError
+from lgo_cli.manifest import Recipe
+from lgo_cli.objective import Samples
+from lgo_cli.training.loop import (
+    DivergenceError,
+    Training,
+    crop_and_flip,
+    num_batches,
+    snapshot,
+)
+from lgo_cli.training.recipe import learning_rate, resolve_recipe
+
+RECIPE = Recipe(
+    epochs=4, batch_size=16, optimizer="sgd", lr=0.1, momentum=0.9, nesterov=False,
+    weight_decay=1e-3, schedule="cosine", warmup_epochs=1, augment="none",
+    loss="cross_entropy", label_smoothing=0.0,
+)  # fmt: skip
+
+
+def _samples(n: int) -> Samples:
+    draw = torch.Generator().manual_seed(n)
+    inputs = torch.randn(n, 6, generator=draw)
+    return Samples(inputs, (inputs[:, 0] > 0).long())
+
+
+def _training(recipe: Recipe = RECIPE, n: int = 100, seed: int = 0) -> Training:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+        )
+    return Training(model, _samples(n), _samples(50), recipe, seed=seed)
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_resumed_training_has_the_same_bits(optimizer: str) -> None:
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer, "lr": 0.01})
+    whole = _training(recipe)
+    states = []
+    whole.run(on_epoch=lambda training: states.append(_copy(training.state())))
+    for state in states[:-1]:
+        resumed = _training(recipe)
+        resumed.load_state(state)
+        resumed.run()
+        assert _equal(whole.model, resumed.model)
+        assert whole.rows == resumed.rows
+        assert resumed.final_lr == whole.final_lr
+
+
+def _copy(state: dict[str, object]) -> dict[str, object]:
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return dict(torch.load(buffer, weights_only=True))
+
+
+def test_training_is_what_torch_does_by_hand() -> None:
+    """One epoch of SGD against a loop written out, with the same order of samples."""
+    from lgo_cli.seeding import generator
+
+    recipe = RECIPE.model_copy(update={"epochs": 1, "warmup_epochs": 0, "schedule": "constant"})
+    ours = _training(recipe, n=40)
+    ours.model[3].p = 0.0
+    twin = _training(recipe, n=40).model
+    twin[3].p = 0.0
+    ours.run()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    order = torch.randperm(40, generator=generator(0, "train", "order", 0))
+    twin.train()
+    for batch in order.split(16):
+        optimizer.zero_grad()
+        samples = _samples(40)
+        loss = nn.functional.cross_entropy(twin(samples.inputs[batch]), samples.labels[batch])
+        loss.backward()
+        optimizer.step()
+    # The same operations, but for mean() in another place: a few ulps.
+    for a, b in zip(ours.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_seed_decides() -> None:
+    a, b, c = _training(seed=1), _training(seed=1), _training(seed=2)
+    for training in (a, b, c):
+        training.run()
+    assert _equal(a.model, b.model)
+    assert not _equal(a.model, c.model)
+
+
+def test_log_has_a_row_an_epoch_and_the_untrained_model() -> None:
+    training = _training()
+    training.run()
+    assert [row.epoch for row in training.rows] == [0, 1, 2, 3, 4]
+    assert [row.step for row in training.rows] == [0, 7, 14, 21, 28]
+    last = training.rows[-1]
+    assert last.train_loss == training.evaluate(training.train).loss
+    assert last.test_accuracy == training.evaluate(training.test).accuracy
+    assert last.train_accuracy > training.rows[0].train_accuracy
+
+
+def test_checkpoints_are_those_of_their_steps() -> None:
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    training = _training()
+    training.run(save_every=7, on_checkpoint=lambda step, state: kept.update({step: state}))
+    assert list(kept) == [7, 14, 21, 28]
+    final = snapshot(training.model)
+    assert all(torch.equal(kept[28][name], final[name]) for name in final)
+    assert not torch.equal(kept[7]["0.weight"], kept[14]["0.weight"])
+
+
+def test_divergence_says_where_and_keeps_the_last_finite_weights() -> None:
+    recipe = RECIPE.model_copy(
+        update={"lr": 1e6, "loss": "squared_error", "epochs": 50, "warmup_epochs": 0}
+    )
+    training = _training(recipe)
+    training.model[1] = nn.Identity()
+    training = Training(training.model, training.train, training.test, recipe)
+    with pytest.raises(DivergenceError, match=r"at step \d+ of 350, with learning rate") as caught:
+        training.run()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in caught.value.state.values())
+
+
+def test_single_last_sample_is_left_out_for_batch_norm() -> None:
+    assert [num_batches(n, 16) for n in (1, 16, 17, 18, 33)] == [1, 1, 1, 2, 2]
+    training = _training(n=33)
+    training.run()
+    assert training.step == training.total_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ("step", [0.05, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+        ("cosine", [0.05, 0.1] + [0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": schedule})
+    rates = [learning_rate(recipe, step, 2, (0.5, 0.75), 0.1) for step in range(8)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_recipe_is_the_models_where_the_user_says_nothing() -> None:
+    published = recipe_of("resnet20")
+    recipe = resolve_recipe(TrainConfig(model="resnet20", dataset="cifar10"), published)
+    assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 0.1, 0.9)
+    assert (recipe.weight_decay, recipe.schedule, recipe.augment) == (1e-4, "step", "crop-flip")
+    assert resolve_recipe(TrainConfig(dataset="digits"), published).augment == "none"
+    adam = resolve_recipe(TrainConfig(optimizer="adam"), published)
+    assert (adam.lr, adam.momentum) == (1e-3, 0.0)
+    assert resolve_recipe(TrainConfig(epochs=0), published).epochs == 0
+
+
+@pytest.mark.parametrize(
+    "values", [{"optimizer": "adam", "momentum": 0.9}, {"optimizer": "adamw", "nesterov": True},
+               {"momentum": 0.0, "nesterov": True}],
+)  # fmt: skip
+def test_options_that_do_not_go_together(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="momentum"):
+        resolve_recipe(TrainConfig.model_validate(values), recipe_of("mlp"))
+
+
+def test_crop_and_flip_moves_pixels_and_makes_none() -> None:
+    images = torch.arange(1.0, 1 + 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    draw = torch.Generator().manual_seed(0)
+    seen_flip = seen_shift = False
+    for _ in range(20):
+        out = crop_and_flip(images, draw)
+        assert out.shape == images.shape
+        for before, after in zip(images, out, strict=True):
+            inside = after[after > 0]
+            assert set(inside.tolist()) <= set(before.flatten().tolist())
+            row = after[0][(after[0] > 0).any(1)][0]
+            steps = set(torch.diff(row[row > 0]).tolist())
+            assert steps <= {1.0} or steps <= {-1.0}
+            seen_flip |= steps == {-1.0}
+            seen_shift |= len(inside) < before.numel()
+    assert seen_flip
+    assert seen_shift
+
+
+def test_csv_has_no_clock_and_full_precision(small_run: Path) -> None:
+    with (small_run / "train.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0]) == [
+        "epoch", "step", "learning_rate", "train_loss", "train_accuracy", "test_loss",
+        "test_accuracy",
+    ]  # fmt: skip
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert all(float(row["train_loss"]).hex() for row in rows)
