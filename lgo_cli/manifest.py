@@ -125,6 +125,7 @@ class Measured(Strict):
     dtype: str
     split: Literal["train"] = "train"
     num_samples: int
+    num_available: int
     num_test_samples: int | None = None
     micro_batch_size: int
 

@@ -16,6 +16,11 @@ from lgo_cli.errors import ExitCode, LgoError, MachineError
 class ErrorBoundary(TyperGroup):
     """Prints what a user can mend as one error and one hint; a bug keeps its traceback."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which one uses them, not of the alphabet."""
+        del ctx
+        return sorted(self.commands, key=_ORDER.index)
+
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before the sub-command."""
         try:
@@ -51,6 +56,9 @@ class ErrorBoundary(TyperGroup):
             _fail(full.message, full.hint, full.exit_code)
 
 
+_ORDER = [
+    "train", "hessian", "interp", "contour", "run", "show", "verify", "table", "models", "datasets",
+]  # fmt: skip
 _MEMORY_HINT = "lower --micro-batch-size, --batch-size or --analysis-samples"
 
 

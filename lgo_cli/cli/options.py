@@ -22,22 +22,33 @@ def _option(panel: str, help_text: str, *flags: str, metavar: str | None = None)
     return typer.Option(*flags, help=help_text, rich_help_panel=panel, metavar=metavar)
 
 
+def _flag(panel: str, help_text: str, *flags: str) -> object:
+    """An option without a value."""
+    return typer.Option(*flags, help=help_text, rich_help_panel=panel, metavar="")
+
+
 Run = Annotated[
     Path | None,
-    typer.Argument(help="Run directory or checkpoint file. [default: outputs]", show_default=False),
+    typer.Argument(help="Run directory or checkpoint file. (default: outputs)", show_default=False),
 ]
 
 # Model and data
 Model = Annotated[
     str | None,
-    _option(MODEL_DATA, "Name (see lgo models), or file.py:factory, or package.module:factory."),
+    _option(
+        MODEL_DATA,
+        "Name (see lgo models), or file.py:factory, or package.module:factory.",
+        metavar="MODEL",
+    ),
 ]
 ModelArg = Annotated[
     list[str] | None, _option(MODEL_DATA, "Argument of the model; repeatable.", metavar="KEY=VALUE")
 ]
 Dataset = Annotated[
     str | None,
-    _option(MODEL_DATA, "Name (see lgo datasets), or file.npz, or file.py:factory."),
+    _option(
+        MODEL_DATA, "Name (see lgo datasets), or file.npz, or file.py:factory.", metavar="DATA"
+    ),
 ]
 DatasetArg = Annotated[
     list[str] | None,
@@ -45,58 +56,67 @@ DatasetArg = Annotated[
 ]
 DataRoot = Annotated[
     Path | None,
-    _option(MODEL_DATA, "Folder that holds the data sets. [default: data]", metavar="DIR"),
+    _option(MODEL_DATA, "Folder that holds the data sets. (default: data)", metavar="DIR"),
 ]
 DownloadData = Annotated[
-    bool, _option(MODEL_DATA, "Download the data set if it is not there.", "--download-data")
+    bool, _flag(MODEL_DATA, "Download the data set if it is not there.", "--download-data")
 ]
 TrainSamples = Annotated[
     int | None, _option(MODEL_DATA, "Use only the first N training samples.", metavar="N")
 ]
 Loss = Annotated[
     Literal["cross_entropy", "squared_error"] | None,
-    _option(MODEL_DATA, "Loss of a sample; squared_error is half the squared distance to one-hot."),
+    _option(
+        MODEL_DATA,
+        "cross_entropy, or squared_error: half the squared distance to one-hot.",
+        metavar="NAME",
+    ),
 ]
 LabelSmoothing = Annotated[
     float | None, _option(MODEL_DATA, "Share of the target spread over all classes.")
 ]
 
 # Training
-Epochs = Annotated[int | None, _option(TRAINING, "Passes over the data. [default: the recipe's]")]
+Epochs = Annotated[int | None, _option(TRAINING, "Passes over the data. (default: the recipe's)")]
 BatchSize = Annotated[
-    int | None, _option(TRAINING, "Samples per optimiser step. [default: the recipe's]")
+    int | None, _option(TRAINING, "Samples per optimiser step. (default: the recipe's)")
 ]
 Optimizer = Annotated[
-    Literal["sgd", "adam", "adamw"] | None, _option(TRAINING, "[default: the recipe's]")
+    Literal["sgd", "adam", "adamw"] | None,
+    _option(TRAINING, "sgd, adam or adamw. (default: the recipe's)", metavar="NAME"),
 ]
-Lr = Annotated[float | None, _option(TRAINING, "Learning rate. [default: the recipe's]")]
-Momentum = Annotated[float | None, _option(TRAINING, "Of sgd. [default: the recipe's]")]
-Nesterov = Annotated[bool, _option(TRAINING, "Nesterov's form of momentum.", "--nesterov")]
+Lr = Annotated[float | None, _option(TRAINING, "Learning rate. (default: the recipe's)")]
+Momentum = Annotated[float | None, _option(TRAINING, "Of sgd. (default: the recipe's)")]
+Nesterov = Annotated[bool, _flag(TRAINING, "Nesterov's form of momentum.", "--nesterov")]
 WeightDecay = Annotated[
     float | None,
-    _option(TRAINING, "Coupled for sgd and adam, decoupled for adamw. [default: the recipe's]"),
+    _option(TRAINING, "Coupled for sgd and adam, decoupled for adamw. (default: the recipe's)"),
 ]
 Schedule = Annotated[
     Literal["constant", "cosine", "step"] | None,
-    _option(TRAINING, "Of the learning rate. [default: the recipe's]"),
+    _option(TRAINING, "constant, cosine or step. (default: the recipe's)", metavar="NAME"),
 ]
 WarmupEpochs = Annotated[int, _option(TRAINING, "Epochs over which the rate rises linearly.")]
 Augment = Annotated[
     Literal["none", "crop-flip"] | None,
-    _option(TRAINING, "Random crops and mirror images. [default: the recipe's, on CIFAR]"),
+    _option(
+        TRAINING,
+        "none, or crop-flip: random crops and mirror images. (default: the recipe's, on CIFAR)",
+        metavar="NAME",
+    ),
 ]
 SaveEvery = Annotated[
     int | None,
     _option(TRAINING, "Optimiser steps between checkpoints that are kept.", metavar="N"),
 ]
-Resume = Annotated[bool, _option(TRAINING, "Go on where training was interrupted.", "--resume")]
+Resume = Annotated[bool, _flag(TRAINING, "Go on where training was interrupted.", "--resume")]
 
 # Analysis
 AnalysisSamples = Annotated[
     int, _option(ANALYSIS, "Measure on the first N training samples.", metavar="N")
 ]
 MicroBatchSize = Annotated[
-    int | None, _option(ANALYSIS, "Samples per forward pass. [default: from the model]")
+    int | None, _option(ANALYSIS, "Samples per forward pass. (default: from the model)")
 ]
 Dtype = Annotated[Literal["float32", "float64"], _option(ANALYSIS, "Arithmetic of the model.")]
 TopK = Annotated[int, _option(ANALYSIS, "How many of the largest eigenvalues.", metavar="K")]
@@ -107,13 +127,13 @@ Rtol = Annotated[
 MaxMatvecs = Annotated[
     int | None, _option(ANALYSIS, "At most so many Hessian-vector products.", metavar="N")
 ]
-Trace = Annotated[bool, _option(ANALYSIS, "Estimate the trace (Hutchinson).", "--trace")]
+Trace = Annotated[bool, _flag(ANALYSIS, "Estimate the trace (Hutchinson).", "--trace")]
 Density = Annotated[
-    bool, _option(ANALYSIS, "Estimate the spectral density (Lanczos quadrature).", "--density")
+    bool, _flag(ANALYSIS, "Estimate the spectral density (Lanczos quadrature).", "--density")
 ]
 ToOne = Annotated[
     str | None,
-    _option(ANALYSIS, "Other end: a run, a checkpoint, or init. [default: init]", metavar="OTHER"),
+    _option(ANALYSIS, "Other end: a run, a checkpoint, or init. (default: init)", metavar="OTHER"),
 ]
 ToMany = Annotated[
     list[str] | None,
@@ -121,28 +141,32 @@ ToMany = Annotated[
 ]
 Direction = Annotated[
     Literal["random", "gradient", "eigen"] | None,
-    _option(ANALYSIS, "Go along a direction instead."),
+    _option(ANALYSIS, "Go along a random, gradient or eigen direction instead.", metavar="KIND"),
 ]
 RangeOption = Annotated[
     tuple[float, float] | None,
     _option(
         ANALYSIS,
-        "Coordinates along the line. [default: -0.5 1.5, or -1 1 along a direction]",
+        "Coordinates along the line. (default: -0.5 1.5, or -1 1 along a direction)",
         metavar="MIN MAX",
     ),
 ]
 NumPoints = Annotated[int, _option(ANALYSIS, "Points on the line.", metavar="N")]
 PlaneOption = Annotated[
     Literal["random", "eigen", "pca", "checkpoints"] | None,
-    _option(ANALYSIS, "Which plane. [default: random, or checkpoints with --to]"),
+    _option(
+        ANALYSIS,
+        "random, eigen, pca or checkpoints. (default: random, or checkpoints with --to)",
+        metavar="KIND",
+    ),
 ]
 XRange = Annotated[
     tuple[float, float] | None,
-    _option(ANALYSIS, "Along the first axis. [default: the plane's]", metavar="MIN MAX"),
+    _option(ANALYSIS, "Along the first axis. (default: the plane's)", metavar="MIN MAX"),
 ]
 YRange = Annotated[
     tuple[float, float] | None,
-    _option(ANALYSIS, "Along the second axis. [default: the plane's]", metavar="MIN MAX"),
+    _option(ANALYSIS, "Along the second axis. (default: the plane's)", metavar="MIN MAX"),
 ]
 Resolution = Annotated[str, _option(ANALYSIS, "Cells: 51, or 51x31.", metavar="NX[xNY]")]
 
@@ -155,7 +179,7 @@ Out = Annotated[
     Path | None,
     _option(
         EXECUTION,
-        "Where the outputs go. [default: outputs, or beside the checkpoint]",
+        "Where the outputs go. (default: outputs, or beside the checkpoint)",
         "--out",
         "-o",
         "--save-dir",
@@ -164,24 +188,24 @@ Out = Annotated[
 ]
 Device = Annotated[str, _option(EXECUTION, "auto, cpu, cuda or cuda:N.")]
 NumThreads = Annotated[
-    int | None, _option(EXECUTION, "Of the CPU. [default: PyTorch's]", metavar="N")
+    int | None, _option(EXECUTION, "Of the CPU. (default: PyTorch's)", metavar="N")
 ]
 ConfigFile = Annotated[
     Path | None,
     _option(EXECUTION, "TOML file of options, or a manifest to run again.", metavar="FILE"),
 ]
 Force = Annotated[
-    bool, _option(EXECUTION, "Compute even if up to date; replace files of others.", "--force")
+    bool, _flag(EXECUTION, "Compute even if up to date; replace files of others.", "--force")
 ]
-DryRun = Annotated[bool, _option(EXECUTION, "Say what would be done, and do nothing.", "--dry-run")]
-Strict = Annotated[bool, _option(EXECUTION, "Fail (exit 4) if not converged.", "--strict")]
+DryRun = Annotated[bool, _flag(EXECUTION, "Say what would be done, and do nothing.", "--dry-run")]
+Strict = Annotated[bool, _flag(EXECUTION, "Fail (exit 4) if not converged.", "--strict")]
 TrustCode = Annotated[
-    bool, _option(EXECUTION, "Run the model's and data's code that a run names.", "--trust-code")
+    bool, _flag(EXECUTION, "Run the model's and data's code that a run names.", "--trust-code")
 ]
 
 # What is printed
-Json = Annotated[bool, _option(OUTPUT, "Print the manifest.", "--json")]
-Quiet = Annotated[bool, _option(OUTPUT, "Print the manifest's path alone.", "--quiet", "-q")]
+Json = Annotated[bool, _flag(OUTPUT, "Print the manifest.", "--json")]
+Quiet = Annotated[bool, _flag(OUTPUT, "Print the manifest's path alone.", "--quiet", "-q")]
 Verbose = Annotated[
-    bool, _option(OUTPUT, "Say more about what is done and how long it took.", "--verbose", "-v")
+    bool, _flag(OUTPUT, "Say more about what is done and how long it took.", "--verbose", "-v")
 ]

@@ -77,7 +77,15 @@ def _train(results: TrainResults) -> Rows:
 
 
 def _hessian(results: HessianResults) -> Rows:
+    measured = results.measured
+    subset: Rows = [
+        (
+            "",
+            f"a subset of the {measured.num_available:,}, which overstates the largest eigenvalue",
+        )
+    ]
     rows: Rows = [
+        *(subset if measured.num_samples < measured.num_available else []),
         ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}"),
         *_eigenvalues("largest", results.largest),
         *_eigenvalues("smallest", results.smallest),

@@ -86,12 +86,16 @@ def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
 
 
 def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], barrier: float) -> None:
-    """Draw the chord between the ends and, where there is one, the barrier above it."""
+    """Draw the straight line between the ends and, where there is one, the barrier above it."""
     alpha, loss = arrays["alpha"], arrays["loss"]
     within = (alpha >= 0) & (alpha <= 1)
     a, losses = alpha[within], loss[within]
     chord = (1 - a) * losses[0] + a * losses[-1]
-    axes.plot(a, chord, color=INK, linewidth=0.8, label="chord between the ends")
+    fine = np.linspace(0, 1, 200)  # on a logarithmic axis the straight line is a curve
+    axes.plot(
+        fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.8,
+        label="straight line between the ends",
+    )  # fmt: skip
     if not np.isfinite(barrier) or barrier <= 0:
         return
     top = int(np.argmax(losses - chord))

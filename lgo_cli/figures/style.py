@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -89,6 +90,35 @@ def spans_decades(values: Array) -> bool:
     """Whether finite values are positive and spread so far that a logarithm shows them better."""
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min())
+
+
+def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> Array:
+    """Round numbers inside [low, high], for lines and ticks.
+
+    Equal steps, or where they are factors, 1, 2 and 5 times powers of ten, or more or fewer.
+
+    Args:
+        low: Positive if logarithmic.
+        high: Above `low`.
+        logarithmic: Whether steps are factors.
+        about: How many are wanted, more or less.
+    """
+    if not logarithmic:
+        locator = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10])
+        return _within(np.asarray(locator.tick_values(low, high)), low, high)
+    decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = _within((10.0 ** decades[:, None] * np.array(digits)).ravel(), low, high)
+        if len(ticks) <= 1.5 * about:
+            break
+    else:
+        ticks = ticks[:: math.ceil(len(ticks) / about)]
+    return ticks
+
+
+def _within(values: Array, low: float, high: float) -> Array:
+    inside: Array = values[(values >= low) & (values <= high)]
+    return inside
 
 
 def log_axis_if_wide(axes: Axes, *values: Array) -> None:

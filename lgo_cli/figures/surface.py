@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from lgo_cli.figures.style import (
     INK,
@@ -15,6 +15,7 @@ from lgo_cli.figures.style import (
     house_style,
     loss_label,
     new_figure,
+    round_levels,
     spans_decades,
 )
 
@@ -99,8 +100,9 @@ def draw_surface_3d(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Fi
         axes.set_zlabel(loss_label(results), labelpad=8)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_major_locator(MaxNLocator(5))
-        if logarithmic:
-            axes.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+        if logarithmic and np.isfinite(height).any():
+            ticks = round_levels(10**low, 10**high, logarithmic=True, about=6)
+            axes.set_zticks(np.log10(ticks), labels=[_three_digits(tick) for tick in ticks])
         axes.view_init(elev=32, azim=-58)
         axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
         caption(figure, results, *_cells(results), *(["height logarithmic"] * logarithmic))
@@ -116,16 +118,19 @@ def _draw_levels(
     logarithmic = spans_decades(loss.compressed())
     spaced = np.geomspace if logarithmic else np.linspace
     norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
-    bands = axes.contourf(
-        x, y, loss, levels=spaced(low, high, NUM_BANDS + 1), norm=norm, cmap=COLOURS, extend="both"
-    )
+    edges = spaced(low, high, NUM_BANDS + 1)
+    # geomspace may round its ends inwards, and the extreme cells would fall outside.
+    edges[0], edges[-1] = low, np.nextafter(high, np.inf)
+    bands = axes.contourf(x, y, loss, levels=edges, norm=norm, cmap=COLOURS)
     bands.set_edgecolor("face")
-    levels = spaced(low, high, NUM_LINES + 2)[1:-1]
-    lines = axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.7, alpha=0.9)
+    levels = round_levels(low, high, logarithmic=logarithmic, about=NUM_LINES)
+    lines = axes.contour(
+        x, y, loss, levels=levels.tolist(), colors="white", linewidths=0.7, alpha=0.9
+    )
     axes.clabel(lines, levels[::2], fmt=_three_digits, fontsize=7, inline_spacing=3)
     bar = figure.colorbar(bands, ax=axes, shrink=0.86, pad=0.02)
-    ticks = spaced(low, high, 7)
-    bar.set_ticks(ticks.tolist(), labels=[_three_digits(tick) for tick in ticks])
+    bar.add_lines(lines, erase=False)
+    bar.set_ticks(levels.tolist(), labels=[_three_digits(level) for level in levels])
     bar.minorticks_off()
     bar.set_label(loss_label(results) + (", logarithmic" if logarithmic else ""))
 

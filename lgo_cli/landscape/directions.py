@@ -171,19 +171,18 @@ def pca_plane(objective: Objective, checkpoints: Sequence[Tensor], labels: Seque
         axes.append((-axis if start > 0 else axis).to(objective.dtype))
     basis = torch.stack(axes).double()
     # The end is the centre itself.
-    points = [*(displacements @ basis.T).tolist(), [0.0, 0.0]]
+    points = [*((x, y) for x, y in (displacements @ basis.T).tolist()), (0.0, 0.0)]
     share = (values[:2] / values.sum()).tolist()
     return _plane(
         "pca",
         axes[0],
         axes[1],
-        _around([x for x, _ in points]),
-        _around([y for _, y in points]),
+        *_around(points),
         (
             f"x: principal axis 1 ({share[0]:.1%} of the trajectory), unit norm",
             f"y: principal axis 2 ({share[1]:.1%}), unit norm",
         ),
-        trajectory=tuple((x, y) for x, y in points),
+        trajectory=tuple(points),
         trajectory_labels=(*labels, "end"),
         explained_variance=(share[0], share[1]),
     )
@@ -218,8 +217,7 @@ def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
         "checkpoints",
         first,
         second,
-        _around([0.0, 1.0, x_of_b]),
-        _around([0.0, y_of_b]),
+        *_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         (f"x: towards A, {unit}", "y: orthogonal, towards B, same unit"),
         markers=(
             Marker("run", 0.0, 0.0),
@@ -249,9 +247,16 @@ def _plane(
     )
 
 
-def _around(values: Sequence[float]) -> Range:
-    """A range around values with a margin on both sides, rounded to three digits of its width."""
-    low, high = min(values), max(values)
-    margin = MARGIN * (high - low)
-    digits = 2 - math.floor(math.log10(high - low))
-    return round(low - margin, digits), round(high + margin, digits)
+def _around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
+    """Ranges of x and y with all points inside, and one margin all around.
+
+    Bounds are rounded to three digits of the larger extent, so that they read well.
+    """
+    extent = max(max(values) - min(values) for values in zip(*points, strict=True))
+    margin = MARGIN * extent
+    digits = 2 - math.floor(math.log10(extent))
+    x_range, y_range = (
+        (round(min(values) - margin, digits), round(max(values) + margin, digits))
+        for values in zip(*points, strict=True)
+    )
+    return x_range, y_range

@@ -146,7 +146,7 @@ def objective(plan: Plan, loaded: Loaded) -> Objective:
     )
 
 
-def measured(objective: Objective, num_test_samples: int | None = None) -> Measured:
+def measured(objective: Objective, loaded: Loaded, num_test_samples: int | None = None) -> Measured:
     """State what an objective is, for the record."""
     frozen = any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
@@ -158,6 +158,7 @@ def measured(objective: Objective, num_test_samples: int | None = None) -> Measu
         batchnorm="frozen" if frozen else "none",
         dtype=str(objective.dtype).removeprefix("torch."),
         num_samples=len(objective.samples),
+        num_available=len(loaded.dataset.y_train),
         num_test_samples=num_test_samples,
         micro_batch_size=objective.micro_batch_size,
     )

@@ -33,6 +33,7 @@ from lgo_cli.manifest import (
     read_manifest,
 )
 from lgo_cli.models.registry import resolve_model
+from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,26 +44,6 @@ ALGORITHM_VERSIONS = {"train": 1, "hessian": 1, "interp": 1, "contour": 1}
 """Raised when a command's results can change for an equal config."""
 
 INHERITED = ("model", "dataset", "train_samples", "loss", "label_smoothing")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights on disk, and the training run they belong to if there is one.
-
-    Attributes:
-        path: The state_dict.
-        directory: Where analyses of it go by default.
-        trained: The manifest of the run that made it, and that run's directory.
-    """
-
-    path: Path
-    directory: Path
-    trained: tuple[Manifest, Path] | None = None
-
-    @property
-    def produced_by(self) -> str | None:
-        """Fingerprint of the training that made these weights."""
-        return self.trained[0].fingerprint if self.trained else None
 
 
 @dataclass
@@ -111,55 +92,6 @@ class Plan:
             name: Path(os.path.relpath(path.resolve(), base)).as_posix()
             for name, path in self.files.items()
         }
-
-
-def find_checkpoint(named: Path) -> Checkpoint:
-    """Find the weights that a RUN argument means, and check them against their manifest.
-
-    Args:
-        named: A run directory, a checkpoint that a run's manifest lists, or any state_dict.
-
-    Raises:
-        InputError: if there is nothing, or the weights are not what the manifest says.
-    """
-    if named.is_dir():
-        manifest_path = named / "train.json"
-        if not manifest_path.is_file():
-            raise InputError(f"{named} is no finished run: it has no train.json", hint=_hint(named))
-        return _listed(named / "model.pth", manifest_path)
-    if not named.exists():
-        raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
-    for directory in (named.parent, named.parent.parent):
-        manifest_path = directory / "train.json"
-        if manifest_path.is_file():
-            manifest = read_manifest(manifest_path)
-            paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
-            if named.resolve() in paths:
-                return _listed(named, manifest_path)
-    return Checkpoint(named, named.parent)
-
-
-def _hint(named: Path) -> str:
-    if (named / ".lgo" / "train.claim").is_file():
-        return f"its training did not end: lgo train --resume --out {named}"
-    return f"train one first: lgo train --out {named}"
-
-
-def _listed(path: Path, manifest_path: Path) -> Checkpoint:
-    directory = manifest_path.parent
-    manifest = read_manifest(manifest_path)
-    if manifest.request.command != "train":
-        raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
-    name = path.resolve().relative_to(directory.resolve()).as_posix()
-    ref = manifest.outputs.get(name)
-    if ref is None:
-        raise InputError(f"{manifest_path} lists no {name}")
-    if sha256_file(path) != ref.sha256:
-        raise InputError(
-            f"{path} is not the file that {manifest_path} records",
-            hint=f"train again: lgo train --force --out {directory}",
-        )
-    return Checkpoint(path, path.parent, (manifest, directory))
 
 
 class _Builder:
@@ -258,11 +190,10 @@ def plan_analysis(
         _add_target(builder, config, checkpoint)
     elif isinstance(config, ContourConfig):
         _add_plane(builder, config, checkpoint)
-    trained = checkpoint.trained[0].results if checkpoint.trained else None
     plan = builder.plan(
         config,
         checkpoint.directory if out is None else out,
-        trained if isinstance(trained, TrainResults) else None,
+        _training(checkpoint) if checkpoint.trained else None,
     )
     num_vectors = {"eigen": 2} if isinstance(config, ContourConfig) else {"eigen": 1}
     kind = plan.request.config.get("plane") or plan.request.config.get("direction")
@@ -364,7 +295,7 @@ def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
         raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
     manifest, directory = checkpoint.trained
     ref = manifest.outputs[name]
-    return _listed(directory / ref.path, directory / "train.json")
+    return listed_checkpoint(directory / ref.path, directory / "train.json")
 
 
 def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint) -> None:
@@ -377,15 +308,20 @@ def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint)
         builder.set("to", [str(builder.files[name]) for name in names], names)
     elif plane == "pca":
         hint = "train with --save-every N, which keeps checkpoints on the way"
-        init = _own_output(checkpoint, "init.pth", hint)
-        builder.add_checkpoint("init.pth", init)
-        manifest, directory = checkpoint.trained or (None, None)
-        if manifest is None or directory is None or not isinstance(manifest.results, TrainResults):
-            raise UsageError(f"{checkpoint.path} belongs to no run", hint=hint)
-        if not manifest.results.checkpoints:
-            raise InputError(f"the run in {directory} kept no checkpoints", hint=hint)
-        for name in manifest.results.checkpoints:
-            builder.add_checkpoint(name, _listed(directory / name, directory / "train.json"))
+        builder.add_checkpoint("init.pth", _own_output(checkpoint, "init.pth", hint))
+        kept = _training(checkpoint).checkpoints
+        if not kept:
+            raise InputError(f"the run of {checkpoint.path} kept no checkpoints", hint=hint)
+        for name in kept:
+            builder.add_checkpoint(name, _own_output(checkpoint, name, hint))
+
+
+def _training(checkpoint: Checkpoint) -> TrainResults:
+    """Results of the training that made a checkpoint."""
+    results = checkpoint.trained[0].results if checkpoint.trained else None
+    if not isinstance(results, TrainResults):
+        raise UsageError(f"{checkpoint.path} belongs to no run")
+    return results
 
 
 def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> Plan:

@@ -1,0 +1,87 @@
+"""Which weights a RUN argument means, and whether they are what their manifest says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lgo_cli.errors import InputError
+from lgo_cli.files import sha256_file
+from lgo_cli.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights on disk, and the training run they belong to if there is one.
+
+    Attributes:
+        path: The state_dict.
+        directory: Where analyses of it go by default.
+        trained: The manifest of the run that made it, and that run's directory.
+    """
+
+    path: Path
+    directory: Path
+    trained: tuple[Manifest, Path] | None = None
+
+    @property
+    def produced_by(self) -> str | None:
+        """Fingerprint of the training that made these weights."""
+        return self.trained[0].fingerprint if self.trained else None
+
+
+def find_checkpoint(named: Path) -> Checkpoint:
+    """Find the weights that a RUN argument means, and check them against their manifest.
+
+    Args:
+        named: A run directory, a checkpoint that a run's manifest lists, or any state_dict.
+
+    Raises:
+        InputError: if there is nothing, or the weights are not what the manifest says.
+    """
+    if named.is_dir():
+        manifest_path = named / "train.json"
+        if not manifest_path.is_file():
+            raise InputError(f"{named} is no finished run: it has no train.json", hint=_hint(named))
+        return listed_checkpoint(named / "model.pth", manifest_path)
+    if not named.exists():
+        raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
+    for directory in (named.parent, named.parent.parent):
+        manifest_path = directory / "train.json"
+        if manifest_path.is_file():
+            manifest = read_manifest(manifest_path)
+            paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
+            if named.resolve() in paths:
+                return listed_checkpoint(named, manifest_path)
+    return Checkpoint(named, named.parent)
+
+
+def _hint(named: Path) -> str:
+    if (named / ".lgo" / "train.claim").is_file():
+        return f"its training did not end: lgo train --resume --out {named}"
+    return f"train one first: lgo train --out {named}"
+
+
+def listed_checkpoint(path: Path, manifest_path: Path) -> Checkpoint:
+    """A checkpoint that a training manifest lists.
+
+    Raises:
+        InputError: if it does not, or if the file is not the one it lists.
+    """
+    directory = manifest_path.parent
+    manifest = read_manifest(manifest_path)
+    if manifest.request.command != "train":
+        raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
+    name = path.resolve().relative_to(directory.resolve()).as_posix()
+    ref = manifest.outputs.get(name)
+    if ref is None:
+        raise InputError(f"{manifest_path} lists no {name}")
+    if sha256_file(path) != ref.sha256:
+        raise InputError(
+            f"{path} is not the file that {manifest_path} records",
+            hint=f"train again: lgo train --force --out {directory}",
+        )
+    return Checkpoint(path, path.parent, (manifest, directory))

@@ -1,0 +1,90 @@
+"""What every step is, and what steps share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from lgo_cli.files import atomic_write
+from lgo_cli.runs.names import PAYLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from lgo_cli.config import Execution
+    from lgo_cli.manifest import Results
+    from lgo_cli.progress import Progress
+    from lgo_cli.provenance import Stopwatch
+    from lgo_cli.runs.loaded import Loaded
+    from lgo_cli.runs.plan import Plan
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step needs beside its plan."""
+
+    plan: Plan
+    loaded: Loaded
+    execution: Execution
+    progress: Progress
+    stopwatch: Stopwatch
+
+    def path(self, name: str) -> Path:
+        """Where an output goes."""
+        return self.plan.out / name
+
+
+class Step(ABC):
+    """One command's work: names of its outputs, computation, figures."""
+
+    def payload_names(self, plan: Plan, loaded: Loaded) -> list[str]:
+        """File names of all that holds numbers."""
+        del loaded
+        return list(PAYLOADS[plan.command])
+
+    @abstractmethod
+    def compute(self, context: Context) -> Results:
+        """Compute, write the payloads and return the results."""
+
+    @abstractmethod
+    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
+        """Draw each of `figures` from what `compute` wrote."""
+
+
+def typed(plan: Plan, cls: type[C]) -> C:
+    """The plan's config as the class that its command has."""
+    if not isinstance(plan.config, cls):
+        raise TypeError(f"this step takes a {cls.__name__}")
+    return plan.config
+
+
+def common(context: Context, warnings: Iterable[str] = ()) -> dict[str, Any]:
+    """What every command's results begin with; names as in the request, which hold no path."""
+    config = context.plan.request.config
+    parameters = context.loaded.model.parameters()
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "num_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "warnings": [*context.loaded.warnings, *warnings],
+    }
+
+
+def save_arrays(context: Context, name: str, arrays: Mapping[str, Any]) -> None:
+    """Write a `.npz` atomically; its bytes depend on the arrays alone."""
+    with context.stopwatch.phase("write"), atomic_write(context.path(name)) as handle:
+        np.savez(handle, **arrays)
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """Read what `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

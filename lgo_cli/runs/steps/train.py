@@ -1,0 +1,147 @@
+"""The step of `lgo train`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli import checkpoint
+from lgo_cli.config import TrainConfig
+from lgo_cli.errors import InputError
+from lgo_cli.files import atomic_write
+from lgo_cli.manifest import TrainResults
+from lgo_cli.models.registry import recipe_of
+from lgo_cli.runs.names import PAYLOADS, checkpoint_name
+from lgo_cli.runs.steps.base import Context, Step, common, typed
+from lgo_cli.training.recipe import resolve_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from lgo_cli.runs.loaded import Loaded
+    from lgo_cli.runs.plan import Plan
+
+STATE_INTERVAL_S = 2.0
+"""Seconds between saves of the training state, so that short epochs do not wait for the disk."""
+
+
+class TrainStep(Step):
+    """`lgo train`."""
+
+    def payload_names(self, plan: Plan, loaded: Loaded) -> list[str]:
+        """The fixed names, and the checkpoints that `--save-every` will keep."""
+        return [*PAYLOADS[plan.command], *self._checkpoints(plan, loaded)]
+
+    def _checkpoints(self, plan: Plan, loaded: Loaded) -> list[str]:
+        from lgo_cli.training.loop import num_batches
+
+        config = typed(plan, TrainConfig)
+        if config.save_every is None:
+            return []
+        recipe = resolve_recipe(config, recipe_of(config.model))
+        total = recipe.epochs * num_batches(len(loaded.dataset.y_train), recipe.batch_size)
+        steps = range(config.save_every, total + 1, config.save_every)
+        return [checkpoint_name(step) for step in steps]
+
+    def compute(self, context: Context) -> TrainResults:
+        """Train, or go on training where a saved state allows it."""
+        from lgo_cli.training.loop import COLUMNS, DivergenceError, Training, snapshot
+
+        plan, loaded = context.plan, context.loaded
+        config = typed(plan, TrainConfig)
+        published = recipe_of(config.model)
+        recipe = resolve_recipe(config, published)
+        with context.stopwatch.phase("compute"):
+            training = Training(
+                loaded.model,
+                loaded.samples("train"),
+                loaded.samples("test"),
+                recipe,
+                milestones=published.milestones,
+                gamma=published.gamma,
+                seed=config.seed,
+            )
+            checkpoint.save(snapshot(loaded.model), context.path("init.pth"))
+            self._resume(context, training)
+            last_saved = time.monotonic()
+
+            def save_state(training: Training) -> None:
+                nonlocal last_saved
+                if time.monotonic() - last_saved >= STATE_INTERVAL_S:
+                    self._save_state(context, training)
+                    last_saved = time.monotonic()
+
+            try:
+                training.run(
+                    progress=context.progress,
+                    save_every=config.save_every,
+                    on_checkpoint=lambda step, state: checkpoint.save(
+                        state, context.path(checkpoint_name(step))
+                    ),
+                    on_epoch=save_state,
+                )
+            except DivergenceError as error:
+                checkpoint.save(error.state, context.path("model.pth"))
+                raise
+        with context.stopwatch.phase("write"):
+            checkpoint.save(snapshot(loaded.model), context.path("model.pth"))
+            self._save_state(context, training)
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(asdict(row).values() for row in training.rows)
+            with atomic_write(context.path("train.csv")) as handle:
+                handle.write(text.getvalue().encode())
+        last = training.rows[-1]
+        return TrainResults(
+            **common(context),
+            train_loss=last.train_loss,
+            test_loss=last.test_loss,
+            train_accuracy=last.train_accuracy,
+            test_accuracy=last.test_accuracy,
+            epochs=training.epoch,
+            num_steps=training.step,
+            num_train_samples=len(training.train),
+            num_test_samples=len(training.test),
+            final_lr=training.final_lr,
+            recipe=recipe,
+            normalization=loaded.dataset.normalization,
+            checkpoints=self._checkpoints(plan, loaded),
+        )
+
+    def _save_state(self, context: Context, training: Any) -> None:
+        state = {"fingerprint": context.plan.fingerprint, **training.state()}
+        checkpoint.save(state, context.path("state.pth"))
+
+    def _resume(self, context: Context, training: Any) -> None:
+        """Load the saved state; without `--resume`, remove it so that none is taken for ours."""
+        path = context.path("state.pth")
+        if not context.execution.resume:
+            path.unlink(missing_ok=True)
+            return
+        if not path.exists():
+            return
+        state = checkpoint.load(path)
+        if state.get("fingerprint") != context.plan.fingerprint:
+            raise InputError(
+                f"{path} is the state of another training, with other options or data",
+                hint="give the options of that training, or leave --resume out to start over",
+            )
+        training.load_state(state)
+
+    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
+        """Loss and accuracy by epoch."""
+        from lgo_cli.figures.training import draw_training
+
+        with (out / "train.csv").open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        return {"train": draw_training(columns, results)}
