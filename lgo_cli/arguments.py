@@ -1,49 +1,59 @@
-"""Arguments of a named model or data set: checked against a schema, with the nearest name offered.
+"""What can be named and with which arguments: lookup in a registry, and the nearest name offered.
 
-Torch-free, so that an unknown name fails before anything heavy is loaded.
+Free of torch, so that an unknown name fails before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
-
-from lgo_cli.config import describe
+from lgo_cli.config import Strict, parse_config
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pydantic import JsonValue
 
-class Arguments(BaseModel):
-    """Base of the arguments that one model or data set takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+T = TypeVar("T")
 
 
-def _split(value: Any) -> Any:
-    """Read `64,32`, a single number, or nothing at all as a list."""
-    if isinstance(value, str):
-        return [part for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+def find_named(option: str, name: str, registry: Mapping[str, T], others: str) -> T:
+    """Look a name up.
 
+    Args:
+        option: `model` or `dataset`.
+        name: What the user said.
+        registry: What there is.
+        others: What else may be said, for the hint.
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
-"""Positive integers, written `64,32`, `[64, 32]` or, for none, as an empty text."""
+    Raises:
+        UsageError: if there is no such name, with the nearest one and all there are.
+    """
+    if name in registry:
+        return registry[name]
+    if name.endswith(".py"):
+        raise UsageError(
+            f"--{option} {name} names a file, but no function in it",
+            hint=f"--{option} {name}:FUNCTION",
+        )
+    raise UsageError(
+        f"unknown {option} {name!r}{_did_you_mean(name, registry)}",
+        hint=f"{', '.join(registry)}, or {others}",
+    )
 
 
 def resolve_arguments(
-    kind: str, name: str, schema: type[Arguments], given: Mapping[str, JsonValue]
+    option: str, name: str, schema: type[Strict], given: Mapping[str, JsonValue]
 ) -> dict[str, JsonValue]:
-    """Validate the arguments of a named thing and fill in its defaults.
+    """Check the arguments of a named thing and fill in its defaults.
 
     Args:
-        kind: `model` or `dataset`; its flag is `--kind-arg`.
-        name: Which one, for the error.
+        option: `model` or `dataset`; its arguments come by `--option-arg`.
+        name: What they are for.
         schema: What it takes.
-        given: What the user said.
+        given: What the user said, values as in JSON.
 
     Returns:
         All arguments, as JSON values.
@@ -51,25 +61,26 @@ def resolve_arguments(
     Raises:
         UsageError: naming the argument, and those there are.
     """
-    flag = f"--{kind}-arg"
+    flag = f"--{option}-arg"
+    accepted = [f"{key}={shown(field.default)}" for key, field in schema.model_fields.items()]
+    hint = f"{name} takes {', '.join(accepted) or 'no arguments'}"
     for key in given:
         if key not in schema.model_fields:
-            raise UsageError(
-                f"{flag}: {name} takes no argument {key!r}{did_you_mean(key, schema.model_fields)}",
-                hint=(
-                    f"it takes: {', '.join(schema.model_fields)}"
-                    if schema.model_fields
-                    else f"{name} takes none"
-                ),
-            )
+            guess = _did_you_mean(key, schema.model_fields)
+            raise UsageError(f"{flag} {key}: {name} has no such argument{guess}", hint=hint)
     try:
-        arguments = schema.model_validate(given)
-    except ValidationError as error:
-        raise UsageError(f"{flag}: {'; '.join(describe(error))}") from error
-    return arguments.model_dump(mode="json")
+        return parse_config(schema, given, f"{flag} ").model_dump(mode="json")
+    except UsageError as error:
+        raise UsageError(error.message, hint=hint) from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?`, or nothing if no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def shown(value: object) -> str:
+    """A default as one would type it: `256,128`, `true`."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

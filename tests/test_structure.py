@@ -39,7 +39,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
-    {"factories"},
+    {"factories", "arguments"},
     {"provenance"},
     {"manifest"},
     {"config"},
@@ -49,7 +49,16 @@ LAYERS = [
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NO_TORCH = {"errors", "progress", "files", "config", "manifest", "provenance", "factories"}
+NO_TORCH = {
+    "errors",
+    "progress",
+    "files",
+    "config",
+    "manifest",
+    "provenance",
+    "factories",
+    "arguments",
+}
 HEAVY = {"torch", "torchvision", "matplotlib"}
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from lgo_cli import __version__
-from lgo_cli.errors import ExitCode, LgoError, MachineError
+from lgo_cli.errors import ExitCode, LgoError
 
 
 class ErrorBoundary(TyperGroup):
@@ -33,12 +33,12 @@ class ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except LgoError as error:
-            _fail(error.message, error.hint, error.exit_code)
+            _fail(error.message, error.hint or _help(ctx), error.exit_code)
         except typer.TyperException as error:
             _fail_usage(error)
         except KeyboardInterrupt:
             hint = "nothing is half-written; run the same again"
-            if "train" in sys.argv:
+            if ctx.invoked_subcommand in ("train", "run"):
                 hint += ", with --resume to go on from the last saved epoch"
             _fail("interrupted", hint, ExitCode.INTERRUPTED)
         except MemoryError:
@@ -52,8 +52,7 @@ class ErrorBoundary(TyperGroup):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            full = MachineError("no space left on the disk", hint="free some and run again")
-            _fail(full.message, full.hint, full.exit_code)
+            _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
 
 
 _ORDER = [
@@ -62,11 +61,14 @@ _ORDER = [
 _MEMORY_HINT = "lower --micro-batch-size, --batch-size or --analysis-samples"
 
 
-def _fail(message: str, hint: str | None, code: int) -> None:
-    sys.stderr.write(f"lgo: error: {message}\n")
-    if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+def _fail(message: str, hint: str, code: int) -> None:
+    sys.stderr.write(f"lgo: error: {message}\nhint: {hint}\n")
     raise typer.Exit(int(code))
+
+
+def _help(ctx: Any) -> str:
+    """Where to read on, for an error that has no better advice."""
+    return f"lgo {ctx.invoked_subcommand} --help"
 
 
 def _fail_usage(error: typer.TyperException) -> None:

@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from typing import TYPE_CHECKING
 
+from lgo_cli.arguments import shown
 from lgo_cli.cli import options
 from lgo_cli.cli.app import app
 from lgo_cli.data.registry import DATASETS
@@ -68,10 +69,7 @@ def _schema(args: type[BaseModel]) -> dict[str, dict[str, object]]:
 
 def _write_arguments(args: type[BaseModel]) -> None:
     for name, field in args.model_fields.items():
-        default = field.get_default()
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = str(shown).lower() if isinstance(shown, bool) else shown
-        _write(f"    {name}={shown}  {field.description or ''}".rstrip())
+        _write(f"    {name}={shown(field.default)}  {field.description}")
 
 
 def _write(line: str) -> None:

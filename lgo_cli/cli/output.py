@@ -67,8 +67,13 @@ class Output:
         if self.verbose:
             self.say(text)
 
-    def outcome(self, outcome: Outcome) -> None:
-        """Print what a step ended with."""
+    def outcome(self, outcome: Outcome, *, one_line: bool = False) -> None:
+        """Print what a step ended with.
+
+        Args:
+            outcome: What `execute` returned.
+            one_line: Whether `--json` prints the manifest on one line.
+        """
         plan = outcome.plan
         if outcome.manifest is None:
             self._planned(outcome)
@@ -83,7 +88,7 @@ class Output:
         self.detail(f"fingerprint {manifest.fingerprint}")
         self.detail(f"device {manifest.environment.device}, {times}")
         if self.mode is Mode.JSON:
-            self.write(manifest_json(manifest))
+            self.write(manifest_json(manifest, indent=None if one_line else 2))
             return
         if self.mode is Mode.HUMAN:
             for line in summary_lines(manifest):

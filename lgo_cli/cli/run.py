@@ -94,7 +94,7 @@ def run(
             figure=parse_config(FigureConfig, explicit(ctx, FigureConfig), "--"),
             progress=output.progress,
         )
-        output.outcome(outcome)
+        output.outcome(outcome, one_line=True)
         if outcome.manifest is None:
             output.say("the analyses would follow")
             return

@@ -5,19 +5,19 @@ Free of torch and numpy: names and arguments are checked before anything heavy i
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from lgo_cli.config import Strict, parse_config
+from lgo_cli.arguments import find_named, resolve_arguments
+from lgo_cli.config import Strict
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, source_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from pydantic import JsonValue
 
@@ -168,6 +168,9 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+OTHERS = "file.npz, file.py:factory"
+
+
 def resolve_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Check a data set's name and complete its arguments.
 
@@ -190,42 +193,8 @@ def resolve_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue]) -> dict[
                 hint="its arrays are used exactly as given",
             )
         return {}
-    args = _find(dataset).args
-    accepted = [f"{key}={_shown(field.default)}" for key, field in args.model_fields.items()]
-    hint = f"{dataset} takes {', '.join(accepted) or 'no arguments'}"
-    for key in dataset_arg:
-        if key not in args.model_fields:
-            guess = _did_you_mean(key, args.model_fields)
-            raise UsageError(
-                f"--dataset-arg {key}: {dataset} has no such argument{guess}", hint=hint
-            )
-    try:
-        return parse_config(args, dataset_arg, "--dataset-arg ").model_dump(mode="json")
-    except UsageError as error:
-        raise UsageError(error.message, hint=hint) from error
-
-
-def _find(dataset: str) -> DatasetSpec:
-    if dataset in DATASETS:
-        return DATASETS[dataset]
-    if dataset.endswith(".py"):
-        raise UsageError(
-            f"--dataset {dataset} names a file, but no function in it",
-            hint=f"--dataset {dataset}:FUNCTION",
-        )
-    raise UsageError(
-        f"unknown data set {dataset!r}{_did_you_mean(dataset, DATASETS)}",
-        hint=f"{', '.join(DATASETS)}, or file.npz, file.py:factory",
-    )
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _shown(default: object) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    spec = find_named("dataset", dataset, DATASETS, OTHERS)
+    return resolve_arguments("dataset", dataset, spec.args, dataset_arg)
 
 
 def input_files(
@@ -256,7 +225,7 @@ def input_files(
                 f"{path} is a directory" if path.is_dir() else f"no such data file: {path}"
             )
         return {"data.npz": path}
-    spec = _find(dataset)
+    spec = find_named("dataset", dataset, DATASETS, OTHERS)
     return {} if spec.layout is None else _locate(spec, spec.layout, data_root)
 
 

@@ -5,18 +5,17 @@ Free of torch: names and arguments are checked before anything heavy is imported
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lgo_cli.config import Strict, parse_config
-from lgo_cli.errors import UsageError
+from lgo_cli.arguments import find_named, resolve_arguments
+from lgo_cli.config import Strict
 from lgo_cli.factories import parse_factory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from pydantic import JsonValue
 
@@ -43,14 +42,12 @@ class MlpArgs(Strict):
     @classmethod
     def _split(cls, value: object) -> object:
         """Read `64`, `256,128` and JSON lists; a command line has no tuples."""
-        if isinstance(value, str):
-            words = value.replace(",", " ").split()
-            if not all(word.isdecimal() for word in words):
-                raise ValueError(f"must be widths like 256,128, got {value!r}")
-            return tuple(map(int, words))
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return tuple(value)
-        return (value,) if type(value) is int else value
+        words = str(value).replace(",", " ").split()
+        if not all(word.isdecimal() for word in words):
+            raise ValueError(f"must be widths like 256,128, got {value!r}")
+        return tuple(map(int, words))
 
 
 class ResNetArgs(Strict):
@@ -179,6 +176,9 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
+OTHERS = "file.py:factory, package.module:factory"
+
+
 def resolve_model(model: str, model_arg: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Check a model's name and complete its arguments.
 
@@ -194,17 +194,8 @@ def resolve_model(model: str, model_arg: Mapping[str, JsonValue]) -> dict[str, J
     """
     if parse_factory(model) is not None:
         return dict(model_arg)
-    args = _find(model).args
-    accepted = [f"{key}={_shown(option.default)}" for key, option in args.model_fields.items()]
-    hint = f"{model} takes {', '.join(accepted) or 'no arguments'}"
-    for key in model_arg:
-        if key not in args.model_fields:
-            guess = _did_you_mean(key, args.model_fields)
-            raise UsageError(f"--model-arg {key}: {model} has no such argument{guess}", hint=hint)
-    try:
-        return parse_config(args, model_arg, "--model-arg ").model_dump(mode="json")
-    except UsageError as error:
-        raise UsageError(error.message, hint=hint) from error
+    spec = find_named("model", model, MODELS, OTHERS)
+    return resolve_arguments("model", model, spec.args, model_arg)
 
 
 def recipe_of(model: str) -> Recipe:
@@ -213,28 +204,6 @@ def recipe_of(model: str) -> Recipe:
     Raises:
         UsageError: if the name is unknown.
     """
-    return GENERIC if parse_factory(model) is not None else _find(model).recipe
-
-
-def _find(model: str) -> ModelSpec:
-    if model in MODELS:
-        return MODELS[model]
-    if model.endswith(".py"):
-        raise UsageError(
-            f"--model {model} names a file, but no function in it", hint=f"--model {model}:FUNCTION"
-        )
-    raise UsageError(
-        f"unknown model {model!r}{_did_you_mean(model, MODELS)}",
-        hint=f"{', '.join(MODELS)}, or file.py:factory, package.module:factory",
-    )
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    if parse_factory(model) is not None:
+        return GENERIC
+    return find_named("model", model, MODELS, OTHERS).recipe

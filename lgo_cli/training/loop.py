@@ -80,6 +80,10 @@ class Training:
         milestones: Fractions of the training at which schedule `step` drops.
         gamma: By what it drops.
         seed: The user's seed.
+
+    Raises:
+        InputError: if the model cannot take the samples.
+        UsageError: if it has no trainable parameter.
     """
 
     def __init__(
@@ -102,6 +106,10 @@ class Training:
         self.seed = seed
         self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
         self.optimizer = make_optimizer(model, recipe)
+        self._devices = [train.inputs.device] if train.inputs.is_cuda else []
+        with torch.random.fork_rng(devices=self._devices):
+            model.eval()
+            check_outputs(model, train)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
         self.step = 0
@@ -163,12 +171,8 @@ class Training:
 
         Raises:
             DivergenceError: if a loss or a weight is not finite.
-            InputError: if the model cannot take the samples.
         """
-        devices = [self.train.inputs.device] if self.train.inputs.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            self.model.eval()
-            check_outputs(self.model, self.train)
+        with torch.random.fork_rng(devices=self._devices):
             self._last_finite = snapshot(self.model)
             if not self.rows:
                 self._log_epoch()

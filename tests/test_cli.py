@@ -1,0 +1,276 @@
+"""The command line: what it asks of the library, and what it prints where."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, Lgo
+
+from lgo_cli import __version__
+from lgo_cli.config import (
+    ContourConfig,
+    Execution,
+    FigureConfig,
+    HessianConfig,
+    InterpConfig,
+    StepConfig,
+    TrainConfig,
+    parse_config,
+)
+from lgo_cli.manifest import parse_manifest
+
+Asked = tuple[StepConfig, Path | None, Execution, FigureConfig]
+
+
+class _Stop(Exception):  # noqa: N818 - ends a command before it computes
+    pass
+
+
+@pytest.fixture
+def asked(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command line up to the library's door; return what was handed over there."""
+
+    def run(*arguments: object) -> Asked:
+        seen: list[Asked] = []
+
+        def execute(config: Any, run: Any = None, *, execution: Any, figure: Any, **_: Any) -> None:
+            seen.append((config, run, execution, figure))
+            raise _Stop
+
+        for module in ("step", "run"):
+            monkeypatch.setattr(f"lgo_cli.cli.{module}.execute", execute, raising=False)
+        with pytest.raises(_Stop):
+            lgo(*arguments)
+        return seen[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "config"),
+    [
+        ("train", TrainConfig()),
+        (
+            "train --model resnet20 --model-arg shortcuts=false --model-arg width=0.5",
+            TrainConfig(model="resnet20", model_arg={"shortcuts": False, "width": 0.5}),
+        ),
+        (
+            "train --model-arg hidden=64,32 --dataset-arg noise=2 --model-arg activation=tanh",
+            TrainConfig(
+                model_arg={"hidden": "64,32", "activation": "tanh"}, dataset_arg={"noise": 2}
+            ),
+        ),
+        (
+            "train --lr 0.5 --epochs 3 --nesterov --schedule step --save-every 7 --seed 4",
+            TrainConfig(lr=0.5, epochs=3, nesterov=True, schedule="step", save_every=7, seed=4),
+        ),
+        ("hessian", HessianConfig()),
+        (
+            "hessian --top-k 0 --bottom-k 3 --trace --density --rtol 1e-4 --dtype float64",
+            HessianConfig(
+                top_k=0, bottom_k=3, trace=True, density=True, rtol=1e-4, dtype="float64"
+            ),
+        ),
+        (
+            "interp --to other --range -0.1 1.1 --num-points 13",
+            InterpConfig(to="other", range=(-0.1, 1.1), num_points=13),
+        ),
+        ("interp --direction eigen", InterpConfig(direction="eigen")),
+        (
+            "contour --to a --to b --resolution 11x7 --x-range -2 2",
+            ContourConfig(to=("a", "b"), resolution="11x7", x_range=(-2.0, 2.0)),
+        ),
+        (
+            "contour --plane pca --analysis-samples 64 --micro-batch-size 16 --loss squared_error",
+            ContourConfig(
+                plane="pca", analysis_samples=64, micro_batch_size=16, loss="squared_error"
+            ),
+        ),
+    ],
+)
+def test_translation(asked: Any, line: str, config: StepConfig) -> None:
+    got, run, execution, figure = asked(*line.split())
+    assert got == config
+    assert type(got) is type(config)
+    assert run is None
+    assert execution == Execution()
+    assert figure == FigureConfig()
+
+
+def test_translation_of_where_and_how(asked: Any) -> None:
+    line = (
+        "contour some/run -o there --device cpu --num-threads 2 --force --strict --trust-code "
+        "--data-root data/sets --format pdf"
+    )
+    _, run, execution, figure = asked(*line.split())
+    assert run == Path("some/run")
+    assert execution == Execution(
+        out=Path("there"), device="cpu", num_threads=2, force=True, strict=True, trust_code=True,
+        data_root=Path("data/sets"),
+    )  # fmt: skip
+    assert figure == FigureConfig(format="pdf")
+    assert asked("train", "--save-dir", "there")[2].out == Path("there")
+
+
+def test_config_file_and_command_line(asked: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'epochs = 7\nlr = 0.5\nout = "there"\nformat = "svg"\nmodel_arg = {hidden = [4, 4]}\n'
+    )
+    config, _, execution, figure = asked(
+        "train", "--config", file, "--lr", "0.1", "--model-arg", "dropout=0.5"
+    )
+    assert config == TrainConfig(epochs=7, lr=0.1, model_arg={"hidden": [4, 4], "dropout": 0.5})
+    assert execution.out == Path("there")
+    assert figure.format == "svg"
+
+
+def test_config_file_with_a_table_a_command(asked: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[hessian]\ntop_k = 3\n[contour]\nx_range = [-1.0, 2.0]\n")
+    assert asked("hessian", "--config", file)[0] == HessianConfig(top_k=3)
+    assert asked("contour", "--config", file)[0] == ContourConfig(x_range=(-1.0, 2.0))
+    assert asked("interp", "--config", file)[0] == InterpConfig()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hessian --top-k 3 --analysis-samples 64",
+        "interp --num-points 3 --analysis-samples 64",
+        "contour --to small --to small/init.pth --resolution 3 --analysis-samples 64",
+    ],
+)
+def test_manifest_runs_again(lgo: Lgo, small_run: Path, line: str) -> None:
+    command, *options = line.split()
+    run = small_run / "checkpoints" / "step-00000004.pth" if command == "contour" else small_run
+    lgo(command, run, *options, "--quiet", "--out", "first")
+    lgo(command, "--config", f"first/{command}.json", "--out", "second", "--quiet")
+    first, second = (
+        json.loads(Path(f"{out}/{command}.json").read_text()) for out in ("first", "second")
+    )
+    assert first["fingerprint"] == second["fingerprint"]
+    assert first["outputs"] == second["outputs"]
+
+
+def test_training_manifest_runs_again(lgo: Lgo, small_run: Path) -> None:
+    lgo("train", "--config", small_run / "train.json", "--out", "again", "--quiet")
+    first = json.loads((small_run / "train.json").read_text())
+    assert json.loads(Path("again/train.json").read_text())["outputs"] == first["outputs"]
+
+
+def test_streams_of_one_command(lgo: Lgo, small_run: Path) -> None:
+    line = ["interp", small_run, "--num-points", 3, "--analysis-samples", 300]
+    human = lgo(*line)
+    assert human.stdout.splitlines()[-1] == str(small_run / "interp.json")
+    assert "barrier" in human.stdout
+    assert "warning: all 256 training samples are measured, not 300" in human.stderr
+    quiet = lgo(*line, "--quiet")
+    assert quiet.stdout == f"{small_run / 'interp.json'}\n"
+    assert quiet.stderr == ""
+    as_json = lgo(*line, "--json")
+    manifest = parse_manifest(as_json.stdout, Path("stdout"))
+    assert as_json.stdout == (small_run / "interp.json").read_text()
+    assert manifest.request.command == "interp"
+    assert "interp: up to date" in as_json.stderr
+    verbose = lgo(*line, "--verbose", "--force")
+    assert re.search(r"compute \d+\.\d\d s", verbose.stderr)
+    assert manifest.fingerprint in verbose.stderr
+
+
+def test_stdout_is_never_marked_up_or_wrapped(lgo: Lgo, small_run: Path) -> None:
+    odd = "[bold]" + "x" * 120 + "[seed=0]"
+    result = lgo("interp", small_run, "--num-points", 2, "--out", odd, "--quiet")
+    assert result.stdout == f"{odd}/interp.json\n"
+    result = lgo("hessian", "[seed=0]" + "y" * 100, code=3)
+    assert "[seed=0]" + "y" * 100 in result.stderr.splitlines()[0]
+
+
+def test_dry_run(lgo: Lgo, small_run: Path) -> None:
+    result = lgo("hessian", small_run, "--dry-run")
+    assert "hessian: would compute (nothing done: --dry-run)" in result.stderr
+    assert str(small_run / "model.pth") in result.stdout
+    assert not (small_run / "hessian.json").exists()
+
+
+def test_run_does_all_four_and_then_none(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        "[hessian]\ntop_k = 2\nmax_matvecs = 40\n[interp]\nnum_points = 3\n"
+        '[contour]\nresolution = "3"\n'
+    )
+    line = ["run", "--out", "all", *SMALL, "--analysis-samples", 64, "--config", "c.toml"]
+    lgo(*line, "--quiet")
+    steps = ["train", "hessian", "interp", "contour"]
+    assert all((tmp_path / "all" / f"{step}.json").is_file() for step in steps)
+    again = lgo(*line, "--json")
+    manifests = [json.loads(text) for text in again.stdout.splitlines()]
+    assert [manifest["request"]["command"] for manifest in manifests] == steps
+    assert again.stderr.count("up to date") == 4
+    hessian = manifests[1]["request"]["config"]
+    assert (hessian["top_k"], hessian["analysis_samples"], hessian["model"]) == (2, 64, "mlp")
+
+
+def test_run_trusts_the_code_that_it_was_given(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(input_shape, num_classes):\n"
+        "    return nn.Linear(input_shape[0], num_classes)\n"
+    )
+    (tmp_path / "c.toml").write_text('[contour]\nresolution = "2"\n[interp]\nnum_points = 2\n')
+    lgo(
+        "run", "--model", "net.py:build", "--dataset-arg", "num_train=64", "--epochs", 1,
+        "--config", "c.toml", "--quiet",
+    )  # fmt: skip
+    assert (tmp_path / "outputs" / "contour.json").is_file()
+
+
+def test_version_and_help(lgo: Lgo) -> None:
+    assert lgo("--version").stdout == f"lgo {__version__}\n"
+    text = lgo("--help").stdout
+    order = [text.index(f" {name} ") for name in ("train", "hessian", "interp", "contour", "run")]
+    assert order == sorted(order)
+    help_text = lgo("contour", "-h").stdout
+    assert "outputs)" in help_text  # the default that Rich would read as markup in brackets
+
+
+def test_catalogue(lgo: Lgo) -> None:
+    assert "shortcuts=true" in lgo("models").stdout
+    models = json.loads(lgo("models", "--json").stdout)
+    assert models["resnet20"]["num_parameters"] == 269_722
+    assert models["mlp"]["arguments"]["hidden"]["default"] == [256, 128]
+    data = json.loads(lgo("datasets", "--json").stdout)
+    assert data["synthetic"]["arguments"]["seed"]["default"] == 0
+
+
+def test_real_process(small_run: Path, tmp_path: Path) -> None:
+    """One real subprocess: console streams, exit code, and talk without colour where there is no
+    terminal."""
+    command = [sys.executable, "-m", "lgo_cli", "contour", str(small_run), "--resolution", "3"]
+    command += ["--analysis-samples", "64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{small_run / 'contour.json'}\n")
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout + done.stderr
+    failed = subprocess.run(
+        [*command[:4], "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 3
+    assert failed.stderr.startswith("lgo: error: no such run or checkpoint: nowhere\nhint: ")
+    assert failed.stdout == ""
+
+
+def test_arguments_are_json_where_they_can_be() -> None:
+    from lgo_cli.cli.request import parse_arguments
+
+    pairs = ["a=1", "b=1e-3", "c=true", "d=False", "e=x=y", "f=", "g=[1, 2]", "h=NaN"]
+    assert parse_arguments(pairs, "--model-arg") == {
+        "a": 1, "b": 1e-3, "c": True, "d": False, "e": "x=y", "f": "", "g": [1, 2], "h": "NaN",
+    }  # fmt: skip
+    assert parse_config(TrainConfig, {"model_arg": {"a": [1]}}).model_arg == {"a": [1]}

@@ -1,0 +1,104 @@
+"""The examples do what they say: each command of the walkthrough, the Makefile, the scripts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+README = EXAMPLES.parent / "README.md"
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `lgo` is this interpreter's, on one thread."""
+    bin_directory = tmp_path / "bin"
+    bin_directory.mkdir()
+    (bin_directory / "lgo").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lgo_cli "$@"\n')
+    (bin_directory / "lgo").chmod(0o755)
+    (bin_directory / "python").symlink_to(sys.executable)
+    path = f"{bin_directory}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(README.parent)}
+
+
+def _run(
+    command: str, place: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, shell=True, cwd=place, env=environment, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def commands(document: Path) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_walkthrough(tmp_path: Path, shell: dict[str, str]) -> None:
+    place = tmp_path / "walk"
+    place.mkdir()
+    shutil.copy(EXAMPLES / "custom_model.py", place)
+    lines = commands(EXAMPLES / "walkthrough.md")
+    assert len(lines) > 15
+    outputs = {line: _run(line, place, shell) for line in lines}
+    assert outputs["lgo table runs/a runs/b"].stdout.count("\n") == 3
+    again = [line for line in lines if line.startswith("lgo run ")][1]
+    assert outputs[again].stdout.count("\n") == 4
+    _run("lgo verify runs/a runs/b runs/all", place, shell)
+
+
+def test_make_twice(tmp_path: Path, shell: dict[str, str]) -> None:
+    place = tmp_path / "make"
+    place.mkdir()
+    shutil.copy(EXAMPLES / "Makefile", place)
+    train = "--dataset-arg num_train=256 --dataset-arg num_test=64 --epochs 1 --model-arg hidden=8"
+    line = f"make -j2 TRAIN='{train}'"
+    _run(line, place, shell)
+    manifests = sorted(str(path.relative_to(place)) for path in place.rglob("*.json"))
+    steps = ("contour", "hessian", "interp", "train")
+    assert manifests == [f"runs/{seed}/{step}.json" for seed in (0, 1) for step in steps]
+    assert "Nothing to be done" in _run(line, place, shell).stdout
+    _run("lgo verify runs/0 runs/1", place, shell)
+    # What Make believes to be stale and lgo knows not to be: looked up, touched, and done.
+    (place / "runs/0/train.json").touch()
+    _run(line, place, shell)
+    assert "Nothing to be done" in _run(line, place, shell).stdout
+
+
+def test_batch(tmp_path: Path, shell: dict[str, str]) -> None:
+    shutil.copy(EXAMPLES / "batch.sh", tmp_path)
+    done = _run("./batch.sh", tmp_path, {**shell, "EPOCHS": "1"})
+    assert "lambda_max" in done.stdout
+    assert (tmp_path / "sweep" / "table.csv").read_text().count("\n") == 4
+
+
+def test_train_and_analyze(tmp_path: Path, shell: dict[str, str]) -> None:
+    script = EXAMPLES / "train_and_analyze.py"
+    options = "--dataset digits --model mlp --epochs 1 --analysis_samples 64 --save_dir out"
+    done = _run(f"python {script} {options}", tmp_path, shell)
+    assert "largest eigenvalue" in done.stdout
+    for name in ("hessian.png", "interp_1d.png", "contour_2d.png", "model.pth"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_readme_names_only_what_there_is(shell: dict[str, str], tmp_path: Path) -> None:
+    """Each relative link of the README leads somewhere, and each lgo command line parses."""
+    text = README.read_text()
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (README.parent / target).exists(), target
+    for line in commands(README):
+        if line.startswith("lgo ") and "|" not in line:
+            done = subprocess.run(
+                f"{line.split(' #')[0]} --help", shell=True, cwd=tmp_path, env=shell, check=False,
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{line}\n{done.stderr}"

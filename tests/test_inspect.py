@@ -1,0 +1,103 @@
+"""`lgo show`, `lgo verify` and `lgo table`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, Lgo
+
+
+@pytest.fixture
+def run(lgo: Lgo, small_run: Path) -> Path:
+    lgo("hessian", small_run, "--top-k", 2, "--trace", "--analysis-samples", 64, "--quiet")
+    lgo("contour", small_run, "--plane", "eigen", "--resolution", 3, "--analysis-samples", 64, "-q")
+    return small_run
+
+
+def test_everything_is_true(lgo: Lgo, run: Path) -> None:
+    result = lgo("verify", run)
+    assert result.stdout == f"{run}  verified: train, hessian, contour\n"
+    shown = lgo("show", run).stdout
+    assert "train  ok" in shown
+    assert "interp  not run" in shown
+    paths = lgo("show", run, "--quiet").stdout.split()
+    assert paths == [str(run / f"{step}.json") for step in ("train", "hessian", "contour")]
+    lines = lgo("show", run, "--json").stdout.splitlines()
+    assert [json.loads(line)["request"]["command"] for line in lines] == [
+        "train", "hessian", "contour",
+    ]  # fmt: skip
+
+
+def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
+    lgo("train", "--out", run, *SMALL, "--seed", 5, "--quiet")
+    result = lgo("verify", run, code=3)
+    assert "hessian: stale: input model.pth" in result.stderr
+    shown = lgo("show", run)
+    assert "warning: contour: stale: input model.pth" in shown.stderr
+    lgo("hessian", run, "--top-k", 2, "--trace", "--analysis-samples", 64, "--quiet")
+    assert "contour: stale" in lgo("verify", run, code=3).stderr
+
+
+def test_a_chain_link_that_lies(lgo: Lgo, run: Path) -> None:
+    path = run / "contour.json"
+    manifest = json.loads(path.read_text())
+    manifest["request"]["inputs"]["hessian.npz"]["produced_by"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    assert (
+        "contour: the fingerprint is not that of the request" in lgo("verify", run, code=3).stderr
+    )
+    from lgo_cli.manifest import Request, fingerprint
+
+    request = Request.model_validate_json(json.dumps(manifest["request"]))
+    manifest["fingerprint"] = fingerprint(request)
+    path.write_text(json.dumps(manifest))
+    stderr = lgo("verify", run, code=3).stderr
+    assert "contour: stale: input hessian.npz was made by another hessian" in stderr
+
+
+@pytest.mark.parametrize("name", ["hessian.npz", "contour_2d.png", "init.pth"])
+@pytest.mark.parametrize("change", ["flip", "remove"])
+def test_a_changed_byte_is_found(lgo: Lgo, run: Path, name: str, change: str) -> None:
+    path = run / name
+    content = bytearray(path.read_bytes())
+    if change == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    stderr = lgo("verify", run, code=3).stderr
+    assert f"{name} is missing" in stderr or f"{name} is not what lgo" in stderr
+
+
+def test_an_interrupted_step_is_named(lgo: Lgo, run: Path) -> None:
+    (run / ".lgo" / "interp.claim").write_text('{"names": []}')
+    assert "interp  interrupted: run it again" in lgo("show", run).stdout
+    assert "interp: interrupted" in lgo("verify", run, code=3).stderr
+
+
+def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
+    lgo("train", "--out", "other", *SMALL, "--seed", 1, "--quiet")
+    text = lgo("table", run, "other").stdout.splitlines()
+    assert text[0].split()[:4] == ["run", "model", "dataset", "seed"]
+    assert len(text) == 3
+    assert "barrier" not in text[0]
+    assert text[2].split()[-1] == "-"
+    rows = list(csv.DictReader(io.StringIO(lgo("table", run, "other", "--format", "csv").stdout)))
+    assert [row["run"] for row in rows] == [str(run), "other"]
+    hessian = json.loads((run / "hessian.json").read_text())["results"]
+    assert float(rows[0]["lambda_max"]) == hessian["largest"][0]["value"]
+    assert float(rows[0]["trace"]) == hessian["trace"]["value"]
+    assert rows[1]["lambda_max"] == ""
+    lines = lgo("table", run, "other", "--format", "jsonl").stdout.splitlines()
+    assert json.loads(lines[0])["seed"] == 0
+    assert json.loads(lines[1])["lambda_max"] is None
+
+
+def test_table_warns_of_what_cannot_be_relied_on(lgo: Lgo, run: Path) -> None:
+    (run / "hessian.npz").write_bytes(b"x")
+    result = lgo("table", run)
+    assert f"warning: {run}: hessian" in result.stderr

@@ -1,0 +1,428 @@
+"""Steps in directories: caching, claims, foreign files, redrawing, equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lgo_cli.config import (
+    ContourConfig,
+    Execution,
+    FigureConfig,
+    HessianConfig,
+    InterpConfig,
+    TrainConfig,
+    parse_config,
+)
+from lgo_cli.errors import InputError, NumericsError, OutputError, UsageError
+from lgo_cli.files import step_lock
+from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.runs import Status, execute
+from lgo_cli.runs.names import writable
+from lgo_cli.runs.steps import STEPS
+
+ANALYSES = {
+    "hessian": HessianConfig(top_k=2, analysis_samples=128, trace=True, density=True),
+    "interp": InterpConfig(num_points=5, analysis_samples=128),
+    "contour": ContourConfig(resolution="5x3", analysis_samples=128),
+}
+TRAIN = TrainConfig(
+    model_arg={"hidden": [8]}, dataset_arg={"num_train": 256, "num_test": 128}, epochs=2,
+    batch_size=32, save_every=4,
+)  # fmt: skip
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and ".lgo" not in path.parts
+    }
+
+
+def _payload(manifest: Manifest | None) -> dict[str, Any]:
+    assert manifest is not None
+    return {name: ref.sha256 for name, ref in manifest.outputs.items()}
+
+
+@pytest.mark.parametrize("command", list(ANALYSES))
+def test_same_request_same_bytes_and_no_work_the_second_time(
+    small_run: Path, tmp_path: Path, command: str
+) -> None:
+    config = ANALYSES[command]
+    first = execute(config, small_run)
+    before = _digests(small_run)
+    again = execute(config, small_run)
+    elsewhere = execute(config, small_run, execution=Execution(out=tmp_path / "elsewhere"))
+    assert (first.status, again.status, elsewhere.status) == (
+        Status.COMPUTED, Status.UP_TO_DATE, Status.COMPUTED,
+    )  # fmt: skip
+    assert _digests(small_run) == before
+    assert first.manifest is not None
+    assert elsewhere.manifest is not None
+    assert first.manifest.fingerprint == elsewhere.manifest.fingerprint
+    assert _payload(first.manifest) == _payload(elsewhere.manifest)
+    assert any(name.endswith(".png") for name in _payload(first.manifest))
+    assert first.manifest.results == elsewhere.manifest.results
+
+
+def test_training_twice_has_equal_bytes(small_run: Path, tmp_path: Path) -> None:
+    again = execute(TRAIN, execution=Execution(out=tmp_path / "again"))
+    assert again.manifest is not None
+    original = read_manifest(small_run / "train.json")
+    assert again.manifest.fingerprint == original.fingerprint
+    assert _payload(again.manifest) == _payload(original)
+    assert "checkpoints/step-00000016.pth" in again.manifest.outputs
+
+
+def test_moved_run_keeps_its_fingerprint_and_is_up_to_date(small_run: Path, tmp_path: Path) -> None:
+    execute(ANALYSES["interp"], small_run)
+    moved = tmp_path / "far" / "away"
+    moved.parent.mkdir()
+    small_run.rename(moved)
+    assert execute(ANALYSES["interp"], moved).status is Status.UP_TO_DATE
+
+
+def test_up_to_date_touches_the_manifest_for_make(small_run: Path) -> None:
+    path = small_run / "train.json"
+    os.utime(path, (1, 1))
+    assert execute(TRAIN, execution=Execution(out=small_run)).status is Status.UP_TO_DATE
+    assert path.stat().st_mtime > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "computes"),
+    [
+        ({"analysis_samples": 64}, True),
+        ({"seed": 1}, True),
+        ({"num_points": 7}, True),
+        ({}, False),
+    ],
+)
+def test_what_is_in_the_request_decides(
+    small_run: Path, change: dict[str, Any], computes: bool
+) -> None:
+    execute(ANALYSES["interp"], small_run)
+    config = ANALYSES["interp"].model_copy(update=change)
+    outcome = execute(config, small_run, execution=Execution(num_threads=1, device="cpu"))
+    assert (outcome.status is Status.COMPUTED) == computes
+
+
+def test_damaged_output_is_computed_again(small_run: Path) -> None:
+    first = execute(ANALYSES["contour"], small_run)
+    (small_run / "contour.npz").write_bytes(b"damaged")
+    again = execute(ANALYSES["contour"], small_run)
+    assert again.status is Status.COMPUTED
+    assert _payload(again.manifest) == _payload(first.manifest)
+
+
+def test_figures_are_redrawn_without_computing(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = execute(ANALYSES["contour"], small_run)
+
+    def refuse(context: object) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(STEPS["contour"], "compute", refuse)
+    pdf = execute(ANALYSES["contour"], small_run, figure=FigureConfig(format="pdf"))
+    assert pdf.status is Status.REDRAWN
+    assert (small_run / "contour_2d.pdf").read_bytes().startswith(b"%PDF")
+    assert not (small_run / "contour_2d.png").exists()
+    assert pdf.manifest is not None
+    assert pdf.manifest.results == first.manifest.results  # type: ignore[union-attr]
+    assert pdf.manifest.fingerprint == first.manifest.fingerprint  # type: ignore[union-attr]
+    back = execute(ANALYSES["contour"], small_run)
+    assert back.status is Status.REDRAWN
+    assert _payload(back.manifest) == _payload(first.manifest)
+    (small_run / "contour_3d.png").unlink()
+    assert execute(ANALYSES["contour"], small_run).status is Status.REDRAWN
+
+
+@pytest.mark.parametrize("name", ["hessian.npz", "hessian.png", "hessian.json"])
+def test_somebody_elses_file_is_left_alone(small_run: Path, name: str) -> None:
+    foreign = small_run / name
+    foreign.write_text("somebody's")
+    before = _digests(small_run)
+    with pytest.raises(OutputError, match=rf"{name} was not written by lgo"):
+        execute(ANALYSES["hessian"], small_run)
+    assert _digests(small_run) == before
+    execute(ANALYSES["hessian"], small_run, execution=Execution(force=True))
+    assert foreign.read_bytes() != b"somebody's"
+
+
+def test_manifest_cannot_make_lgo_remove_what_it_never_writes(
+    small_run: Path, tmp_path: Path
+) -> None:
+    execute(ANALYSES["hessian"], small_run)
+    victim = tmp_path / "thesis.tex"
+    victim.write_text("years of work")
+    inside = small_run / "notes.txt"
+    inside.write_text("notes")
+    path = small_run / "hessian.json"
+    manifest = json.loads(path.read_text())
+    for name in ("../thesis.tex", "notes.txt"):
+        manifest["outputs"][name] = {**manifest["outputs"]["hessian.npz"], "path": name}
+    path.write_text(json.dumps(manifest))
+    claim = small_run / ".lgo" / "hessian.claim"
+    claim.write_text(json.dumps({"names": ["../thesis.tex", "notes.txt", str(victim)]}))
+    execute(ANALYSES["hessian"].model_copy(update={"seed": 5}), small_run)
+    assert victim.read_text() == "years of work"
+    assert inside.read_text() == "notes"
+    assert writable("train", ["../x", "checkpoints/step-00000004.pth", "hessian.npz"]) == {
+        "checkpoints/step-00000004.pth"
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "contour"])
+def test_interrupted_step_leaves_no_manifest_and_can_run_again(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    if command == "train":
+        config, run = TRAIN.model_copy(update={"seed": 3}), None
+    else:
+        config, run = ANALYSES[command], small_run
+        execute(config.model_copy(update={"seed": 9}), run)
+    step, original = STEPS[command], STEPS[command].draw
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "draw", interrupted)
+    execution = Execution(out=small_run)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, run, execution=execution)
+    assert not (small_run / f"{command}.json").exists()
+    assert not list(small_run.rglob("*.lgo-tmp"))
+    monkeypatch.setattr(step, "draw", original)
+    assert execute(config, run, execution=execution).status is Status.COMPUTED
+    assert not (small_run / ".lgo" / f"{command}.claim").exists()
+
+
+def test_files_of_an_older_request_go_with_it(small_run: Path) -> None:
+    assert list((small_run / "checkpoints").iterdir())
+    outcome = execute(
+        TRAIN.model_copy(update={"save_every": None}), execution=Execution(out=small_run)
+    )
+    assert outcome.manifest is not None
+    assert not list((small_run / "checkpoints").iterdir())
+    assert sorted(outcome.manifest.outputs) == [
+        "init.pth", "model.pth", "state.pth", "train.csv", "train.png",
+    ]  # fmt: skip
+
+
+def test_two_writers_of_one_step(small_run: Path) -> None:
+    with step_lock(small_run, "hessian"):
+        with pytest.raises(OutputError, match="another lgo hessian is writing"):
+            execute(ANALYSES["hessian"], small_run)
+        assert execute(ANALYSES["interp"], small_run).status is Status.COMPUTED
+
+
+def test_strict_and_not_converged(small_run: Path) -> None:
+    config = HessianConfig(top_k=3, bottom_k=0, max_matvecs=4, analysis_samples=128)
+    with pytest.raises(NumericsError, match="did not converge"):
+        execute(config, small_run, execution=Execution(strict=True))
+    assert not (small_run / "hessian.json").exists()
+    outcome = execute(config, small_run)
+    assert outcome.manifest is not None
+    assert outcome.manifest.results.converged is False  # type: ignore[attr-defined]
+    assert "did not converge" in outcome.manifest.results.warnings[0]
+
+
+def test_dry_run_does_nothing(small_run: Path, tmp_path: Path) -> None:
+    before = _digests(small_run)
+    outcome = execute(
+        ANALYSES["hessian"], small_run, execution=Execution(dry_run=True, out=tmp_path / "new")
+    )
+    assert outcome.status is Status.PLANNED
+    assert outcome.manifest is None
+    assert _digests(small_run) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_resume_reaches_the_bytes_of_an_undisturbed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lgo_cli.runs.steps import train as train_step
+    from lgo_cli.training import loop
+
+    config = TRAIN.model_copy(update={"epochs": 4})
+    whole = execute(config, execution=Execution(out=tmp_path / "whole"))
+    monkeypatch.setattr(train_step, "STATE_INTERVAL_S", 0.0)
+    original = loop.Training._log_epoch
+
+    def interrupted(self: loop.Training) -> loop.EpochRow:
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    out = tmp_path / "broken"
+    monkeypatch.setattr(loop.Training, "_log_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, execution=Execution(out=out))
+    assert torch.load(out / "state.pth", weights_only=True)["epoch"] == 2
+    monkeypatch.setattr(loop.Training, "_log_epoch", original)
+    epochs: list[int] = []
+    train_epoch = loop.Training._train_epoch
+
+    def counted(self: loop.Training, *arguments: Any) -> None:
+        epochs.append(self.epoch)
+        train_epoch(self, *arguments)
+
+    monkeypatch.setattr(loop.Training, "_train_epoch", counted)
+    with pytest.raises(InputError, match="state of another training"):
+        execute(config.model_copy(update={"seed": 1}), execution=Execution(out=out, resume=True))
+    resumed = execute(config, execution=Execution(out=out, resume=True))
+    assert epochs == [2, 3]
+    assert _payload(resumed.manifest) == _payload(whole.manifest)
+
+
+def test_diverged_training_leaves_finite_weights_and_no_manifest(tmp_path: Path) -> None:
+    config = TRAIN.model_copy(update={"lr": 1e9, "loss": "squared_error", "epochs": 30})
+    out = tmp_path / "diverged"
+    with pytest.raises(NumericsError, match=r"at step \d+ of 240, with learning rate 1e\+09"):
+        execute(config, execution=Execution(out=out))
+    assert not (out / "train.json").exists()
+    state = torch.load(out / "model.pth", weights_only=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    again = execute(config.model_copy(update={"lr": 0.01}), execution=Execution(out=out))
+    assert again.status is Status.COMPUTED
+
+
+def test_eigenvectors_are_read_where_they_fit(small_run: Path, tmp_path: Path) -> None:
+    contour = ANALYSES["contour"].model_copy(update={"plane": "eigen"})
+    computed = execute(contour, small_run, execution=Execution(out=tmp_path / "computed"))
+    hessian = execute(ANALYSES["hessian"], small_run)
+    read = execute(contour, small_run)
+    assert computed.manifest is not None
+    assert hessian.manifest is not None
+    assert read.manifest is not None
+    assert computed.manifest.results.num_matvecs > 0  # type: ignore[attr-defined]
+    assert read.manifest.results.num_matvecs == 0  # type: ignore[attr-defined]
+    reference = read.manifest.request.inputs["hessian.npz"]
+    assert reference.produced_by == hessian.manifest.fingerprint
+    with np.load(small_run / "contour.npz") as surface, np.load(small_run / "hessian.npz") as found:
+        assert np.array_equal(surface["directions"], found["eigenvectors"][:2])
+    other = execute(
+        contour.model_copy(update={"analysis_samples": 64}), small_run,
+        execution=Execution(out=tmp_path / "other"),
+    )  # fmt: skip
+    assert "hessian.npz" not in other.manifest.request.inputs  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("direction", ["random", "gradient", "eigen"])
+def test_lines_along_directions(small_run: Path, direction: str) -> None:
+    config = parse_config(
+        InterpConfig, {"direction": direction, "num_points": 4, "range": [-0.5, 1.0],
+                       "analysis_samples": 64},
+    )  # fmt: skip
+    results = execute(config, small_run).manifest.results  # type: ignore[union-attr]
+    assert results.barrier is None  # type: ignore[attr-defined]
+    with np.load(small_run / "interp.npz") as arrays:
+        assert arrays["alpha"].tolist() == [-0.5, 0.0, 0.5, 1.0]
+        assert arrays["loss"][1] == results.loss_at_start  # type: ignore[attr-defined]
+        assert arrays["loss"][-1] == results.loss_at_end  # type: ignore[attr-defined]
+
+
+def test_plain_state_dict_is_a_run(small_run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes((small_run / "model.pth").read_bytes())
+    with pytest.raises(UsageError, match=r"comes with no train\.json"):
+        execute(ANALYSES["hessian"], weights)
+    named = ANALYSES["hessian"].model_copy(
+        update={"model": "mlp", "model_arg": {"hidden": 8}, "dataset": "synthetic",
+                "dataset_arg": {"num_train": 256, "num_test": 128}}
+    )  # fmt: skip
+    out = Execution(out=tmp_path / "out")
+    plain = execute(named, weights, execution=out).manifest
+    of_run = execute(ANALYSES["hessian"], small_run).manifest
+    assert plain.results.largest == of_run.results.largest  # type: ignore[union-attr]
+    assert plain.results.stability_threshold is None  # type: ignore[union-attr]
+    assert "not known" in plain.results.stability_threshold_note  # type: ignore[union-attr]
+
+
+def test_checkpoint_on_the_way_and_pca(small_run: Path) -> None:
+    path = small_run / "checkpoints" / "step-00000008.pth"
+    outcome = execute(ANALYSES["hessian"], path)
+    assert outcome.path == small_run / "checkpoints" / "hessian.json"
+    pca = execute(ANALYSES["contour"].model_copy(update={"plane": "pca"}), small_run).manifest
+    trajectory = pca.results.trajectory  # type: ignore[union-attr]
+    assert [point.label for point in trajectory] == ["init", "4", "8", "12", "16", "end"]
+    # Step 16 of 16 is the run itself: it lies at the centre, to float32's rounding.
+    assert abs(trajectory[-2].x) < 1e-5
+    assert sum(pca.results.explained_variance) <= 1 + 1e-12  # type: ignore[union-attr]
+
+
+def test_changed_weights_are_not_the_manifests(small_run: Path) -> None:
+    weights = small_run / "model.pth"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    with pytest.raises(InputError, match="is not the file that"):
+        execute(ANALYSES["hessian"], small_run)
+
+
+MODEL = """
+from torch import nn
+from pathlib import Path
+Path(__file__).with_name("executed").touch()
+def build(input_shape, num_classes, width=3):
+    return nn.Sequential(nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, num_classes))
+"""
+
+
+def test_code_of_a_run_is_run_only_at_the_users_word(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(MODEL)
+    reference = f"{file}:build"
+    out = tmp_path / "run"
+    config = TRAIN.model_copy(update={"model": reference, "model_arg": {"width": 5}})
+    trained = execute(config, execution=Execution(out=out)).manifest
+    assert trained is not None
+    assert str(tmp_path) not in json.dumps(trained.request.model_dump())
+    marker = tmp_path / "executed"
+    marker.unlink()
+    with pytest.raises(UsageError, match="runs only if you name it"):
+        execute(ANALYSES["interp"], out)
+    assert not marker.exists()
+    trusted = execute(ANALYSES["interp"], out, execution=Execution(trust_code=True))
+    named = ANALYSES["interp"].model_copy(update={"model": reference, "model_arg": {"width": 5}})
+    assert execute(named, out).status is Status.UP_TO_DATE
+    assert trusted.manifest is not None
+    assert trusted.manifest.results.model == "model.py:build"
+    file.write_text(MODEL + "\n# changed")
+    with pytest.raises(InputError, match="not the file that the run was trained with"):
+        execute(ANALYSES["interp"], out, execution=Execution(trust_code=True))
+    changed = execute(named, out)
+    assert "has changed since" in changed.manifest.results.warnings[0]  # type: ignore[union-attr]
+
+
+def test_npz_enters_by_its_digest(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    data = tmp_path / "data.npz"
+    arrays = {
+        "x_train": draw.normal(size=(64, 4)), "y_train": np.arange(64) % 3,
+        "x_test": draw.normal(size=(32, 4)), "y_test": np.arange(32) % 3,
+    }  # fmt: skip
+    np.savez(data, **arrays)
+    config = TRAIN.model_copy(update={"dataset": str(data), "dataset_arg": {}, "save_every": None})
+    out = tmp_path / "run"
+    execute(config, execution=Execution(out=out))
+    outcome = execute(ANALYSES["interp"], out)
+    assert outcome.manifest is not None
+    assert any("all 64 training samples" in w for w in outcome.manifest.results.warnings)
+    np.savez(data, **{**arrays, "x_test": arrays["x_test"] + 1})
+    with pytest.raises(InputError, match="not the file that the run was trained with"):
+        execute(ANALYSES["interp"], out)
+
+
+def test_num_threads_is_recorded_and_put_back(small_run: Path) -> None:
+    outcome = execute(ANALYSES["interp"], small_run, execution=Execution(num_threads=2))
+    assert outcome.manifest is not None
+    assert outcome.manifest.environment.num_threads == 2
+    assert torch.get_num_threads() == 1
