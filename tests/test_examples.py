@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import Lgo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 README = EXAMPLES.parent / "README.md"
@@ -20,16 +22,18 @@ def shell(tmp_path: Path) -> dict[str, str]:
     """An environment in which `lgo` is this interpreter's, on one thread."""
     bin_directory = tmp_path / "bin"
     bin_directory.mkdir()
-    (bin_directory / "lgo").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lgo_cli "$@"\n')
-    (bin_directory / "lgo").chmod(0o755)
-    (bin_directory / "python").symlink_to(sys.executable)
+    for name, arguments in (("lgo", "-m lgo_cli"), ("python", "")):
+        script = bin_directory / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        script.chmod(0o755)
     path = f"{bin_directory}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(README.parent)}
 
 
-def _run(
-    command: str, place: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def _run(command: str, place: Path, environment: dict[str, str]) -> Done:
     done = subprocess.run(
         command, shell=True, cwd=place, env=environment, capture_output=True, text=True,
         timeout=240, check=False,
@@ -43,17 +47,23 @@ def commands(document: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_walkthrough(tmp_path: Path, shell: dict[str, str]) -> None:
-    place = tmp_path / "walk"
-    place.mkdir()
-    shutil.copy(EXAMPLES / "custom_model.py", place)
+def test_walkthrough(tmp_path: Path, lgo: Lgo, shell: dict[str, str]) -> None:
+    """Plain commands run in this process, which need not import torch each time; pipes for real."""
+    shutil.copy(EXAMPLES / "custom_model.py", tmp_path)
     lines = commands(EXAMPLES / "walkthrough.md")
     assert len(lines) > 15
-    outputs = {line: _run(line, place, shell) for line in lines}
-    assert outputs["lgo table runs/a runs/b"].stdout.count("\n") == 3
+    outputs = {}
+    for line in lines:
+        if "|" in line:
+            outputs[line] = _run(line, tmp_path, shell).stdout
+        else:
+            program, *arguments = shlex.split(line)
+            assert program == "lgo"
+            outputs[line] = lgo(*arguments).stdout
+    assert outputs["lgo table runs/a runs/b"].count("\n") == 3
     again = [line for line in lines if line.startswith("lgo run ")][1]
-    assert outputs[again].stdout.count("\n") == 4
-    _run("lgo verify runs/a runs/b runs/all", place, shell)
+    assert outputs[again].count("\n") == 4
+    lgo("verify", "runs/a", "runs/b", "runs/all")
 
 
 def test_make_twice(tmp_path: Path, shell: dict[str, str]) -> None:
