@@ -30,27 +30,23 @@ class RichProgress:
         if not self.console.is_terminal:
             yield _Lines(self.console, description, total, unit)
             return
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        def text(template: str) -> TextColumn:
+            return TextColumn(template, markup=False, table_column=Column(no_wrap=True))
 
         columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%", markup=False),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TextColumn("{task.fields[stats]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", markup=False),
-            TimeRemainingColumn(),
+            text("{task.description}"),
+            # The bar takes what is left of the line: in 80 columns not much.
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6, max_width=40)),
+            text("{task.percentage:>3.0f}%"),
+            text("{task.fields[rate]}"),
+            text("{task.fields[stats]}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            text("left"),
         )
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with Progress(*columns, console=self.console, transient=True, expand=True) as bar:
             identity = bar.add_task(description, total=total, rate="", stats="")
             yield _Bar(bar, identity, unit)
 

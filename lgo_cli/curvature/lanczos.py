@@ -231,7 +231,7 @@ def extreme_eigenpairs(
         rtol: Relative tolerance on residuals.
         max_matvecs: Products to spend at most; 300, or 10 for each wanted pair if that is more.
         seed: Of the starting vector.
-        progress: Told of each product and the worst residual still above its tolerance.
+        progress: Told of each product, and of the worst residual over its tolerance.
 
     Raises:
         UsageError: if more pairs are wanted than there are.
@@ -267,7 +267,7 @@ def extreme_eigenpairs(
             largest_magnitude = float(np.abs(values).max())
             tolerances = rtol * np.maximum(np.abs(values), RESIDUAL_FLOOR * largest_magnitude)
             excess = (residuals / np.maximum(tolerances, np.finfo(float).tiny))[chosen]
-            task.advance(0, residual_over_tolerance=float(excess.max()))
+            task.advance(0, excess=float(excess.max()))
             passed = passed + 1 if (residuals <= tolerances)[chosen].all() else 0
             if passed == 2 or process.is_complete or last:
                 break

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Array = np.ndarray[Any, Any]
+
+FEW_POINTS = 15
+"""Up to so many, each is marked: what lies between them is not measured."""
+
 _ENDS = {"init": "initialisation", "to": "other checkpoint"}
+_DIRECTIONS = {
+    "random": "a random direction, filter-normalised",
+    "gradient": "the gradient, unit norm",
+    "eigen": "the top eigenvector, unit norm",
+}
 
 
 def draw_interpolation(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
@@ -44,12 +54,22 @@ def draw_interpolation(arrays: Mapping[str, Any], results: Mapping[str, Any]) ->
             ("test_", "test", TEST, "--"),
         ):
             loss, error = arrays[f"{prefix}loss"], arrays[f"{prefix}standard_error"]
+            if np.isnan(loss).all():
+                continue  # not measured
+            finite = np.isfinite(loss) & np.isfinite(error)
+            # A mean may be less than its standard error, which no logarithm shows.
+            lowest = np.where(loss > error, loss - error, np.minimum(loss, 1e-300))
             above.fill_between(
-                alpha, loss - error, loss + error, color=colour, alpha=0.2, linewidth=0
+                alpha, lowest, loss + error, where=finite.tolist(), color=colour, alpha=0.2,
+                linewidth=0,
+            )  # fmt: skip
+            marker = "." if len(alpha) <= FEW_POINTS else ""
+            above.plot(alpha, loss, style, color=colour, label=name, marker=marker)
+            below.plot(
+                alpha, arrays[f"{prefix}accuracy"], style, color=colour, label=name, marker=marker
             )
-            above.plot(alpha, loss, style, color=colour, label=name)
-            below.plot(alpha, arrays[f"{prefix}accuracy"], style, color=colour, label=name)
         log_axis_if_wide(above, arrays["loss"], arrays["test_loss"])
+        _hatch_missing(above, alpha, arrays["loss"])
         _mark_ends(above, below, results)
         if results["barrier"] is not None:
             _mark_barrier(above, arrays, number(results["barrier"]))
@@ -57,7 +77,11 @@ def draw_interpolation(arrays: Mapping[str, Any], results: Mapping[str, Any]) ->
         below.set_ylabel("accuracy (fraction)")
         below.set_ylim(-0.03, 1.03)
         below.set_xlabel(_axis_label(results))
-        above.legend(loc="best")
+        if above.get_legend_handles_labels()[0]:
+            above.legend(
+                loc="lower right", bbox_to_anchor=(1.0, 1.07), ncols=5, borderaxespad=0,
+                columnspacing=1.2, handletextpad=0.5,
+            )  # fmt: skip
         caption(figure, results, "band: ±1 standard error")
     return figure
 
@@ -67,8 +91,20 @@ def _axis_label(results: Mapping[str, Any]) -> str:
     length = f"‖d‖ = {results['direction_norm']:.4g}"
     if along in _ENDS:
         return f"α (0: run, 1: {_ENDS[along]}; {length})"
-    unit = ", filter-normalised" if along == "random" else ", unit norm"
-    return f"α along the {along} direction{unit} ({length})"
+    return f"α along {_DIRECTIONS[along]} ({length})"
+
+
+def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
+    """Hatch where the loss on the probe set is not finite, up to half way to the neighbours."""
+    missing = np.flatnonzero(~np.isfinite(loss))
+    middles = (alpha[:-1] + alpha[1:]) / 2
+    edges = np.array([alpha[0], *middles, alpha[-1]])
+    points = "point" if len(missing) == 1 else "points"
+    for rank, index in enumerate(missing):
+        axes.axvspan(
+            edges[index], edges[index + 1], facecolor="white", edgecolor="#999999", hatch="////",
+            linewidth=0, label=None if rank else f"not finite ({len(missing)} {points})",
+        )  # fmt: skip
 
 
 def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
@@ -90,13 +126,18 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], barrier: float) -> None
     alpha, loss = arrays["alpha"], arrays["loss"]
     within = (alpha >= 0) & (alpha <= 1)
     a, losses = alpha[within], loss[within]
+    if not np.isfinite(losses[[0, -1]]).all():
+        return
     chord = (1 - a) * losses[0] + a * losses[-1]
     fine = np.linspace(0, 1, 200)  # on a logarithmic axis the straight line is a curve
     axes.plot(
         fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.8,
-        label="straight line between the ends",
+        label="straight line",
     )  # fmt: skip
-    if not np.isfinite(barrier) or barrier <= 0:
+    if not np.isfinite(barrier):
+        axes.plot([], [], color=ACCENT, linewidth=2, label=f"barrier {barrier:g}")
+        return
+    if barrier <= 0:
         return
     top = int(np.argmax(losses - chord))
     axes.plot(

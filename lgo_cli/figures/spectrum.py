@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lgo_cli.curvature.density import smoothed
 from lgo_cli.figures.style import (
     ACCENT,
     FAINT,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
 
 
 def draw_spectrum(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
@@ -43,19 +45,20 @@ def draw_spectrum(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figu
             above = figure.subplots()
         _draw_eigenvalues(above, arrays, results)
         state = "converged" if results["converged"] else "NOT CONVERGED"
-        caption(figure, results, f"{results['num_matvecs']} products, {state}")
+        products = f"{results['num_matvecs']:,} products, {state}"
+        caption(figure, results, products, "bars: residual bounds")
     return figure
 
 
 def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     ends = (
-        ("largest", TRAIN, "o", "rank from the top"),
-        ("smallest", TEST, "s", "rank from the bottom"),
+        ("largest", TRAIN, "o"),
+        ("smallest", TEST, "s"),
     )
     start = 0
     ticks: list[int] = []
     names: list[str] = []
-    for name, colour, marker, label in ends:
+    for name, colour, marker in ends:
         values = arrays[name]
         if not len(values):
             continue
@@ -65,22 +68,27 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
         positions = np.arange(start, start + len(values))
         axes.errorbar(
             positions, order, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
-            markersize=5, linewidth=1, label=f"{len(values)} {name} ({label})",
+            markersize=5, linewidth=1, label=f"{len(values)} {name}",
         )  # fmt: skip
         ranks = np.arange(1, len(values) + 1)
         ticks += positions.tolist()
         names += [str(rank) for rank in (ranks if name == "largest" else ranks[::-1])]
         start += len(values) + 1
     if not ticks:
-        axes.text(0.5, 0.5, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.6, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
+        axes.set_yticks([])
     step = max(1, len(ticks) // 24)
     axes.set_xticks(ticks[::step], names[::step])
-    axes.set_xlabel("rank")
+    axes.set_xlabel("rank, from either end")
     axes.set_ylabel("eigenvalue of the Hessian")
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
     _draw_threshold(axes, arrays, results)
-    axes.legend(loc="upper right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2,
+            columnspacing=1.2,
+        )  # fmt: skip
 
 
 def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -100,7 +108,8 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
     low, high = float(nodes.min()), float(nodes.max())
     room = 0.05 * (high - low) or 1.0
     grid = np.linspace(low - room, high + room, 2000)
-    density = smoothed(nodes, weights, grid)
+    width = (high - low) / 100 or np.finfo(float).tiny
+    density = smoothed(nodes, weights, grid, width)
     top = float(density.max())
     floor = top * 1e-8
     axes.fill_between(grid, floor, np.maximum(density, floor), color=TRAIN, alpha=0.25, linewidth=0)
@@ -115,6 +124,23 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
     axes.set_xlim(grid[0], grid[-1])
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.set_xlabel("eigenvalue of the Hessian")
-    axes.set_ylabel("density (smoothed)")
+    axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def smoothed(nodes: Array, weights: Array, grid: Array, width: float) -> Array:
+    """The quadrature convolved with a Gaussian; integrates to one.
+
+    The twin of `SpectralDensity.smoothed`, without torch, so that figures can be drawn from files.
+
+    Args:
+        nodes: [n, m].
+        weights: [n, m], each row sums to one.
+        grid: Where to evaluate [g].
+        width: Standard deviation.
+    """
+    distances = (grid[:, None] - nodes.ravel()) / width
+    kernels = np.exp(-0.5 * distances**2) / (width * math.sqrt(2 * math.pi))
+    density: Array = kernels @ (weights.ravel() / len(nodes))
+    return density

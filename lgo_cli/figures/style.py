@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,11 +54,16 @@ LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "½ squared distance"}
 LOG_RATIO = 10.0
 """Ratio of the largest to the smallest loss from which on an axis is logarithmic."""
 
+CHARACTERS_PER_INCH = 15
+"""Of a caption, on average."""
+
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw within lgo's settings, whatever the process's own are."""
-    with rc_context(_RC):
+    """Draw within lgo's settings, whatever the process's own or the user's matplotlibrc are."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update(_RC)
         yield
 
 
@@ -74,16 +79,26 @@ def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
 
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
-    """State under a figure what was measured."""
+    """State under a figure what was measured, in as many lines as its width asks for."""
     parts = [f"{results['model']} on {results['dataset']}"]
     if "measured" in results:
         measured = results["measured"]
-        parts.append(f"{measured['loss'].replace('_', ' ')}, {measured['num_samples']:,} samples")
+        parts.append(
+            f"{measured['loss'].replace('_', ' ')}, {measured['num_samples']:,} "
+            f"{measured['split']} samples"
+        )
         if measured["batchnorm"] != "none":
             parts.append(f"batch norm {measured['batchnorm']}")
         if measured["dtype"] != "float32":
             parts.append(measured["dtype"])
-    figure.supxlabel(" · ".join([*parts, *more]), fontsize=7.5, color=FAINT)
+    lines = [""]
+    for part in [*parts, *more]:
+        joined = f"{lines[-1]} · {part}" if lines[-1] else part
+        if len(joined) <= CHARACTERS_PER_INCH * figure.get_figwidth() or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color=FAINT)
 
 
 def spans_decades(values: Array) -> bool:
@@ -104,7 +119,7 @@ def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> A
         about: How many are wanted, more or less.
     """
     if not logarithmic:
-        locator = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10])
+        locator = MaxNLocator(round(1.3 * about), steps=[1, 2, 2.5, 5, 10])
         return _within(np.asarray(locator.tick_values(low, high)), low, high)
     decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -121,10 +136,45 @@ def _within(values: Array, low: float, high: float) -> Array:
     return inside
 
 
-def log_axis_if_wide(axes: Axes, *values: Array) -> None:
-    """Make the y axis logarithmic where the values span decades."""
-    if spans_decades(np.concatenate([np.ravel(value) for value in values])):
-        axes.set_yscale("log")
+def tick_names(values: Array) -> list[str]:
+    """The fewest digits, three or more, that tell ascending values apart.
+
+    Where that takes more than six, the first is written in full and the others as what they exceed
+    it by.
+    """
+    for digits in range(3, 7):
+        names = [_plain(float(value), digits) for value in values]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{values[0]:.12g}", *(f"+{value - values[0]:.3g}" for value in values[1:])]
+
+
+def _plain(value: float, digits: int) -> str:
+    """So many digits, with a power of ten only where there would be many zeros."""
+    if value and not 1e-4 <= abs(value) < 1e5:
+        return f"{value:.{digits}g}"
+    return np.format_float_positional(value, digits, fractional=False, trim="-")
+
+
+def log_axis_if_wide(axes: Axes, *values: Array) -> bool:
+    """Make the y axis logarithmic, with round numbers on it, where the values span decades.
+
+    Returns:
+        Whether it did.
+    """
+    together = np.concatenate([np.ravel(value) for value in values])
+    if not spans_decades(together):
+        return False
+    finite = together[np.isfinite(together)]
+    room = (finite.max() / finite.min()) ** 0.06
+    low, high = float(finite.min() / room), float(finite.max() * room)
+    ticks = round_levels(low, high, logarithmic=True, about=6)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(ticks.tolist(), labels=tick_names(ticks))
+    return True
 
 
 def number(value: Any) -> float:

@@ -48,8 +48,13 @@ def draw_training(columns: Mapping[str, Any], results: Mapping[str, Any]) -> Fig
         right.set_ylabel("accuracy (fraction)")
         for axes in (left, right):
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(title="at the end", title_fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if len(epochs) == 1:
+                axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+            axes.legend(
+                title="at the end", title_fontsize=8, frameon=True, framealpha=0.85,
+                edgecolor="none",
+            )  # fmt: skip
         recipe = results["recipe"]
         if recipe["schedule"] != "constant":
             rates = right.twinx()

@@ -11,16 +11,23 @@ from torch import Tensor
 
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.seeding import standard_normal
-from lgo_cli.vectors import cosine, dot, filter_normalize, norm
+from lgo_cli.vectors import cosine, dot, filter_normalize, fix_sign, norm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lgo_cli.config import Range
     from lgo_cli.objective import Objective
 
 MARGIN = 0.25
 """Room around the points that a plane was laid through, as a share of their extent."""
+
+ROUNDING = torch.finfo(torch.float32).eps
+"""Relative error of stored weights. A difference of two points below it is no direction, also in
+float64: weights are trained and kept in float32."""
+
+BLOCK = 2**20
+"""Parameters that are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +93,17 @@ def random_direction(objective: Objective, seed: int, *labels: str | int) -> Ten
 
 
 def gradient_direction(objective: Objective) -> Tensor:
-    """The gradient at the centre [P], scaled to unit norm.
+    """The gradient at the centre [P], scaled to unit Euclidean norm.
+
+    It points uphill: α = −η‖∇L‖ is a step of gradient descent with rate η.
 
     Raises:
-        NumericsError: if the gradient is zero.
+        NumericsError: if the gradient is zero or not finite.
     """
     _, gradient = objective.loss_and_gradient()
     length = norm(gradient)
-    if length == 0:
-        raise NumericsError("the gradient is zero: it has no direction")
+    if length == 0 or not math.isfinite(length):
+        raise NumericsError(f"the gradient's norm is {length:g}: it has no direction")
     return gradient / length
 
 
@@ -108,11 +117,19 @@ def random_plane(objective: Objective, seed: int) -> Plane:
     """Two random directions, filter-normalised first and then orthogonalised.
 
     The other order would undo itself: scaling filters turns a vector.
+
+    Raises:
+        UsageError: if the model's filters allow one direction only.
     """
-    first, second = (
+    first, drawn = (
         random_direction(objective, seed, "contour", "direction", index) for index in (0, 1)
     )
-    second = orthogonalize(first, second)
+    second = orthogonalize(first, drawn)
+    if norm(second) <= ROUNDING * norm(drawn):
+        raise UsageError(
+            "the model's weights span no plane of filter-normalised directions",
+            hint="take a line instead: lgo interp --direction random",
+        )
     unit = "random direction, filter-normalised"
     return _plane("random", first, second, (-1.0, 1.0), (-1.0, 1.0), (f"x: {unit}", f"y: {unit}"))
 
@@ -137,9 +154,9 @@ def pca_plane(objective: Objective, checkpoints: Sequence[Tensor], labels: Seque
     """The plane in which a training trajectory moves most (Li et al. 2018, section 7.2).
 
     Principal axes of the displacements θ_t − θ of the checkpoints from the centre, not centred on
-    their mean, so that the plane holds the centre. From the Gram matrix of the displacements, in
-    float64. Axes have unit norm and are never rescaled; their signs put the first checkpoint at
-    negative coordinates.
+    their mean, so that the plane holds the centre: eigenvectors of the Gram matrix of the
+    displacements, in float64. Axes have unit norm and are never rescaled; their signs put the first
+    checkpoint at negative coordinates.
 
     Args:
         objective: Entered; its centre is the trajectory's end.
@@ -147,36 +164,38 @@ def pca_plane(objective: Objective, checkpoints: Sequence[Tensor], labels: Seque
         labels: Name of each.
 
     Raises:
-        InputError: if the checkpoints span no plane.
+        InputError: if the checkpoints span no plane, as fewer than three distinct ones do.
     """
-    displacements = torch.stack(
-        [(point.to(objective.theta) - objective.theta).double() for point in checkpoints]
-    )
-    gram = displacements @ displacements.T
-    values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0), vectors.flip(1)
-    # The third-largest eigenvalue of a planar trajectory is rounding of float32 displacements.
-    resolution = len(checkpoints) * torch.finfo(objective.dtype).eps * float(values[0])
-    if len(checkpoints) < 2 or float(values[1]) <= resolution:
-        raise InputError(
-            "the trajectory's checkpoints span no plane: "
-            f"{len(checkpoints)} on the way, on one line with the end",
-            hint="train with --save-every N, for more checkpoints on the way",
-        )
-    axes = []
-    for index in (0, 1):
-        axis = vectors[:, index] @ displacements
-        axis = axis / torch.linalg.vector_norm(axis)
-        start = float(torch.dot(displacements[0], axis))
-        axes.append((-axis if start > 0 else axis).to(objective.dtype))
-    basis = torch.stack(axes).double()
+    num_points = len(checkpoints)
+    if num_points < 2:
+        raise _no_plane(num_points)
+    gram = torch.zeros(num_points, num_points, dtype=torch.float64, device=objective.device)
+    for block in _displacements(objective.theta, checkpoints):
+        gram += block @ block.T
+    squares, vectors = torch.linalg.eigh(gram)
+    values, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
+    lengths = values.sqrt().tolist()
+    # How far rounding of the weights alone moves the points off a line.
+    noise = ROUNDING * math.sqrt(num_points) * (norm(objective.theta) + lengths[0])
+    if lengths[1] <= noise:
+        raise _no_plane(num_points)
+    signs = [fix_sign(vectors[:, index]) for index in (0, 1)]
+    weights = torch.stack([-v if float(v[0]) > 0 else v for v in signs])
+    pieces = []
+    coordinates = torch.zeros(num_points, 2, dtype=torch.float64, device=objective.device)
+    for block in _displacements(objective.theta, checkpoints):
+        pieces.append(weights @ block)
+        coordinates += block @ pieces[-1].T
+    axes = torch.cat(pieces, dim=1)
+    scale = torch.linalg.vector_norm(axes, dim=1)
+    first, second = (axes / scale[:, None]).to(objective.dtype)
     # The end is the centre itself.
-    points = [*((x, y) for x, y in (displacements @ basis.T).tolist()), (0.0, 0.0)]
+    points = [*((x, y) for x, y in (coordinates / scale).tolist()), (0.0, 0.0)]
     share = (values[:2] / values.sum()).tolist()
     return _plane(
         "pca",
-        axes[0],
-        axes[1],
+        first,
+        second,
         *_around(points),
         (
             f"x: principal axis 1 ({share[0]:.1%} of the trajectory), unit norm",
@@ -201,14 +220,22 @@ def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
         b: Parameters [P].
 
     Raises:
-        InputError: if the three lie on one line.
+        InputError: if the three lie on one line, as far as the rounding of weights can tell.
     """
     first = a.to(objective.theta) - objective.theta
     towards_b = b.to(objective.theta) - objective.theta
-    second = orthogonalize(first, towards_b) if bool(first.any()) else torch.zeros_like(first)
-    length, height = norm(first), norm(second)
-    if height <= 1e-6 * max(norm(towards_b), length):
-        raise InputError("the three checkpoints lie on one line and span no plane")
+    length, reach = norm(first), norm(towards_b)
+    # How far rounding of the weights alone moves a point off a line, carried on from A to B.
+    noise = ROUNDING * (norm(objective.theta) + length + reach)
+    if length <= noise:
+        raise InputError("checkpoint A is the run itself: the three points span no plane")
+    second = orthogonalize(first, towards_b)
+    height = norm(second)
+    if height <= noise * max(1.0, reach / length):
+        raise InputError(
+            "the three checkpoints lie on one line and span no plane",
+            hint="a line is measured by lgo interp --to OTHER",
+        )
     second = second * (length / height)
     x_of_b = dot(first, towards_b) / length**2
     y_of_b = height / length
@@ -245,6 +272,22 @@ def _plane(
         axis_labels=axis_labels,
         **extra,  # type: ignore[arg-type]
     )
+
+
+def _no_plane(num_points: int) -> InputError:
+    return InputError(
+        "the trajectory's checkpoints span no plane: "
+        f"{num_points} on the way, on one line with the end",
+        hint="train with --save-every N, for more checkpoints on the way",
+    )
+
+
+def _displacements(theta: Tensor, points: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Displacements of points from θ in float64, a block [n, BLOCK] of parameters at a time."""
+    for start in range(0, len(theta), BLOCK):
+        block = slice(start, start + BLOCK)
+        center = theta[block].double()
+        yield torch.stack([point[block].to(center) for point in points]) - center
 
 
 def _around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:

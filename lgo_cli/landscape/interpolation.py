@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.operators import HessianOperator
+from lgo_cli.objective import Evaluation
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.config import Range
-    from lgo_cli.objective import Evaluation, Objective, Samples
+    from lgo_cli.objective import Objective, Samples
 
 Array = np.ndarray[Any, Any]
+
+_NOT_MEASURED = Evaluation(math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,17 @@ class Path:
         loss: Mean loss on the probe set [n]; non-finite where it is so.
         standard_error: Of it [n].
         accuracy: Fraction [n].
-        test_loss: The same three on the test samples [n].
+        test_loss: The same three on the test samples [n]; NaN if there are none.
         test_standard_error: Likewise.
         test_accuracy: Likewise.
         direction: d [P], the very bits used.
-        barrier: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)]; `None` along a direction, NaN
-            or infinite if a loss between the ends is.
+        barrier: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)]; `None` along a direction. As
+            `barrier` does, it says so if a loss is not finite.
         curvature_at_origin: d²L/dα² at 0, one product.
         loss_at_start: L(0).
         loss_at_end: L(1), or along a direction L at the last α.
-        num_evaluations: Passes over the probe set and the test samples together.
-        warnings: What a reader must know.
+        num_evaluations: Points measured on the probe set and on the test samples together.
+        warnings: What a reader must know, such as points that are not finite.
     """
 
     alpha: Array
@@ -74,7 +78,7 @@ def alpha_grid(bounds: Range, num_points: int, required: Sequence[float]) -> lis
 
 def interpolate(
     objective: Objective,
-    test: Samples,
+    test: Samples | None,
     alphas: Sequence[float],
     *,
     target: Tensor | None = None,
@@ -85,16 +89,19 @@ def interpolate(
 
     Args:
         objective: Entered; α = 0 is its centre, measured before any parameter moved.
-        test: On the objective's device and in its dtype.
+        test: On the objective's device and in its dtype; `None` leaves their losses NaN.
         alphas: Coordinates, ascending, with 0 and, towards a target, 1 among them.
         target: The other end [P]; α = 1 is the target itself, to the bit.
         direction: Instead of a target, d [P].
         progress: Told of each point.
+
+    Cost: one matvec, and for each point a pass over the probe set and one over the test samples.
     """
     if target is not None and direction is None:
+        target = target.to(objective.theta)
         d = target - objective.theta
     elif direction is not None and target is None:
-        d = direction
+        d = direction.to(objective.theta)
     else:
         raise TypeError("a line is given by its target or by its direction")
     curvature = dot(d, HessianOperator(objective).matvec(d))
@@ -107,12 +114,14 @@ def interpolate(
             else:
                 objective.displace((alpha, d))
             train.append(objective.center if alpha == 0.0 else objective.evaluate())
-            held_out.append(objective.evaluate(test))
+            # Without samples of its own, `evaluate` would measure the probe set again.
+            held_out.append(_NOT_MEASURED if test is None else objective.evaluate(test))
             task.advance(1, loss=train[-1].loss)
         objective.move(objective.theta)
     coordinates = np.array(alphas)
     loss = np.array([point.loss for point in train])
     end = alphas.index(1.0) if target is not None else -1
+    num_nonfinite = int(np.sum(~np.isfinite(loss)))
     return Path(
         alpha=coordinates,
         loss=loss,
@@ -126,7 +135,12 @@ def interpolate(
         curvature_at_origin=curvature,
         loss_at_start=objective.center.loss,
         loss_at_end=float(loss[end]),
-        num_evaluations=2 * len(alphas),
+        num_evaluations=len(alphas) * (1 if test is None else 2),
+        warnings=(
+            (f"the loss is not finite at {num_nonfinite} of {len(alphas)} points",)
+            if num_nonfinite
+            else ()
+        ),
     )
 
 
@@ -138,11 +152,14 @@ def barrier(alpha: Array, loss: Array) -> float:
         loss: Losses there [n].
 
     Returns:
-        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0; not finite if a loss is not.
+        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
+        ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
     """
     within = (alpha >= 0) & (alpha <= 1)
     a, losses = alpha[within], loss[within]
-    chord = (1 - a) * losses[0] + a * losses[-1]
-    # The ends lie on the chord by definition, whatever rounding says.
-    height = np.where((a == 0) | (a == 1), 0 * losses, losses - chord)
+    if not np.isfinite(losses[[0, -1]]).all():
+        return math.nan
+    # The ends lie on the line by definition, whatever rounding says.
+    height = losses - ((1 - a) * losses[0] + a * losses[-1])
+    height[[0, -1]] = 0.0
     return float(np.max(height))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lgo_cli.objective import evaluate_model
 from lgo_cli.progress import SILENT, Progress
@@ -23,7 +23,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class RecomputedCell:
-    """One cell measured a second time, parameters set one by one instead of through the buffer."""
+    """One cell measured a second time, by the naive way.
+
+    Attributes:
+        row: i, of y.
+        column: j, of x.
+        difference: |a − b| / max(|a|, |b|) of its two losses; 0 if both are the same non-finite
+            value, infinite if only one is finite.
+    """
 
     row: int
     column: int
@@ -37,7 +44,7 @@ class SelfCheck:
     Attributes:
         center_difference: L at (0, 0) by the way of every cell, less the untouched model's loss.
         axis_cosine: Of the angle between the directions.
-        recomputed_cell: One cell the naive way; relative difference.
+        recomputed_cell: A cell off the centre that the seed chooses.
         num_nonfinite: Cells that are NaN or infinite.
     """
 
@@ -101,6 +108,8 @@ def measure_surface(
         y: Along the second [ny].
         seed: Which cell is recomputed.
         progress: Told of each cell.
+
+    Cost: a pass over the probe set for each cell, and two for the self-check.
     """
     first, second = plane.directions
     values = np.empty((3, len(y), len(x)))
@@ -147,22 +156,32 @@ def _recompute(
     loss: Array,
     seed: int,
 ) -> RecomputedCell:
-    """Measure one cell by plain tensor arithmetic on each parameter, without the buffer's code."""
-    cell = derive_seed(seed, "contour", "recompute") % loss.size
-    i, j = divmod(cell, len(x))
-    centers, firsts, seconds = (
-        objective.layout.split(vector) for vector in (objective.theta, *plane.directions)
-    )
-    with torch.no_grad():
+    """Measure one cell on fresh parameters, by plain arithmetic and without the buffer's code."""
+    # At the centre there would be nothing to check.
+    cells = [(i, j) for i, y_i in enumerate(y) for j, x_j in enumerate(x) if (x_j, y_i) != (0, 0)]
+    i, j = cells[derive_seed(seed, "contour", "recompute") % len(cells)]
+    views = [parameter.data for parameter in objective.parameters]
+    split = objective.layout.split
+    centers, firsts, seconds = (split(v) for v in (objective.theta, *plane.directions))
+    try:
         for parameter, center, d0, d1 in zip(
             objective.parameters, centers, firsts, seconds, strict=True
         ):
-            parameter.copy_(center + x[j] * d0 + y[i] * d1)
-    again = evaluate_model(
-        objective.model, objective.samples, objective.loss_function, objective.micro_batch_size
-    ).loss
+            parameter.data = center + x[j] * d0 + y[i] * d1
+        again = evaluate_model(
+            objective.model, objective.samples, objective.loss_function, objective.micro_batch_size
+        ).loss
+    finally:
+        for parameter, view in zip(objective.parameters, views, strict=True):
+            parameter.data = view
     objective.move(objective.theta)
-    measured = float(loss[i, j])
-    both_nan = np.isnan(again) and np.isnan(measured)
-    same = again == measured or both_nan
-    return RecomputedCell(i, j, 0.0 if same else abs(again - measured) / abs(measured))
+    return RecomputedCell(i, j, relative_difference(float(loss[i, j]), again))
+
+
+def relative_difference(a: float, b: float) -> float:
+    """|a − b| / max(|a|, |b|); see `RecomputedCell`."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))

@@ -183,7 +183,7 @@ class Training:
                     self._train_epoch(task, save_every, on_checkpoint)
                     self.epoch += 1
                     row = self._log_epoch()
-                    task.advance(0, test_loss=row.test_loss, test_accuracy=row.test_accuracy)
+                    task.advance(0, accuracy=row.test_accuracy)
                     if on_epoch:
                         on_epoch(self)
 
@@ -209,7 +209,7 @@ class Training:
             self._pending.append(self._step(inputs, self.train.labels[indices]))
             saves = bool(save_every) and self.step % (save_every or 1) == 0
             if saves or len(self._pending) == CHECK_INTERVAL:
-                task.advance(seen, train_loss=self._look())
+                task.advance(seen, loss=self._look())
                 seen = 0
             if saves and on_checkpoint:
                 on_checkpoint(self.step, self._last_finite)

@@ -1,0 +1,77 @@
+"""SIGKILL at random moments: a rerun ends with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lgo_cli.config import ContourConfig, Execution, StepConfig, TrainConfig
+from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
+from lgo_cli.runs import Status, execute
+
+TRAIN = TrainConfig(
+    model_arg={"hidden": [8]}, dataset_arg={"num_train": 512, "num_test": 128}, epochs=12,
+    batch_size=32, save_every=20,
+)  # fmt: skip
+MOMENTS = 20
+
+# A fork starts at once, where a new interpreter would import torch for seconds.
+pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+
+
+def _in_child(config: StepConfig, run: Path | None, execution: Execution) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            execute(config, run, execution=execution)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def _listed(manifest: Manifest | None) -> object:
+    assert manifest is not None
+    return manifest.request, manifest.outputs
+
+
+@pytest.mark.parametrize("command", ["train", "train --resume", "contour"])
+def test_killed_step_ends_with_an_undisturbed_ones_bytes(
+    command: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Save the training state after each epoch, so that --resume finds one at most moments.
+    monkeypatch.setattr("lgo_cli.runs.steps.train.STATE_INTERVAL_S", 0.0)
+    config: StepConfig = TRAIN
+    run: Path | None = None
+    if command == "contour":
+        config, run = ContourConfig(resolution="9", analysis_samples=64), small_run
+    start = time.perf_counter()
+    undisturbed = execute(config, run, execution=Execution(out=tmp_path / "undisturbed"))
+    duration = time.perf_counter() - start
+    moments = random.Random(0)
+    num_killed = 0
+    for index in range(MOMENTS):
+        out = tmp_path / str(index)
+        execution = Execution(out=out, resume=command == "train --resume")
+        child = _in_child(config, run, execution)
+        time.sleep(moments.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            num_killed += 1
+            path = out / f"{config.command}.json"
+            # The manifest comes last: where it stands, all that it lists does too.
+            assert not path.exists() or not damaged_outputs(read_manifest(path), out)
+        again = execute(config, run, execution=execution)
+        assert _listed(again.manifest) == _listed(undisturbed.manifest)
+        assert execute(config, run, execution=execution).status is Status.UP_TO_DATE
+        leftovers = {path.name for path in out.rglob("*") if path.is_file()}
+        assert not any(name.endswith(".lgo-tmp") for name in leftovers)
+    # A kill after the end proves nothing; most must have met the step at work.
+    assert num_killed > MOMENTS // 2

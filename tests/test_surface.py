@@ -1,0 +1,283 @@
+"""Losses on a plane, against closed forms, a naive double loop and their own self-check."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgo_cli.config import linspace
+from lgo_cli.landscape.directions import Plane, random_plane
+from lgo_cli.landscape.surface import Surface, measure_surface, relative_difference
+from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.progress import Task
+from lgo_cli.vectors import cosine
+
+DIM, CLASSES = 6, 3
+
+
+def _samples(n: int = 50) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(n, DIM, generator=draw)
+    return Samples(inputs, torch.randint(0, CLASSES, (n,), generator=draw))
+
+
+SAMPLES = _samples()
+
+
+def _network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Linear(DIM, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES)
+        )
+        model(torch.randn(64, DIM))
+    return model
+
+
+def _linear() -> nn.Linear:
+    with torch.random.fork_rng():
+        model = nn.Linear(DIM, CLASSES, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linspace(-1, 1, CLASSES * DIM).view(CLASSES, DIM))
+    return model
+
+
+def _plane_of(first: Tensor, second: Tensor) -> Plane:
+    return Plane(
+        kind="random",
+        directions=torch.stack([first, second]),
+        axis_cosine=cosine(first, second),
+        x_range=(-1.0, 1.0),
+        y_range=(-1.0, 1.0),
+        axis_labels=("x", "y"),
+    )
+
+
+def _oblique_plane(dim: int) -> Plane:
+    """Two directions that are neither orthogonal nor of one length: nothing assumes that."""
+    return _plane_of(
+        torch.linspace(-1, 1, dim, dtype=torch.float64),
+        torch.linspace(2, 0.5, dim, dtype=torch.float64) ** 2,
+    )
+
+
+def test_quadratic_in_closed_form() -> None:
+    model = _linear()
+    plane = _oblique_plane(CLASSES * DIM)
+    inputs = SAMPLES.inputs.double()
+    residual = inputs @ model.weight.detach().double().T
+    residual -= F.one_hot(SAMPLES.labels, CLASSES)
+    moved = [inputs @ direction.view(CLASSES, DIM).T for direction in plane.directions]
+    x, y = linspace((-1.0, 2.0), 7), linspace((-0.5, 0.5), 4)
+    with Objective(
+        model, SAMPLES, LossFunction("squared_error"), micro_batch_size=7, dtype=torch.float64
+    ) as objective:
+        surface = measure_surface(objective, plane, x, y)
+    assert surface.loss.shape == (4, 7)
+    for i, y_i in enumerate(y):
+        for j, x_j in enumerate(x):
+            expected = float((residual + x_j * moved[0] + y_i * moved[1]).square().sum()) / 100
+            # 50 terms in float64 in another order: a few hundred ulps.
+            assert surface.loss[i, j] == pytest.approx(expected, rel=1e-13)
+    # A quadratic's mixed second difference is one number: h_x h_y d₀ᵀHd₁.
+    mixed = np.diff(np.diff(surface.loss, axis=0), axis=1)
+    expected = float((moved[0] * moved[1]).sum()) / 50 * 0.5 / 3
+    np.testing.assert_allclose(mixed, expected, rtol=1e-10)
+    assert surface.self_check.recomputed_cell.difference < 1e-13
+
+
+@dataclass(frozen=True)
+class _Affine(LossFunction):
+    """The first output itself: affine in the weights of a linear model."""
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        del labels
+        return outputs[:, 0] + 10
+
+
+def test_affine_metric_has_no_second_differences() -> None:
+    plane = _oblique_plane(CLASSES * DIM)
+    with Objective(_linear(), SAMPLES, _Affine(), dtype=torch.float64) as objective:
+        surface = measure_surface(
+            objective, plane, linspace((-1.0, 1.0), 21), linspace((-0.3, 0.7), 11)
+        )
+    # Each loss carries a few ulps of its terms (about 20), a second difference four of them.
+    room = 64 * np.finfo(float).eps * 20
+    for axis in (0, 1):
+        assert np.abs(np.diff(surface.loss, 2, axis=axis)).max() <= room
+
+
+@pytest.mark.parametrize(("nx", "ny"), [(5, 3), (2, 7), (3, 3)])
+def test_naive_loop_over_the_saved_directions(nx: int, ny: int) -> None:
+    model = _network()
+    twin = copy.deepcopy(model).eval()
+    with Objective(model, SAMPLES, micro_batch_size=16) as objective:
+        plane = random_plane(objective, 0)
+        surface = measure_surface(
+            objective, plane, linspace((-1.0, 1.0), nx), linspace((-0.5, 1.0), ny)
+        )
+    assert surface.loss.shape == surface.standard_error.shape == surface.accuracy.shape == (ny, nx)
+    assert surface.num_cells == surface.num_measured == nx * ny
+    first, second = torch.from_numpy(surface.directions)
+    assert torch.equal(torch.stack([first, second]), plane.directions)
+    start = torch.cat([p.detach().flatten() for p in twin.parameters()])
+    for i in range(ny):
+        for j in range(nx):
+            point = start + float(surface.x[j]) * first + float(surface.y[i]) * second
+            nn.utils.vector_to_parameters(point, twin.parameters())
+            with torch.no_grad():
+                outputs = twin(SAMPLES.inputs)
+            losses = F.cross_entropy(outputs, SAMPLES.labels, reduction="none").double()
+            # Parameters and activations are float32, rounded in another order.
+            assert surface.loss[i, j] == pytest.approx(float(losses.mean()), rel=1e-5)
+            expected = float(losses.std()) / math.sqrt(len(SAMPLES))
+            assert surface.standard_error[i, j] == pytest.approx(expected, rel=1e-5)
+            correct = float((outputs.argmax(1) == SAMPLES.labels).double().mean())
+            assert surface.accuracy[i, j] == correct
+    assert surface.loss_min == surface.loss.min()
+    assert surface.loss_max == surface.loss.max()
+
+
+def _measure(model: nn.Module, nx: int = 5, ny: int = 3, seed: int = 0) -> Surface:
+    with Objective(model, SAMPLES) as objective:
+        return measure_surface(
+            objective,
+            random_plane(objective, 0),
+            linspace((-1.0, 1.0), nx),
+            linspace((-1.0, 1.0), ny),
+            seed=seed,
+        )
+
+
+def test_centre_is_the_untouched_model_to_the_bit() -> None:
+    model = _network()
+    surface = _measure(model)
+    model.eval()
+    with torch.no_grad():
+        losses = F.cross_entropy(model(SAMPLES.inputs), SAMPLES.labels, reduction="none")
+    expected = float(losses.double().sum()) / len(SAMPLES)
+    assert (surface.x[2], surface.y[1]) == (0.0, 0.0)
+    assert surface.loss[1, 2] == surface.loss_at_center == expected
+    assert surface.self_check.center_difference == 0.0
+    assert surface.self_check.num_nonfinite == 0
+
+
+def test_grids_that_share_points_share_bits() -> None:
+    coarse, fine = _measure(_network(), 3, 3), _measure(_network(), 9, 5)
+    assert np.array_equal(coarse.x, fine.x[::4])
+    assert np.array_equal(coarse.loss, fine.loss[::2, ::4])
+
+
+def test_same_again_and_the_model_stays() -> None:
+    model = _network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = _measure(model), _measure(model)
+    assert np.array_equal(first.loss, second.loss)
+    assert np.array_equal(first.directions, second.directions)
+    assert first.self_check == second.self_check
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_recomputed_cell_is_off_the_centre_and_the_seeds_choice() -> None:
+    cells = {
+        (cell.row, cell.column)
+        for seed in range(40)
+        for cell in [_measure(_network(), 3, 3, seed).self_check.recomputed_cell]
+    }
+    assert (1, 1) not in cells
+    assert len(cells) > 4
+
+
+def test_self_check_notices_a_point_in_the_wrong_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    displace = Objective.displace
+
+    def drifting(objective: Objective, *terms: tuple[float, Tensor]) -> None:
+        displace(objective, *((1.01 * c + 0.01, d) for c, d in terms))
+
+    monkeypatch.setattr(Objective, "displace", drifting)
+    check = _measure(_network()).self_check
+    assert check.center_difference != 0.0
+    assert check.recomputed_cell.difference > 1e-5
+
+
+def test_self_check_leaves_the_objective_usable() -> None:
+    with Objective(_network(), SAMPLES) as objective:
+        plane = random_plane(objective, 0)
+        for _ in range(2):
+            measure_surface(objective, plane, [-1.0, 1.0], [-1.0, 1.0])
+            assert objective.evaluate().loss == objective.center.loss
+            objective.displace((1.0, plane.directions[0]))
+            assert objective.evaluate().loss != objective.center.loss
+
+
+def test_cells_that_are_not_finite_stay_so() -> None:
+    with Objective(_network(), SAMPLES) as objective:
+        steep = torch.zeros(objective.dim)
+        steep[0] = 1e38
+        plane = _plane_of(steep, random_plane(objective, 0).directions[0])
+        surface = measure_surface(objective, plane, [0.0, 1e3], [0.0, 0.5, 1.0])
+    assert np.isfinite(surface.loss[:, 0]).all()
+    assert not np.isfinite(surface.loss[:, 1]).any()
+    assert surface.self_check.num_nonfinite == 3
+    assert surface.loss_max == surface.loss[:, 0].max()
+
+
+def test_surface_without_a_finite_cell_has_no_extremes() -> None:
+    with Objective(_network(), SAMPLES) as objective:
+        steep = torch.full((objective.dim,), 1e38)
+        surface = measure_surface(objective, _plane_of(steep, steep), [1e3, 2e3], [1e3, 2e3])
+    assert surface.loss_min is None
+    assert surface.loss_max is None
+    assert surface.self_check.num_nonfinite == surface.num_cells == 4
+    assert math.isfinite(surface.loss_at_center)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (2.0, 1.0, 0.5),
+        (0.0, 0.0, 0.0),
+        (0.0, 1e-9, 1.0),
+        (math.nan, math.nan, 0.0),
+        (math.inf, math.inf, 0.0),
+        (math.inf, 1.0, math.inf),
+        (1.0, math.nan, math.inf),
+    ],
+)
+def test_relative_difference(a: float, b: float, expected: float) -> None:
+    assert relative_difference(a, b) == relative_difference(b, a) == expected
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.total: int | None = None
+        self.losses: list[float] = []
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+        assert (description, unit) == ("surface", "cells")
+        self.total = total
+        yield self
+
+    def advance(self, amount: int = 1, **stats: float | str) -> None:
+        assert amount == 1
+        self.losses.append(float(stats["loss"]))
+
+
+def test_progress_hears_of_each_cell_once() -> None:
+    listener = _Listener()
+    with Objective(_network(), SAMPLES) as objective:
+        plane = random_plane(objective, 0)
+        surface = measure_surface(objective, plane, [-1.0, 0.0, 1.0], [0.0, 1.0], progress=listener)
+    assert listener.total == 6
+    assert listener.losses == surface.loss.ravel().tolist()
