@@ -35,9 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    train = TrainConfig(
-        model=arguments.model, dataset=arguments.dataset, epochs=arguments.epochs
-    )
+    train = TrainConfig(model=arguments.model, dataset=arguments.dataset, epochs=arguments.epochs)
     execution = Execution(
         out=arguments.save_dir,
         data_root=arguments.data_root,

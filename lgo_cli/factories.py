@@ -62,10 +62,12 @@ def source_file(factory: Factory) -> Path:
         if not path.is_file():
             raise InputError(f"no such Python file: {path}")
         return path
-    try:
-        spec = importlib.util.find_spec(factory.source)
-    except ModuleNotFoundError as error:
-        raise InputError(f"no module named {error.name!r}") from error
+    # To find a module its parent packages are imported, which is the user's own code.
+    with _users_code(f"importing {factory.source}"), _from_here():
+        try:
+            spec = importlib.util.find_spec(factory.source)
+        except ModuleNotFoundError as error:
+            raise InputError(f"no module named {error.name!r}") from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise InputError(
             f"no module named {factory.source!r}",
@@ -82,7 +84,7 @@ def load_factory(factory: Factory) -> Callable[..., Any]:
             name.
     """
     path = source_file(factory)
-    with _users_code(f"importing {factory.source}"):
+    with _users_code(f"importing {factory.source}"), _from_here():
         module = _import_file(path) if factory.is_file else importlib.import_module(factory.source)
     function = getattr(module, factory.name, None)
     if not callable(function):
@@ -147,6 +149,17 @@ def call_factory(
         ) from error
     with _users_code(f"calling {reference}"):
         return function(*bound.args, **bound.kwargs)
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    """Let modules of the current directory be found, as `python -m` does."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 @contextmanager

@@ -6,11 +6,11 @@ determines the fingerprint.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, SerializeAsAny, ValidationError
+from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, model_validator
 
-from lgo_cli.config import Command, FigureConfig, Strict, describe
+from lgo_cli.config import CONFIGS, Command, FigureConfig, Strict, describe
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 
@@ -260,6 +260,26 @@ class Manifest(Strict):
     results: SerializeAsAny[Results]
     environment: Environment
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        """Refuse what other steps would stumble over later."""
+        command = self.request.command
+        lost = [name for name in self.request.inputs if name not in self.locations]
+        lost += [name for name in _NEEDED[command] if name not in self.outputs]
+        lost += [name for name in CONFIGS[command].model_fields if name not in self.request.config]
+        if lost:
+            raise ValueError(f"it says nothing of {lost[0]}")
+        return self
+
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "train": ("model.pth", "init.pth"),
+    "hessian": ("hessian.npz",),
+    "interp": ("interp.npz",),
+    "contour": ("contour.npz",),
+}
+"""Outputs that other steps, or a redrawn figure, read."""
 
 
 class _TrainManifest(Manifest):

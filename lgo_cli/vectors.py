@@ -86,7 +86,7 @@ def filter_normalize(direction: Tensor, theta: Tensor, layout: ParameterLayout) 
     """Scale each filter of `direction` to the norm of the same filter of `theta`.
 
     d_ij <- d_ij ‖θ_ij‖ / ‖d_ij‖ for filter j of layer i (Li et al. 2018, section 4; theory.md,
-    section on filter normalisation). Biases and the parameters of normalisation layers get zero:
+    section 5). Biases and the parameters of normalisation layers get zero:
     the perturbation moves weights only. A filter that is zero in `theta` stays where it is.
 
     Args:

@@ -184,6 +184,24 @@ def test_streams_of_one_command(lgo: Lgo, small_run: Path) -> None:
     assert manifest.fingerprint in verbose.stderr
 
 
+def test_what_ones_own_code_prints_is_talk(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nprint('imported')\n"
+        "def build(input_shape, num_classes):\n"
+        "    print('built')\n    return nn.Linear(input_shape[0], num_classes)\n"
+    )
+    result = lgo("train", "--model", "net:build", *SMALL[2:], "--json")
+    assert json.loads(result.stdout)["results"]["model"] == "net:build"
+    assert "built" in result.stderr
+
+
+def test_manifest_and_run_both_named(lgo: Lgo, small_run: Path) -> None:
+    line = ["--num-points", 3, "--analysis-samples", 64, "--quiet"]
+    lgo("interp", small_run, *line)
+    again = lgo("interp", small_run, "--config", small_run / "interp.json")
+    assert "interp: up to date" in again.stderr
+
+
 def test_stdout_is_never_marked_up_or_wrapped(lgo: Lgo, small_run: Path) -> None:
     odd = "[bold]" + "x" * 120 + "[seed=0]"
     result = lgo("interp", small_run, "--num-points", 2, "--out", odd, "--quiet")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d import Axes3D
 
 from lgo_cli.curvature import density
 from lgo_cli.figures.files import save_figure
@@ -444,3 +445,36 @@ def test_any_number_of_epochs(epochs: int) -> None:
 def test_no_accuracy_is_a_percentage() -> None:
     for figure in (draw_training(*_course()), draw_interpolation(*_line())):
         assert "accuracy (fraction)" in _texts(figure)
+
+
+def _paraboloid(x: Any, y: Any) -> Any:
+    """Its lowest point, (0.4, -0.5), is that of none of its mirror images; far from decades."""
+    return 10 + (x - 0.4) ** 2 + 2 * (y + 0.5) ** 2
+
+
+def test_contours_lie_where_the_loss_is() -> None:
+    figure = draw_contour(*_surface(_paraboloid(*_grid(41, 31)[2:])))
+    lines, bands = (_contour_set(figure, filled=filled) for filled in (False, True))
+    # Linear interpolation errs by f'' h² / 8 along an edge: 2 / 20² / 8 and 4 / 15² / 8.
+    room = 4 / 15**2 / 8
+    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+        assert len(path.vertices)
+        np.testing.assert_allclose(_paraboloid(*path.vertices.T), level, rtol=0, atol=room)
+    innermost = next(path for path in bands.get_paths() if len(path.vertices))
+    assert _paraboloid(*innermost.vertices.T).max() <= bands.levels[1] + room
+
+
+def test_height_is_the_loss_over_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    plot_surface = Axes3D.plot_surface
+
+    def recording(axes: Any, *arrays: Any, **how: Any) -> Any:
+        drawn.extend(arrays)
+        return plot_surface(axes, *arrays, **how)
+
+    monkeypatch.setattr(Axes3D, "plot_surface", recording)
+    draw_surface_3d(*_surface(_paraboloid(*_grid(41, 31)[2:])))
+    x, y, height = drawn
+    # So many cells are drawn as they are.
+    assert height.shape == (31, 41)
+    np.testing.assert_allclose(height, _paraboloid(x, y), rtol=1e-12)

@@ -158,6 +158,9 @@ CASES = {
     "one of three checkpoints": Case("contour run --to run", 2, "needs two: --to A --to B"),
     "to and direction": Case("interp run --to run --direction random", 2, "exclude each other"),
     "json and quiet": Case("interp run --json --quiet", 2, "--json and --quiet exclude"),
+    "warm-up beyond the end": Case(
+        "train --epochs 2 --warmup-epochs 3", 2, "--warmup-epochs 3 is more than the 2 epochs"
+    ),
     "nesterov without momentum": Case(
         "train --nesterov --momentum 0", 2, "--nesterov needs a --momentum above 0"
     ),
@@ -188,6 +191,15 @@ CASES = {
     "manifest of another version": Case(
         "hessian run", 3, "is not a manifest that this lgo reads",
         _edit_manifest(lambda manifest: manifest.update(schema_version=2)),
+    ),
+    "manifest without locations": Case(
+        "hessian run", 3, "is not a manifest that this lgo reads: it says nothing of data.npz",
+        _edit_manifest(lambda m: m["request"]["inputs"].update(  # type: ignore[index]
+            {"data.npz": {"sha256": "0" * 64, "produced_by": None}})),
+    ),
+    "manifest without its initialisation": Case(
+        "interp run", 3, "it says nothing of init.pth",
+        _edit_manifest(lambda manifest: manifest["outputs"].pop("init.pth")),  # type: ignore[attr-defined]
     ),
     "manifest that was edited": Case(
         "verify run", 3, "the fingerprint is not that of the request",
@@ -234,7 +246,7 @@ CASES = {
         "interp run --to w.pth", 3, "linear1.weight has shape (2, 2), the model wants (8, 20)",
         _weights(lambda state: {**state, "linear1.weight": torch.zeros(2, 2)}),
     ),
-    "plane of one line": Case("contour run --to run --to run", 3, "lie on one line"),
+    "plane of one line": Case("contour run --to run --to run", 3, "span no plane"),
     # data
     "data not on disk": Case("train --dataset mnist", 3, "looked in data/mnist, data/MNIST/raw"),
     "npz not there": Case("train --dataset d.npz", 3, "no such data file: d.npz"),
@@ -299,6 +311,10 @@ CASES = {
     "model of frozen parameters": Case(
         f"train --model net.py:frozen {TINY}", 2, "no trainable parameter",
         _write("net.py", FACTORY),
+    ),
+    "package that raises": Case(
+        "train --model pkg.net:build", 3, "importing pkg.net failed: ValueError: no",
+        _write("pkg/__init__.py", b"raise ValueError('no')"),
     ),
     "code with a syntax error": Case(
         "train --model net.py:build", 3, "SyntaxError", _write("net.py", b"def build(:")

@@ -42,6 +42,25 @@ def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
     assert "contour: stale" in lgo("verify", run, code=3).stderr
 
 
+def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> None:
+    line = ["--top-k", 1, "--analysis-samples", 64, "--quiet"]
+    lgo("hessian", run / "init.pth", *line)
+    assert "hessian  of init.pth, not of the final model.pth" in lgo("show", run).stdout
+    result = lgo("table", run, "--format", "jsonl")
+    row = json.loads(result.stdout)
+    assert row["lambda_max"] is None
+    assert row["problems"] == "look at: hessian contour"
+    assert f"warning: {run}: look at: hessian contour" in result.stderr
+
+
+def test_table_goes_on_past_an_unreadable_run(lgo: Lgo, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "train.json").write_text("{")
+    result = lgo("table", "bad", run, "--format", "csv", code=3)
+    assert result.stdout.count("\n") == 3
+    assert "bad/train.json is not a manifest" in result.stderr.splitlines()[-2]
+
+
 def test_a_chain_link_that_lies(lgo: Lgo, run: Path) -> None:
     path = run / "contour.json"
     manifest = json.loads(path.read_text())
@@ -100,4 +119,4 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
 def test_table_warns_of_what_cannot_be_relied_on(lgo: Lgo, run: Path) -> None:
     (run / "hessian.npz").write_bytes(b"x")
     result = lgo("table", run)
-    assert f"warning: {run}: hessian" in result.stderr
+    assert f"warning: {run}: look at: hessian contour" in result.stderr

@@ -21,10 +21,11 @@ from lgo_cli.config import (
     TrainConfig,
     parse_config,
 )
-from lgo_cli.errors import InputError, NumericsError, OutputError, UsageError
+from lgo_cli.errors import InputError, LgoError, NumericsError, OutputError, UsageError
 from lgo_cli.files import step_lock
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.inspect import verify_run
 from lgo_cli.runs.names import writable
 from lgo_cli.runs.steps import STEPS
 
@@ -234,6 +235,63 @@ def test_strict_and_not_converged(small_run: Path) -> None:
     assert outcome.manifest is not None
     assert outcome.manifest.results.converged is False  # type: ignore[attr-defined]
     assert "did not converge" in outcome.manifest.results.warnings[0]
+
+
+def test_refused_command_leaves_the_old_results(small_run: Path, tmp_path: Path) -> None:
+    execute(ANALYSES["hessian"], small_run)
+    execute(ANALYSES["interp"], small_run)
+    before = _digests(small_run)
+    times = (small_run / "hessian.json").stat().st_mtime_ns
+    other = tmp_path / "other.pth"
+    torch.save({"linear1.weight": torch.zeros(1, 1)}, other)
+    refused: list[tuple[Any, Execution]] = [
+        (HessianConfig(top_k=100_000), Execution()),
+        (HessianConfig(top_k=3, max_matvecs=4, analysis_samples=64), Execution(strict=True)),
+        (InterpConfig(to=str(other)), Execution()),
+        (TRAIN.model_copy(update={"seed": 8}), Execution(out=small_run, resume=True)),
+    ]
+    for config, execution in refused:
+        with pytest.raises(LgoError):
+            execute(config, small_run, execution=execution)
+        assert _digests(small_run) == before
+    # Not newer than it was either, or Make would take the refusal for a success.
+    assert (small_run / "hessian.json").stat().st_mtime_ns == times
+    assert verify_run(small_run) == ["train", "hessian", "interp"]
+
+
+def test_refusal_in_an_empty_place_leaves_no_claim(small_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    with pytest.raises(UsageError, match="are more than"):
+        execute(HessianConfig(top_k=100_000), small_run, execution=Execution(out=out))
+    assert not (out / ".lgo" / "hessian.claim").exists()
+
+
+def test_strict_holds_for_what_is_there_already(small_run: Path, tmp_path: Path) -> None:
+    config = HessianConfig(top_k=3, max_matvecs=5, analysis_samples=128)
+    execute(config, small_run)
+    with pytest.raises(NumericsError, match="did not converge"):
+        execute(config, small_run, execution=Execution(strict=True))
+    execute(HessianConfig(top_k=2, rtol=0.9, analysis_samples=128), small_run)
+    contour = ANALYSES["contour"].model_copy(update={"plane": "eigen"})
+    loose = execute(contour, small_run, execution=Execution(out=tmp_path / "loose"))
+    assert "hessian.npz" not in loose.manifest.request.inputs  # type: ignore[union-attr]
+
+
+def test_threshold_is_of_the_checkpoints_own_step(small_run: Path, tmp_path: Path) -> None:
+    rates = [line.split(",") for line in (small_run / "train.csv").read_text().splitlines()[1:]]
+    rate_of = {int(row[1]): float(row[2]) for row in rates}
+    config = HessianConfig(top_k=1, bottom_k=0, analysis_samples=64)
+    for name, step in (("model.pth", 16), ("checkpoints/step-00000008.pth", 8)):
+        results = execute(
+            config, small_run / name, execution=Execution(out=tmp_path / str(step))
+        ).manifest.results  # type: ignore[union-attr]
+        assert results.stability_threshold == pytest.approx(2 * 1.9 / rate_of[step])  # type: ignore[attr-defined]
+    assert rate_of[8] != rate_of[16]
+    initial = execute(
+        config, small_run / "init.pth", execution=Execution(out=tmp_path / "init")
+    ).manifest.results  # type: ignore[union-attr]
+    assert initial.stability_threshold is None  # type: ignore[attr-defined]
+    assert "no step behind it" in initial.stability_threshold_note  # type: ignore[attr-defined]
 
 
 def test_dry_run_does_nothing(small_run: Path, tmp_path: Path) -> None:

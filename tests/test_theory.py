@@ -29,7 +29,7 @@ EXACT = 1e-10
 """Relative tolerance of an identity in float64: rounding of 1e-13 with room for conditioning."""
 
 INPUTS, HIDDEN, CLASSES, SAMPLES = 3, 4, 2, 20
-SIZES = (HIDDEN * INPUTS, HIDDEN, CLASSES * HIDDEN, CLASSES)
+SIZES = [HIDDEN * INPUTS, HIDDEN, CLASSES * HIDDEN, CLASSES]
 """Of W₁, b₁, W₂, b₂ in the flat vector of the tiny network."""
 
 
@@ -44,9 +44,10 @@ THETA = _normal(sum(SIZES), seed=3)
 
 
 def _outputs(theta: Tensor, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    w1, b1, w2, b2 = theta.split(SIZES)
+    w1, b1, w2, b2 = torch.split(theta, SIZES)
     hidden = activation(x @ w1.view(HIDDEN, INPUTS).T + b1)
-    return hidden @ w2.view(CLASSES, HIDDEN).T + b2
+    outputs: Tensor = hidden @ w2.view(CLASSES, HIDDEN).T + b2
+    return outputs
 
 
 def _half_square(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -68,12 +69,18 @@ def _tanh_loss(theta: Tensor) -> Tensor:
 
 def _hessian(loss: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     # Reverse over reverse, as lgo does it; it asks a scalar as well as a vector.
-    matrix = torch.func.jacrev(torch.func.grad(loss))(theta).detach()
+    matrix: Tensor = torch.func.jacrev(torch.func.grad(loss))(theta).detach()
     return (matrix + matrix.mT) / 2 if matrix.ndim else matrix
 
 
+def _sample_loss(index: int) -> Callable[[Tensor], Tensor]:
+    sample = slice(index, index + 1)
+    return lambda theta: F.cross_entropy(_outputs(theta, X[sample], torch.tanh), Y[sample])
+
+
 def _gradient(loss: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    return torch.func.grad(loss)(theta).detach()
+    gradient: Tensor = torch.func.grad(loss)(theta).detach()
+    return gradient
 
 
 def _scales(first: Tensor | float) -> Tensor:
@@ -306,7 +313,7 @@ def test_permuted_units_keep_the_spectrum() -> None:
 
 
 def _permuted(theta: Tensor, order: Tensor) -> Tensor:
-    w1, b1, w2, b2 = theta.split(SIZES)
+    w1, b1, w2, b2 = torch.split(theta, SIZES)
     return torch.cat(
         [
             w1.view(HIDDEN, INPUTS)[order].flatten(),
@@ -382,7 +389,8 @@ def test_curvature_along_filter_normalised_directions() -> None:
 def _barrier(loss: Callable[[Any], float], a: Any, b: Any, num_points: int = 1001) -> float:
     ends = loss(a), loss(b)
     alphas = np.linspace(0, 1, num_points)
-    return max(loss((1 - t) * a + t * b) - ((1 - t) * ends[0] + t * ends[1]) for t in alphas)
+    rises = [loss((1 - t) * a + t * b) - ((1 - t) * ends[0] + t * ends[1]) for t in alphas]
+    return float(max(rises))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -462,7 +470,7 @@ def test_random_plane_shows_the_mean_eigenvalue() -> None:
 
 def test_convex_plane_through_a_saddle() -> None:
     """H = diag(1, …, 1, −c): the share of random planes on which the saddle looks like a bowl."""
-    size, c = 50, 9.0
+    size, c = 20, 9.0
     u, v = _random_pairs(20_000, size, 6)
     lowest = 1 - (1 + c) * (u[:, -1] ** 2 + v[:, -1] ** 2)
     # The restricted matrix is I − (1 + c)wwᵀ, w the last entries of u and v.
@@ -472,7 +480,7 @@ def test_convex_plane_through_a_saddle() -> None:
     )
     assert np.linalg.eigvalsh(plane, UPLO="U")[0] == pytest.approx(lowest[0], abs=1e-12)
     share = 1 - (c / (1 + c)) ** ((size - 2) / 2)
-    assert 0.9 < share < 0.95
+    assert 0.61 < share < 0.62
     error = math.sqrt(share * (1 - share) / len(lowest))
     assert abs((lowest > 0).mean() - share) <= 4 * error
 
@@ -543,7 +551,7 @@ def test_one_step_descends_below_two_over_eta() -> None:
     assert outcomes == {True, False}
 
 
-METHODS = {
+METHODS: dict[str, Callable[[float], float]] = {
     "gradient descent": lambda beta: 2.0,
     "heavy ball": lambda beta: 2 + 2 * beta,
     "Nesterov": lambda beta: (2 + 2 * beta) / (1 + 2 * beta),
@@ -658,15 +666,8 @@ def test_descent_leaves_a_minimum_that_is_too_sharp(sharpness: float, stays: boo
 
 
 def _sample_gradients() -> Array:
-    x, y = X[:6], Y[:6]
-    gradients = [
-        _gradient(
-            lambda t, i=i: F.cross_entropy(_outputs(t, x[i : i + 1], torch.tanh), y[i : i + 1]),
-            THETA,
-        )
-        for i in range(6)
-    ]
-    return torch.stack(gradients)[:, :5].numpy()
+    gradients = torch.stack([_gradient(_sample_loss(i), THETA) for i in range(6)])
+    return np.asarray(gradients[:, :5].numpy())
 
 
 def test_covariance_of_a_batch_gradient() -> None:
@@ -990,15 +991,7 @@ def test_smoothing_widens_by_its_own_variance() -> None:
 
 def test_subsets_spread_the_spectrum() -> None:
     N = 6
-    per_sample = np.stack(
-        [
-            _hessian(
-                lambda t, i=i: F.cross_entropy(_outputs(t, X[i : i + 1], torch.tanh), Y[i : i + 1]),
-                THETA,
-            ).numpy()
-            for i in range(N)
-        ]
-    )
+    per_sample = np.stack([_hessian(_sample_loss(i), THETA).numpy() for i in range(N)])
     largest, smallest, traces = [], [], []
     for size in range(1, N + 1):
         subsets = [per_sample[list(s)].mean(axis=0) for s in itertools.combinations(range(N), size)]
@@ -1057,13 +1050,21 @@ def test_policies_of_batch_norm_have_different_curvature() -> None:
 
 def test_frozen_batch_norm_is_part_of_the_layer_before() -> None:
     norm = nn.BatchNorm1d(2).double().eval()
-    for seed, tensor in enumerate((norm.weight.data, norm.bias.data, norm.running_mean)):
-        tensor.copy_(_normal(2, seed=seed))
-    norm.running_var.copy_(torch.tensor([0.5, 2.0]))
+    mean, variance = _normal(2, seed=0), torch.tensor([0.5, 2.0]).double()
+    state = {"weight": _normal(2, seed=1), "bias": _normal(2, seed=2)}
+    norm.load_state_dict(
+        {
+            **state,
+            "running_mean": mean,
+            "running_var": variance,
+            "num_batches_tracked": torch.tensor(1),
+        }
+    )
     weight, bias = _normal(2, INPUTS, seed=8), _normal(2, seed=9)
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    folded = F.linear(X, scale[:, None] * weight, scale * (bias - norm.running_mean) + norm.bias)
-    torch.testing.assert_close(norm(F.linear(X, weight, bias)), folded, rtol=0, atol=1e-13)
+    scale = state["weight"] / (variance + norm.eps).sqrt()
+    folded = F.linear(X, scale[:, None] * weight, scale * (bias - mean) + state["bias"])
+    normalised = norm(F.linear(X, weight, bias)).detach()
+    torch.testing.assert_close(normalised, folded, rtol=0, atol=1e-13)
 
 
 # 16. Initialisation
@@ -1075,10 +1076,12 @@ def test_initial_weights_keep_the_second_moment() -> None:
     x = draw.standard_normal(fan_in)
     for gain, kept in ((2.0, 1.0), (1.0, 0.5)):
         w = math.sqrt(gain / fan_in) * draw.standard_normal((num_units, fan_in))
-        _assert_mean(np.maximum(w @ x, 0) ** 2, kept * (x @ x) / fan_in)
+        _assert_mean(np.maximum(w @ x, 0) ** 2, kept * float(x @ x) / fan_in)
     # U(±a) with a² = 6/(n + n') has variance a²/3 = 2/(n + n').
     limit = math.sqrt(6 / (fan_in + 30))
-    weights = nn.init.xavier_uniform_(torch.empty(30, fan_in), generator=torch.Generator())
+    weights = nn.init.xavier_uniform_(
+        torch.empty(30, fan_in), generator=torch.Generator().manual_seed(0)
+    )
     assert 0.99 * limit < float(weights.abs().max()) <= limit
     _assert_mean(weights.double().numpy().ravel() ** 2, 2 / (fan_in + 30))
 

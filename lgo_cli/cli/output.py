@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import Enum
 from functools import cached_property
@@ -54,8 +55,12 @@ class Output:
         return SILENT if self.mode is Mode.QUIET else RichProgress(self.console)
 
     def write(self, text: str) -> None:
-        """Write a line of data."""
-        sys.stdout.write(text + "\n")
+        """Write a line of data; a reader who has seen enough (`| head`) is no error."""
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
 
     def say(self, text: str) -> None:
         """Talk, unless quiet."""

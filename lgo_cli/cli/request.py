@@ -96,7 +96,8 @@ class Asked:
         self.run = run
         if file is not None:
             from_file = read_config_file(file, cls, ctx)
-            self.run = run or from_file.pop("run", None)
+            located = from_file.pop("run", None)
+            self.run = run or located
             figure = {**_take(from_file, FigureConfig.model_fields), **figure}
             execution = {**_take(from_file, FILE_EXECUTION), **execution}
             for name in ("model_arg", "dataset_arg"):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import typer
 
 from lgo_cli.cli import options
-from lgo_cli.cli.allocator import keep_memory
 from lgo_cli.cli.app import app
 from lgo_cli.cli.request import explicit, tables_for
-from lgo_cli.cli.step import open_output
+from lgo_cli.cli.step import carry_out, open_output
 from lgo_cli.config import (
     CONFIGS,
     AnalysisConfig,
@@ -17,7 +16,6 @@ from lgo_cli.config import (
     TrainConfig,
     parse_config,
 )
-from lgo_cli.runs import execute
 from lgo_cli.runs.execute import DEFAULT_RUN
 
 _C = TrainConfig()
@@ -80,19 +78,18 @@ def run(
             # The analyses take the run's own model, data and loss.
             said = {key: said[key] for key in ("analysis_samples", "seed") if key in said}
         configs.append(parse_config(cls, {**tables.get(command, {}), **said}, "--"))
-    keep_memory()
     # The code that the run names is the code that this very command line named.
     analysis = execution.model_copy(
         update={"out": None, "resume": False, "trust_code": True, "download_data": False}
     )
     for step in configs:
         trains = isinstance(step, TrainConfig)
-        outcome = execute(
+        outcome = carry_out(
+            output,
             step,
             None if trains else directory,
-            execution=execution if trains else analysis,
-            figure=parse_config(FigureConfig, explicit(ctx, FigureConfig), "--"),
-            progress=output.progress,
+            execution if trains else analysis,
+            parse_config(FigureConfig, explicit(ctx, FigureConfig), "--"),
         )
         output.outcome(outcome, one_line=True)
         if outcome.manifest is None:

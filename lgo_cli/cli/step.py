@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 from lgo_cli.cli.allocator import keep_memory
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
     import typer
 
-    from lgo_cli.config import StepConfig
+    from lgo_cli.config import Execution, FigureConfig, StepConfig
+    from lgo_cli.runs import Outcome
 
 
 def open_output(ctx: typer.Context) -> Output:
@@ -27,12 +30,20 @@ def run_step(ctx: typer.Context, cls: type[StepConfig], run: Path | None = None)
     """Carry out one step as the command line asks."""
     output = open_output(ctx)
     asked = Asked(ctx, cls, run, ctx.params["config"])
+    output.outcome(carry_out(output, asked.config, asked.run, asked.execution, asked.figure))
+
+
+def carry_out(
+    output: Output,
+    config: StepConfig,
+    run: Path | None,
+    execution: Execution,
+    figure: FigureConfig,
+) -> Outcome:
+    """Execute a step in the command line's own process.
+
+    What a user's model or data prints is talk: stdout is kept for the result.
+    """
     keep_memory()
-    outcome = execute(
-        asked.config,
-        asked.run,
-        execution=asked.execution,
-        figure=asked.figure,
-        progress=output.progress,
-    )
-    output.outcome(outcome)
+    with contextlib.redirect_stdout(sys.stderr):
+        return execute(config, run, execution=execution, figure=figure, progress=output.progress)

@@ -12,6 +12,7 @@ import typer
 
 from lgo_cli.cli.app import app
 from lgo_cli.cli.output import Output
+from lgo_cli.errors import InputError
 from lgo_cli.runs.inspect import COLUMNS, run_row
 
 if TYPE_CHECKING:
@@ -30,10 +31,16 @@ TableFormat = Annotated[
 def table(runs: Runs, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
     output = Output(json=False, quiet=False, verbose=False)
-    rows = [run_row(run) for run in runs]
+    rows, unreadable = [], []
+    for run in runs:
+        try:
+            rows.append(run_row(run))
+        except InputError as error:
+            unreadable.append(error)
+            rows.append({"run": str(run), **dict.fromkeys(COLUMNS), "problems": error.message})
     for row in rows:
         if row["problems"]:
-            output.say(f"warning: {row['run']}: {row['problems']} cannot be relied on: lgo show")
+            output.say(f"warning: {row['run']}: {row['problems']}")
     if format == "jsonl":
         for row in rows:
             output.write(json.dumps({key: _finite(value) for key, value in row.items()}))
@@ -46,6 +53,8 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
     else:
         for line in aligned(rows):
             output.write(line)
+    if unreadable:
+        raise unreadable[0]
 
 
 def _finite(value: Any) -> Any:

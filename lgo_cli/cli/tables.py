@@ -81,7 +81,7 @@ def _hessian(results: HessianResults) -> Rows:
     subset: Rows = [
         (
             "",
-            f"a subset of the {measured.num_available:,}, which overstates the largest eigenvalue",
+            f"the first of {measured.num_available:,}: a subset tends to overstate the largest",
         )
     ]
     rows: Rows = [

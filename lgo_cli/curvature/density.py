@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.errors import UsageError
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import rademacher
 
@@ -42,7 +43,8 @@ class SpectralDensity:
 
         Args:
             grid: Where to evaluate [g].
-            width: Standard deviation; by default a hundredth of the nodes' range.
+            width: Standard deviation; by default a hundredth of the nodes' range, or of their
+                magnitude where all are equal.
         """
         return smoothed(self.nodes, self.weights, grid, width)
 
@@ -50,7 +52,10 @@ class SpectralDensity:
 def smoothed(nodes: Array, weights: Array, grid: Array, width: float | None = None) -> Array:
     """See `SpectralDensity.smoothed`."""
     if width is None:
-        width = max(float(np.ptp(nodes)) / 100, np.finfo(float).tiny)
+        magnitude = float(np.abs(nodes).max())
+        extent = float(np.ptp(nodes))
+        # Nodes that differ only by rounding are one node.
+        width = (extent if extent > 1e-6 * magnitude else magnitude or 1.0) / 100
     total = np.zeros_like(grid, dtype=np.float64)
     for node, weight in zip(nodes.ravel(), weights.ravel() / len(nodes), strict=True):
         total += weight * np.exp(-0.5 * ((grid - node) / width) ** 2)
@@ -69,20 +74,24 @@ def spectral_density(
 
     For each random sign vector, m steps of Lanczos give the m-point Gauss rule of the measure that
     the vector sees: nodes are the eigenvalues of T, weights the squared first entries of its
-    eigenvectors (Golub & Meurant 2010, theorem 6.2; theory.md, stochastic Lanczos quadrature). The
+    eigenvectors (Golub & Meurant 2010, theorem 6.2; theory.md, section 13). The
     rule is exact for polynomials of degree 2m − 1.
 
     Args:
         operator: H.
-        num_probes: n; 8 hold the error of the distribution function near 1/√(8 P), far below what
-            a picture shows.
-        num_steps: m; resolves the spectrum to about its range over m.
+        num_probes: n. One probe holds the standard error of the distribution function below
+            1/√(2 P), far below what a picture shows; 8 are for the standard error of the mean.
+        num_steps: m; resolves the spectrum to about its range over m. 40 separate the few large
+            eigenvalues from the bulk, as a logarithmic picture needs. The cost is n·m products.
         seed: The user's seed.
         progress: Told of each product.
 
     Raises:
+        UsageError: if there are no probes or no steps.
         NumericsError: if a product is not finite.
     """
+    if min(num_probes, num_steps) < 1:
+        raise UsageError("a density needs at least one probe and one step")
     num_steps = min(num_steps, operator.dim)
     nodes = np.zeros((num_probes, num_steps))
     weights = np.zeros((num_probes, num_steps))
@@ -96,10 +105,10 @@ def spectral_density(
                 task.advance(1)
                 if process.betas[-1] == 0:
                     break  # the probe sees no more of the spectrum
-            values, vectors, _ = process.ritz()
-            nodes[index, : process.size] = values
-            nodes[index, process.size :] = values[-1]
-            weights[index, : process.size] = vectors[0] ** 2
+            ritz = process.ritz()
+            nodes[index, : process.size] = ritz.values
+            nodes[index, process.size :] = ritz.values[-1]
+            weights[index, : process.size] = ritz.coefficients[0] ** 2
     means = (nodes * weights).sum(axis=1)
     return SpectralDensity(
         nodes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lgo_cli.curvature.density import SpectralDensity, spectral_density
-from lgo_cli.curvature.lanczos import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.lanczos import Eigenpairs, extreme_eigenpairs, matvec_limit
 from lgo_cli.curvature.operators import HessianOperator
 from lgo_cli.curvature.trace import TraceEstimate, estimate_trace
 from lgo_cli.progress import SILENT, Progress
@@ -53,9 +53,11 @@ def analyze_spectrum(
         progress: Listener.
 
     Raises:
-        UsageError: if more eigenvalues are wanted than there are.
+        UsageError: if more eigenvalues are wanted than there are, or than products may be spent.
         NumericsError: if a product is not finite.
     """
+    # Refused before anything is computed.
+    matvec_limit(objective.dim, config.top_k, config.bottom_k, config.max_matvecs)
     _, gradient = objective.loss_and_gradient()
     operator = HessianOperator(objective)
     pairs = extreme_eigenpairs(
@@ -89,7 +91,7 @@ def stability_threshold(
     """Largest curvature at which the optimiser is stable on a quadratic, at full batch.
 
     Gradient descent 2/η; heavy ball (2 + 2β)/η (Polyak 1964); Nesterov (2 + 2β)/(η(1 + 2β)); see
-    theory.md, stability. Momentum is torch's, without dampening.
+    theory.md, section 8. Momentum is torch's, without dampening.
 
     Args:
         optimizer: `sgd`, `adam` or `adamw`.
@@ -114,7 +116,7 @@ def sharpness_ratio(
 ) -> float | None:
     """λmax over the threshold; coupled weight decay adds its own curvature to λmax.
 
-    Above 1, a step of the optimiser overshoots along the sharpest direction.
+    Above 1, full-batch steps diverge along the sharpest direction of the quadratic model.
     """
     if threshold is None:
         return None

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lgo_cli.errors import NumericsError
+from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import rademacher
-from lgo_cli.vectors import dot
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.operators import Operator
@@ -38,7 +37,7 @@ def estimate_trace(
     """Estimate tr H as the mean of zᵀHz over random sign vectors z (Hutchinson 1990).
 
     Unbiased; the variance of a probe is 2‖H − diag H‖²_F, the least of all isotropic probes with
-    independent entries (theory.md, Hutchinson's trace). Probe i has a stream of its own, and is the
+    independent entries (theory.md, section 12). Probe i has a stream of its own, and is the
     same however many are drawn.
 
     Args:
@@ -48,18 +47,24 @@ def estimate_trace(
         progress: Told of each probe.
 
     Raises:
+        UsageError: if fewer than two probes are asked for: one has no standard error.
         NumericsError: if a product is not finite.
     """
+    if num_probes < 2:
+        raise UsageError(f"a trace with a standard error needs at least 2 probes, not {num_probes}")
     values = []
+    before = operator.num_matvecs
     with progress.task("trace", num_probes, "products") as task:
         for index in range(num_probes):
             probe = rademacher(operator.dim, seed, "hessian", "trace", index)
             probe = probe.to(operator.device, operator.dtype)
-            values.append(dot(probe, operator.matvec(probe)))
+            values.append(torch.dot(probe.double(), operator.matvec(probe).double()))
             task.advance(1)
-    samples = torch.tensor(values, dtype=torch.float64)
+    samples = torch.stack(values).cpu()  # the only synchronisation
     if not bool(torch.isfinite(samples).all()):
         raise NumericsError("a Hessian-vector product is not finite")
     return TraceEstimate(
-        float(samples.mean()), float(samples.std()) / math.sqrt(num_probes), num_probes
+        value=float(samples.mean()),
+        standard_error=float(samples.std(correction=1)) / math.sqrt(num_probes),
+        num_matvecs=operator.num_matvecs - before,
     )

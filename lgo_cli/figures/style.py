@@ -51,7 +51,7 @@ _RC: Any = {
 }
 
 LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "½ squared distance"}
-LOG_RATIO = 10.0
+LOG_RATIO = 5.0
 """Ratio of the largest to the smallest loss from which on an axis is logarithmic."""
 
 CHARACTERS_PER_INCH = 15

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgo_cli.config import Execution, FigureConfig, StepConfig
-from lgo_cli.errors import InputError, OutputError
+from lgo_cli.errors import InputError, NumericsError, OutputError
 from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
@@ -22,6 +22,7 @@ from lgo_cli.files import (
     write_error,
 )
 from lgo_cli.manifest import (
+    HessianResults,
     Manifest,
     damaged_outputs,
     file_ref,
@@ -98,15 +99,18 @@ def execute(
     execution = execution or Execution()
     figure = figure or FigureConfig()
     stopwatch = Stopwatch(list(argv if argv is not None else sys.argv))
-    if execution.download_data:
-        _download(config, execution)
-    plan = plan_step(config, run, execution, DEFAULT_RUN)
+    with stopwatch.phase("load"):
+        if execution.download_data:
+            _download(config, execution)
+        plan = plan_step(config, run, execution, DEFAULT_RUN)
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and done.figure == figure and not damaged:
         # The manifest is Make's target: it must be newer than what it was found to agree with.
         with contextlib.suppress(PermissionError):
             os.utime(plan.manifest_path)
+        if execution.strict:
+            _refuse_unconverged(done)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
@@ -116,6 +120,16 @@ def execute(
             return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
         manifest = _compute(plan, figure, execution, stopwatch, progress)
         return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+
+
+def _refuse_unconverged(manifest: Manifest) -> None:
+    """With `--strict`, a result that is there already must meet what a new one must."""
+    results = manifest.results
+    if isinstance(results, HessianResults) and not results.converged:
+        raise NumericsError(
+            f"the eigenvalues did not converge within {results.num_matvecs} products",
+            hint="lgo hessian with a larger --max-matvecs or --rtol",
+        )
 
 
 def _download(config: StepConfig, execution: Execution) -> None:
@@ -151,8 +165,9 @@ def _compute(
     stopwatch: Stopwatch,
     progress: Progress,
 ) -> Manifest:
-    from lgo_cli.runs.loaded import load, machine_settings
-    from lgo_cli.runs.steps import STEPS, Context
+    with stopwatch.phase("load"):  # torch itself takes a second
+        from lgo_cli.runs.loaded import load, machine_settings
+        from lgo_cli.runs.steps import STEPS, Context
 
     step = STEPS[plan.command]
     with machine_settings(execution.num_threads, execution.device):
@@ -210,15 +225,17 @@ def _refs(out: Path, names: Iterable[str]) -> dict[str, FileRef]:
 
 @contextlib.contextmanager
 def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
-    """Say which files this step is about to write, and take away what it wrote before.
+    """Say which files this step is about to write, and set the old manifest aside.
 
     Until the new manifest stands, the claim is what tells our files from somebody else's; it is
-    written before anything is taken away, and lists the old files too.
+    written before anything is taken away, and lists the old files too. Those that the new request
+    does not write again go when it is done.
 
     Raises:
         OutputError: if a file of that name is neither in the old manifest nor in an old claim.
     """
     claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
+    aside = plan.out / BOOKKEEPING / f"{plan.command}.old.json"
     old = _read_ours(plan.manifest_path)
     listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
     ours = writable(plan.command, [*listed, *_claimed(claim)])
@@ -232,15 +249,29 @@ def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     with atomic_write(claim) as handle:
         handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
     try:
-        plan.manifest_path.unlink(missing_ok=True)
+        if old:
+            os.replace(plan.manifest_path, aside)
+        else:
+            plan.manifest_path.unlink(missing_ok=True)
         for name in everything:
             temporary_path(plan.out / name).unlink(missing_ok=True)
-            if name not in names:
-                (plan.out / name).unlink(missing_ok=True)
     except OSError as error:
         raise write_error(plan.out, error) from error
-    yield
-    claim.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        # A refusal that came before the first output changes nothing: the old results still stand.
+        if old and not damaged_outputs(old, plan.out):
+            os.replace(aside, plan.manifest_path)
+            claim.unlink(missing_ok=True)
+        elif not any((plan.out / name).exists() for name in everything):
+            claim.unlink(missing_ok=True)
+        raise
+    for name in everything:
+        if name not in names and name != plan.manifest_path.name:
+            (plan.out / name).unlink(missing_ok=True)
+    for path in (aside, claim):
+        path.unlink(missing_ok=True)
 
 
 def _read_ours(path: Path) -> Manifest | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import CONFIGS
@@ -35,11 +35,13 @@ class StepState:
         command: Which.
         manifest: Its record, `None` if it was not run.
         problems: Why its results are not to be relied on; empty if they are.
+        measured: Which of the run's checkpoints it is of.
     """
 
     command: str
     manifest: Manifest | None
     problems: tuple[str, ...]
+    measured: str = "model.pth"
 
 
 def inspect_run(directory: Path) -> list[StepState]:
@@ -60,12 +62,23 @@ def inspect_run(directory: Path) -> list[StepState]:
             claim = directory / ".lgo" / f"{command}.claim"
             broken = ("interrupted: run it again",) if claim.is_file() else ()
             states.append(StepState(command, None, broken))
+    states = [_with_measured(state, states[0].manifest) for state in states]
     if not any(state.manifest or state.problems for state in states):
         raise InputError(
             f"{directory} is no run: it has no manifest",
             hint=f"make one: lgo train --out {directory}",
         )
     return states
+
+
+def _with_measured(state: StepState, trained: Manifest | None) -> StepState:
+    """Find out which of the run's checkpoints a step measured."""
+    if state.manifest is None or trained is None or state.command == "train":
+        return state
+    digest = state.manifest.request.inputs["model.pth"].sha256
+    names = [name for name, ref in trained.outputs.items() if ref.sha256 == digest]
+    # Weights that the run no longer has are stale, which `problems` says.
+    return replace(state, measured=names[0]) if names else state
 
 
 def problems(manifest: Manifest, directory: Path) -> list[str]:
@@ -131,17 +144,18 @@ def verify_run(directory: Path) -> list[str]:
 def run_row(directory: Path) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
-    Values that no step has measured are `None`; steps whose inputs or outputs have changed since
-    are named in `problems`.
+    Values that no step has measured are `None`, also where one measured another checkpoint than the
+    run's final one; such steps, and those whose inputs or outputs have changed since, are named in
+    `problems`.
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     stale = []
     for state in inspect_run(directory):
-        if state.manifest is not None:
-            row |= _columns(state.manifest)
-        if state.problems:
+        if state.problems or state.measured != "model.pth":
             stale.append(state.command)
-    row["problems"] = " ".join(stale) or None
+        if state.manifest is not None and state.measured == "model.pth":
+            row |= _columns(state.manifest)
+    row["problems"] = f"look at: {' '.join(stale)}" if stale else None
     return row
 
 

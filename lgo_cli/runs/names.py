@@ -40,6 +40,18 @@ def checkpoint_step(name: str) -> int:
     return int(name.rpartition("-")[2].removesuffix(".pth"))
 
 
+def saved_step(name: str, num_steps: int) -> int:
+    """After how many of a run's optimiser steps a checkpoint of it was saved.
+
+    Args:
+        name: `init.pth`, `model.pth` or `step-….pth`.
+        num_steps: Of the whole run.
+    """
+    if name == "init.pth":
+        return 0
+    return num_steps if name == "model.pth" else checkpoint_step(name)
+
+
 def figure_names(command: str, figure: FigureConfig) -> list[str]:
     """File names of a step's figures."""
     return [f"{name}.{figure.format}" for name in FIGURES[command]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import (
     AnalysisConfig,
     ContourConfig,
+    HessianConfig,
     InterpConfig,
     StepConfig,
     TrainConfig,
@@ -34,6 +35,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint
+from lgo_cli.runs.names import saved_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,6 +60,7 @@ class Plan:
         files: Path of each input.
         data_root: Where the data set's files are.
         trained: Results of the training that made the weights, if known.
+        step: Optimiser steps done when the weights were saved, if known.
         warnings: What to tell the user whatever the numbers are.
     """
 
@@ -67,6 +70,7 @@ class Plan:
     files: dict[str, Path]
     data_root: Path
     trained: TrainResults | None = None
+    step: int | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -195,6 +199,8 @@ def plan_analysis(
         checkpoint.directory if out is None else out,
         _training(checkpoint) if checkpoint.trained else None,
     )
+    if plan.trained is not None:
+        plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
     num_vectors = {"eigen": 2} if isinstance(config, ContourConfig) else {"eigen": 1}
     kind = plan.request.config.get("plane") or plan.request.config.get("direction")
     if kind in num_vectors:
@@ -349,6 +355,7 @@ def _fits(found: Manifest, plan: Plan, num_vectors: int) -> bool:
     same = (*INHERITED, "model_arg", "dataset_arg", "analysis_samples", "dtype")
     return (
         len(results.largest) >= num_vectors
+        and parse_config(HessianConfig, found.request.config).rtol <= HessianConfig().rtol
         and found.request.algorithm_version == ALGORITHM_VERSIONS["hessian"]
         and all(found.request.config[key] == plan.request.config[key] for key in same)
         and all(plan.request.inputs.get(name) == ref for name, ref in found.request.inputs.items())

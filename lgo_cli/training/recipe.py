@@ -33,9 +33,14 @@ def resolve_recipe(config: TrainConfig, published: ModelRecipe) -> Recipe:
         raise UsageError(f"--momentum and --nesterov do not go with --optimizer {optimizer}")
     if config.nesterov and momentum == 0:
         raise UsageError("--nesterov needs a --momentum above 0")
+    epochs = published.epochs if config.epochs is None else config.epochs
+    if config.warmup_epochs > epochs:
+        raise UsageError(
+            f"--warmup-epochs {config.warmup_epochs} is more than the {epochs} epochs there are"
+        )
     augment = published.augment if config.dataset in NATURAL_IMAGES else "none"
     return Recipe(
-        epochs=published.epochs if config.epochs is None else config.epochs,
+        epochs=epochs,
         batch_size=config.batch_size or published.batch_size,
         optimizer=optimizer,
         lr=config.lr or lr,
@@ -74,6 +79,6 @@ def learning_rate(
         progress = (step - warmup) / max(total - warmup, 1)
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if recipe.schedule == "step":
-        passed = sum(step >= round(milestone * total) for milestone in milestones)
+        passed = sum(step >= milestone * total for milestone in milestones)
         return recipe.lr * float(gamma**passed)
     return recipe.lr

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import ContourConfig, linspace
 from lgo_cli.manifest import ContourResults, Marker, SelfCheck
 from lgo_cli.runs.names import checkpoint_step
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
-from lgo_cli.runs.steps.hessian import eigenpairs
+from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,8 +107,9 @@ def _plane(context: Context, problem: Objective, config: ContourConfig) -> tuple
 
     files = context.plan.files
     if config.plane == "eigen":
-        values, vectors, spent = eigenpairs(context, problem, 2)
-        return eigen_plane(problem, values, vectors), spent
+        top = top_eigenpairs(context, problem, 2)
+        plane = eigen_plane(problem, top.values, top.vectors)
+        return replace(plane, warnings=(*plane.warnings, *top.warnings)), top.num_matvecs
     if config.plane == "pca":
         results = context.plan.trained
         kept = results.checkpoints if results else []

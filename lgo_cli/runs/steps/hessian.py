@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.errors import NumericsError
 from lgo_cli.manifest import Density, Eigenvalue, HessianResults, Trace
+from lgo_cli.models.registry import recipe_of
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
+from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from lgo_cli.curvature.lanczos import Eigenpairs
     from lgo_cli.objective import Objective
+    from lgo_cli.runs.plan import Plan
 
 
 class HessianStep(Step):
@@ -26,11 +28,7 @@ class HessianStep(Step):
 
     def compute(self, context: Context) -> HessianResults:
         """Both ends of the spectrum, and trace and density where asked."""
-        from lgo_cli.curvature.spectrum import (
-            analyze_spectrum,
-            sharpness_ratio,
-            stability_threshold,
-        )
+        from lgo_cli.curvature.spectrum import analyze_spectrum, sharpness_ratio
         from lgo_cli.runs.loaded import measured, objective
 
         config = typed(context.plan, HessianConfig)
@@ -42,10 +40,7 @@ class HessianStep(Step):
             description = measured(problem, context.loaded)
         pairs = spectrum.eigenpairs
         if context.execution.strict and not pairs.converged:
-            raise NumericsError(
-                f"the eigenvalues did not converge within {spectrum.num_matvecs} products",
-                hint="raise --max-matvecs or --rtol",
-            )
+            raise not_converged(spectrum.num_matvecs)
         arrays = {
             "largest": pairs.largest.numpy(),
             "smallest": pairs.smallest.numpy(),
@@ -59,21 +54,7 @@ class HessianStep(Step):
         save_arrays(context, "hessian.npz", arrays)
 
         recipe = context.plan.trained.recipe if context.plan.trained else None
-        threshold, note = (
-            stability_threshold(
-                recipe.optimizer,
-                context.plan.trained.final_lr if context.plan.trained else None,
-                recipe.momentum,
-                recipe.nesterov,
-            )
-            if recipe
-            else (None, "the run's optimiser is not known")
-        )
-        if threshold is not None and recipe and recipe.batch_size < description.num_available:
-            note = (
-                f"full-batch threshold; the run used mini-batches of {recipe.batch_size}, "
-                "for which the stable curvature is lower"
-            )
+        threshold, note = _stability(context.plan, description.num_available)
         return HessianResults(
             **common(context, spectrum.warnings),
             measured=description,
@@ -118,6 +99,36 @@ class HessianStep(Step):
         return {"hessian": draw_spectrum(load_arrays(out / "hessian.npz"), results)}
 
 
+def _stability(plan: Plan, num_available: int) -> tuple[float | None, str | None]:
+    """Stability threshold of the optimiser at the checkpoint, and what a reader must know of it.
+
+    The rate is that of the last step before the checkpoint, which for one on the way is not the
+    run's last.
+    """
+    from lgo_cli.curvature.spectrum import stability_threshold
+
+    if plan.trained is None or plan.step is None:
+        return None, "the run's optimiser is not known"
+    recipe = plan.trained.recipe
+    if plan.step == 0:
+        return None, "the initialisation has no step behind it, and so no learning rate"
+    published = recipe_of(str(plan.config.model))
+    rate = learning_rate(
+        recipe,
+        plan.step - 1,
+        plan.trained.num_steps // recipe.epochs,
+        published.milestones,
+        published.gamma,
+    )
+    threshold, note = stability_threshold(recipe.optimizer, rate, recipe.momentum, recipe.nesterov)
+    if threshold is not None and recipe.batch_size < num_available:
+        note = (
+            f"full-batch threshold; the run used mini-batches of {recipe.batch_size}, "
+            "for which the stable curvature is lower"
+        )
+    return threshold, note
+
+
 def _eigenvalues(values: Tensor, bounds: Tensor) -> list[Eigenvalue]:
     return [
         Eigenvalue(value=value, residual_bound=bound)
@@ -125,11 +136,28 @@ def _eigenvalues(values: Tensor, bounds: Tensor) -> list[Eigenvalue]:
     ]
 
 
-def eigenpairs(context: Context, problem: Objective, top_k: int) -> tuple[Tensor, Tensor, int]:
-    """The top eigenvalues [k] and eigenvectors [k, P], read if planned so, else computed.
+@dataclass(frozen=True)
+class TopEigenpairs:
+    """The top of the spectrum, for a step that goes along it.
 
-    Returns:
-        Values, vectors, and the matvecs spent here.
+    Attributes:
+        values: The largest eigenvalues [k].
+        vectors: Their eigenvectors [k, P], unit norm.
+        num_matvecs: Products spent here; 0 if they were read.
+        warnings: What a reader must know.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    num_matvecs: int
+    warnings: tuple[str, ...] = ()
+
+
+def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
+    """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them.
+
+    Raises:
+        NumericsError: with `--strict`, if they do not converge.
     """
     import torch
 
@@ -140,14 +168,23 @@ def eigenpairs(context: Context, problem: Objective, top_k: int) -> tuple[Tensor
         arrays = load_arrays(context.plan.files["hessian.npz"])
         vectors = torch.from_numpy(arrays["eigenvectors"][:top_k])
         values = torch.from_numpy(arrays["largest"][:top_k])
-        return values, vectors.to(problem.device, problem.dtype), 0
-    operator = HessianOperator(problem)
-    pairs: Eigenpairs = extreme_eigenpairs(
-        operator,
+        return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)
+    pairs = extreme_eigenpairs(
+        HessianOperator(problem),
         top_k=top_k,
         bottom_k=0,
         rtol=HessianConfig().rtol,
         seed=context.plan.config.seed,
         progress=context.progress,
     )
-    return pairs.largest, pairs.eigenvectors[:top_k], pairs.num_matvecs
+    if context.execution.strict and not pairs.converged:
+        raise not_converged(pairs.num_matvecs)
+    return TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
+
+
+def not_converged(num_matvecs: int) -> NumericsError:
+    """What `--strict` says of eigenvalues that did not converge."""
+    return NumericsError(
+        f"the eigenvalues did not converge within {num_matvecs} products",
+        hint="lgo hessian with a larger --max-matvecs or --rtol",
+    )

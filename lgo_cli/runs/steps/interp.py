@@ -10,16 +10,13 @@ from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
 from lgo_cli.manifest import InterpResults
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
-from lgo_cli.runs.steps.hessian import eigenpairs
+from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from lgo_cli.objective import Objective
 
 
 class InterpStep(Step):
@@ -27,6 +24,7 @@ class InterpStep(Step):
 
     def compute(self, context: Context) -> InterpResults:
         """Losses along a line on both splits."""
+        from lgo_cli.landscape.directions import gradient_direction, random_direction
         from lgo_cli.landscape.interpolation import alpha_grid, interpolate
         from lgo_cli.runs.loaded import flat_weights, measured, objective
 
@@ -43,9 +41,15 @@ class InterpStep(Step):
             target = direction = loss_of_other = None
             if config.direction is None:
                 target = flat_weights(loaded, plan.files["to"], problem.dtype)
+            elif config.direction == "eigen":
+                top = top_eigenpairs(context, problem, 1)
+                direction = top.vectors[0]
+                num_matvecs += top.num_matvecs
+                warnings += top.warnings
+            elif config.direction == "gradient":
+                direction = gradient_direction(problem)
             else:
-                direction, spent = _line_direction(context, problem, config.direction)
-                num_matvecs += spent
+                direction = random_direction(problem, config.seed, "interp", "direction")
             path = interpolate(
                 problem,
                 test,
@@ -92,18 +96,6 @@ class InterpStep(Step):
         from lgo_cli.figures.interpolation import draw_interpolation
 
         return {"interp_1d": draw_interpolation(load_arrays(out / "interp.npz"), results)}
-
-
-def _line_direction(context: Context, problem: Objective, kind: str) -> tuple[Tensor, int]:
-    """A direction by name, and the matvecs it cost."""
-    from lgo_cli.landscape.directions import gradient_direction, random_direction
-
-    if kind == "random":
-        return random_direction(problem, context.plan.config.seed, "interp", "direction"), 0
-    if kind == "gradient":
-        return gradient_direction(problem), 0
-    _, vectors, spent = eigenpairs(context, problem, 1)
-    return vectors[0], spent
 
 
 def _loss_of(context: Context, path: Path) -> float:

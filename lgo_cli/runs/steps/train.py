@@ -69,8 +69,9 @@ class TrainStep(Step):
                 gamma=published.gamma,
                 seed=config.seed,
             )
-            checkpoint.save(snapshot(loaded.model), context.path("init.pth"))
+            initial = snapshot(loaded.model)
             self._resume(context, training)
+            checkpoint.save(initial, context.path("init.pth"))
             last_saved = time.monotonic()
 
             def save_state(training: Training) -> None:

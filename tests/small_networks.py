@@ -1,0 +1,117 @@
+"""One table of tiny networks, each with something that a Hessian product can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev
+
+from lgo_cli.objective import LossFunction, Objective, Samples
+
+
+class Attention(nn.Module):
+    """One head over the rows of the input, by the fused kernel's function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 12)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x.view(-1, 3, 4))).chunk(3, dim=-1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+class Tied(nn.Module):
+    """The same weight before and after, one frozen layer, one that the loss never sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(12, 5, bias=False)
+        self.frozen = nn.Linear(5, 5)
+        self.frozen.requires_grad_(False)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.frozen(torch.tanh(self.encode(x))))
+        return self.head(hidden @ self.encode.weight)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.view(-1, 3, 4))[0][:, -1])
+
+
+CROSS_ENTROPY = LossFunction()
+
+
+@dataclass(frozen=True)
+class Network:
+    build: Callable[[], nn.Module]
+    loss: LossFunction = CROSS_ENTROPY
+
+
+def _mlp(activation: type[nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 6), activation(), nn.Linear(6, 3))
+
+
+NETWORKS = {
+    "relu": Network(lambda: _mlp(nn.ReLU)),
+    "gelu, smoothed labels": Network(lambda: _mlp(nn.GELU), LossFunction("cross_entropy", 0.1)),
+    "squared error": Network(lambda: _mlp(nn.Tanh), LossFunction("squared_error")),
+    "linear, squared error": Network(
+        lambda: nn.Linear(12, 3), LossFunction("squared_error", 0.2)
+    ),
+    "batch norm": Network(
+        lambda: nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    ),
+    "convolution": Network(
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(18, 3),
+        )
+    ),
+    "attention and layer norm": Network(Attention),
+    "tied, frozen and unused": Network(Tied),
+    "LSTM": Network(Recurrent),
+}  # fmt: skip
+
+
+def make(name: str, num_samples: int = 40) -> tuple[nn.Module, Samples, LossFunction]:
+    """Build a network of the table, with running statistics that are not the initial ones."""
+    network = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = network.build()
+        inputs = torch.randn(num_samples, 12)
+        labels = torch.randint(0, 3, (num_samples,))
+        model.train()
+        with torch.no_grad():
+            model(2 * inputs + 1)
+    return model, Samples(inputs, labels), network.loss
+
+
+def dense_hessian(objective: Objective) -> Tensor:
+    """The Hessian [P, P] by reverse over reverse through `functional_call`, in float64."""
+    model = objective.model
+    names = objective.layout.names
+    samples = objective.samples
+
+    def loss(theta: Tensor) -> Tensor:
+        parameters = dict(zip(names, objective.layout.split(theta), strict=True))
+        outputs = functional_call(model, parameters, (samples.inputs,))
+        return objective.loss_function(outputs, samples.labels).mean()
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return jacrev(grad(loss))(objective.theta).detach()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import dense_hessian, make
+
+from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.spectrum import analyze_spectrum, sharpness_ratio, stability_threshold
+from lgo_cli.objective import Objective
+
+
+def _final_size(curvature: float, momentum: float, nesterov: bool, weight_decay: float) -> float:
+    """|x| after many steps of torch's own SGD on ½·curvature·x² from x = 1."""
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD(
+        [x], lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+    for _ in range(1500):
+        optimizer.zero_grad()
+        (0.5 * curvature * x.square()).sum().backward()
+        optimizer.step()
+    return float(x.detach().abs())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)]
+)
+def test_threshold_is_where_torchs_optimiser_diverges(
+    momentum: float, nesterov: bool, weight_decay: float
+) -> None:
+    threshold, reason = stability_threshold("sgd", 0.1, momentum, nesterov)
+    assert threshold is not None
+    assert reason is None
+    for factor, diverges in ((0.99, False), (1.01, True)):
+        curvature = factor * threshold - weight_decay
+        ratio = sharpness_ratio(curvature, threshold, weight_decay, coupled=True)
+        assert ratio == pytest.approx(factor)
+        assert (_final_size(curvature, momentum, nesterov, weight_decay) > 1) == diverges
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "word"),
+    [("adam", 0.1, "preconditions"), ("adamw", 0.1, "preconditions"), ("sgd", 0.0, "0 or unknown"),
+     ("sgd", None, "0 or unknown")],
+)  # fmt: skip
+def test_no_threshold_has_a_reason(optimizer: str, lr: float | None, word: str) -> None:
+    threshold, reason = stability_threshold(optimizer, lr, 0.0, False)
+    assert threshold is None
+    assert reason is not None
+    assert word in reason
+    assert sharpness_ratio(1.0, threshold, 0.0, coupled=True) is None
+
+
+def test_decoupled_decay_adds_no_curvature() -> None:
+    assert sharpness_ratio(3.0, 6.0, 1.0, coupled=False) == 0.5
+
+
+def test_analysis_counts_every_product_and_leaves_the_model() -> None:
+    model, samples, loss = make("batch norm")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = HessianConfig(top_k=2, bottom_k=1, trace=True, density=True, dtype="float64")
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        dense = dense_hessian(objective)
+        spectrum = analyze_spectrum(objective, config)
+        _, gradient = objective.loss_and_gradient()
+        assert spectrum.loss == objective.center.loss
+    assert spectrum.trace is not None
+    assert spectrum.density is not None
+    assert spectrum.num_matvecs == (
+        spectrum.eigenpairs.num_matvecs + spectrum.trace.num_matvecs + spectrum.density.num_matvecs
+    )
+    assert spectrum.gradient_norm == pytest.approx(float(gradient.norm()))
+    trace = float(dense.trace())
+    assert abs(spectrum.trace.value - trace) < 4 * spectrum.trace.standard_error
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
