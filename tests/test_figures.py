@@ -14,11 +14,10 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
-from lgo_cli.curvature import density
 from lgo_cli.figures.files import save_figure
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.scale import LossScale
-from lgo_cli.figures.spectrum import draw_spectrum, smoothed
+from lgo_cli.figures.spectrum import draw_spectrum
 from lgo_cli.figures.style import round_levels, tick_names
 from lgo_cli.figures.surface import bilinear, draw_contour, draw_surface_3d
 from lgo_cli.figures.training import draw_training
@@ -419,19 +418,6 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     figure.draw_without_rendering()
     assert "NOT CONVERGED" in figure.get_supxlabel()
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
-
-
-def test_smoothed_density_is_the_estimators() -> None:
-    arrays, _ = _spectrum()
-    nodes, weights = arrays["density_nodes"], arrays["density_weights"]
-    grid = np.linspace(-40, 40, 4001)
-    view = smoothed(nodes, weights, grid, 0.5)
-    # The same 48 terms in another order.
-    np.testing.assert_allclose(
-        view, density.smoothed(nodes, weights, grid, 0.5), rtol=1e-12, atol=1e-300
-    )
-    # The trapezoid rule of Gaussians 25 grid steps wide is exact to rounding.
-    assert np.trapezoid(view, grid) == pytest.approx(1.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 160])

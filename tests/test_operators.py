@@ -153,7 +153,8 @@ def test_product_is_symmetric_and_linear(name: str) -> None:
 
 def test_linear_least_squares_in_closed_form() -> None:
     samples = make("relu")[1]
-    model = nn.Linear(12, 3, bias=False)
+    with torch.random.fork_rng():
+        model = nn.Linear(12, 3, bias=False)
     with Objective(model, samples, LossFunction("squared_error"), dtype=torch.float64) as objective:
         found = _matrix(HessianOperator(objective))
     X = samples.inputs.double()
@@ -183,7 +184,7 @@ def test_float32_products_stay_within_their_allowance(name: str) -> None:
     assert error <= operator.rounding * EPS * _norm(expected)
 
 
-@pytest.mark.parametrize("name", ["relu", "batch norm", "attention and layer norm"])
+@pytest.mark.parametrize("name", ["relu", "batch norm", "convolution"])
 def test_fitted_networks_keep_their_digits(name: str) -> None:
     """p(1 − p) with p near one: with the loss in float32 these miss by far more than allowed."""
     model, (_, samples, loss) = _fitted(name), make(name)
@@ -211,7 +212,8 @@ def test_large_logits_widen_the_allowance() -> None:
     """Their rounding moves p alike in each product: symmetric, invisible, so allowed for."""
     draw = torch.Generator().manual_seed(0)
     samples = Samples(1000 * torch.randn(64, 5, generator=draw), torch.arange(64) % 3)
-    model = nn.Linear(5, 3)
+    with torch.random.fork_rng():
+        model = nn.Linear(5, 3)
     with torch.no_grad():
         model.weight.copy_(torch.randn(3, 5, generator=draw))
         model.bias.zero_()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.smoothing import default_width, smooth
 from lgo_cli.errors import UsageError
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import rademacher
@@ -46,20 +47,7 @@ class SpectralDensity:
             width: Standard deviation; by default a hundredth of the nodes' range, or of their
                 magnitude where all are equal.
         """
-        return smoothed(self.nodes, self.weights, grid, width)
-
-
-def smoothed(nodes: Array, weights: Array, grid: Array, width: float | None = None) -> Array:
-    """See `SpectralDensity.smoothed`."""
-    if width is None:
-        magnitude = float(np.abs(nodes).max())
-        extent = float(np.ptp(nodes))
-        # Nodes that differ only by rounding are one node.
-        width = (extent if extent > 1e-6 * magnitude else magnitude or 1.0) / 100
-    total = np.zeros_like(grid, dtype=np.float64)
-    for node, weight in zip(nodes.ravel(), weights.ravel() / len(nodes), strict=True):
-        total += weight * np.exp(-0.5 * ((grid - node) / width) ** 2)
-    return total / (width * math.sqrt(2 * math.pi))
+        return smooth(self.nodes, self.weights, grid, width or default_width(self.nodes))
 
 
 def spectral_density(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from lgo_cli.curvature.smoothing import default_width, smooth
 from lgo_cli.figures.style import (
     ACCENT,
     FAINT,
@@ -106,10 +106,10 @@ def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str,
 def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
     nodes, weights = arrays["density_nodes"], arrays["density_weights"]
     low, high = float(nodes.min()), float(nodes.max())
-    room = 0.05 * (high - low) or 1.0
+    width = default_width(nodes)
+    room = 5 * width
     grid = np.linspace(low - room, high + room, 2000)
-    width = (high - low) / 100 or np.finfo(float).tiny
-    density = smoothed(nodes, weights, grid, width)
+    density = smooth(nodes, weights, grid, width)
     top = float(density.max())
     floor = top * 1e-8
     axes.fill_between(grid, floor, np.maximum(density, floor), color=TRAIN, alpha=0.25, linewidth=0)
@@ -127,20 +127,3 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
     axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-
-
-def smoothed(nodes: Array, weights: Array, grid: Array, width: float) -> Array:
-    """The quadrature convolved with a Gaussian; integrates to one.
-
-    The twin of `SpectralDensity.smoothed`, without torch, so that figures can be drawn from files.
-
-    Args:
-        nodes: [n, m].
-        weights: [n, m], each row sums to one.
-        grid: Where to evaluate [g].
-        width: Standard deviation.
-    """
-    distances = (grid[:, None] - nodes.ravel()) / width
-    kernels = np.exp(-0.5 * distances**2) / (width * math.sqrt(2 * math.pi))
-    density: Array = kernels @ (weights.ravel() / len(nodes))
-    return density

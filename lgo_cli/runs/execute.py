@@ -94,7 +94,8 @@ def execute(
         The manifest and what was done to get it.
 
     Raises:
-        LgoError: for all that a user can mend; no manifest is left then, nor half an output.
+        LgoError: for all that a user can mend. No new manifest is left then, nor half an output;
+            the old one is still there if nothing that it lists was touched.
     """
     execution = execution or Execution()
     figure = figure or FigureConfig()
@@ -106,11 +107,11 @@ def execute(
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and done.figure == figure and not damaged:
+        if execution.strict:
+            _refuse_unconverged(done)
         # The manifest is Make's target: it must be newer than what it was found to agree with.
         with contextlib.suppress(PermissionError):
             os.utime(plan.manifest_path)
-        if execution.strict:
-            _refuse_unconverged(done)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
