@@ -20,8 +20,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _global_generator_untouched() -> Iterator[None]:
+@pytest.fixture
+def untouched_generator() -> Iterator[None]:
     """No code of ours draws from, or seeds, the process's own generator."""
     before = torch.get_rng_state()
     yield
@@ -32,7 +32,7 @@ Lgo = Callable[..., Result]
 
 
 @pytest.fixture
-def lgo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lgo:
+def lgo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untouched_generator: None) -> Lgo:
     """Run a command line in an empty directory, inside this process."""
     monkeypatch.chdir(tmp_path)
 

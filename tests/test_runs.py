@@ -29,6 +29,8 @@ from lgo_cli.runs.inspect import verify_run
 from lgo_cli.runs.names import writable
 from lgo_cli.runs.steps import STEPS
 
+pytestmark = pytest.mark.usefixtures("untouched_generator")
+
 ANALYSES = {
     "hessian": HessianConfig(top_k=2, analysis_samples=128, trace=True, density=True),
     "interp": InterpConfig(num_points=5, analysis_samples=128),
