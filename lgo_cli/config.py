@@ -46,7 +46,18 @@ C = TypeVar("C", bound=BaseModel)
 class Strict(BaseModel):
     """Base of everything that is written to or read from JSON."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    # Validators are built when a model is first used: `lgo --help` uses few of them.
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        ser_json_inf_nan="strings",
+        defer_build=True,
+    )
+
+
+DEFAULT_RUN = Path("outputs")
+"""Where training goes, and analyses look, if nothing is said."""
 
 
 class StepConfig(Strict):

@@ -43,8 +43,7 @@ def asked(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> Any:
             seen.append((config, run, execution, figure))
             raise _Stop
 
-        for module in ("step", "run"):
-            monkeypatch.setattr(f"lgo_cli.cli.{module}.execute", execute, raising=False)
+        monkeypatch.setattr("lgo_cli.runs.execute", execute)
         with pytest.raises(_Stop):
             lgo(*arguments)
         return seen[0]

@@ -6,11 +6,8 @@ import json as json_module
 import sys
 from typing import TYPE_CHECKING
 
-from lgo_cli.arguments import shown
 from lgo_cli.cli import options
 from lgo_cli.cli.app import app
-from lgo_cli.data.registry import DATASETS
-from lgo_cli.models.registry import MODELS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
 def models(json: options.Json = False) -> None:
     """List the models, with their arguments and parameter counts."""
     from lgo_cli.models.building import parameter_counts
+    from lgo_cli.models.registry import MODELS
 
     counts = parameter_counts()
     if json:
@@ -45,6 +43,8 @@ def models(json: options.Json = False) -> None:
 @app.command()
 def datasets(json: options.Json = False) -> None:
     """List the data sets, with their arguments."""
+    from lgo_cli.data.registry import DATASETS
+
     if json:
         _write_json(
             {
@@ -68,6 +68,8 @@ def _schema(args: type[BaseModel]) -> dict[str, dict[str, object]]:
 
 
 def _write_arguments(args: type[BaseModel]) -> None:
+    from lgo_cli.arguments import shown
+
     for name, field in args.model_fields.items():
         _write(f"    {name}={shown(field.default)}  {field.description}")
 

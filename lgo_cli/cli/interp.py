@@ -9,9 +9,10 @@ from lgo_cli.cli.app import app
 from lgo_cli.cli.step import run_step
 from lgo_cli.config import Execution, FigureConfig, InterpConfig
 
-_C = InterpConfig()
-_E = Execution()
-_F = FigureConfig()
+# Default instances, without building the validators that only a real request needs.
+_C = InterpConfig.model_construct()
+_E = Execution.model_construct()
+_F = FigureConfig.model_construct()
 
 
 @app.command()

@@ -6,22 +6,22 @@ import typer
 
 from lgo_cli.cli import options
 from lgo_cli.cli.app import app
-from lgo_cli.cli.request import explicit, tables_for
 from lgo_cli.cli.step import carry_out, open_output
 from lgo_cli.config import (
     CONFIGS,
+    DEFAULT_RUN,
     AnalysisConfig,
     Execution,
     FigureConfig,
     TrainConfig,
     parse_config,
 )
-from lgo_cli.runs.execute import DEFAULT_RUN
 
-_C = TrainConfig()
-_A = AnalysisConfig()
-_E = Execution()
-_F = FigureConfig()
+# Default instances, without building the validators that only a real request needs.
+_C = TrainConfig.model_construct()
+_A = AnalysisConfig.model_construct()
+_E = Execution.model_construct()
+_F = FigureConfig.model_construct()
 
 
 @app.command()
@@ -67,6 +67,8 @@ def run(
 
     A --config file has one table for each command: [train], [hessian], [interp], [contour].
     """
+    from lgo_cli.cli.request import explicit, tables_for
+
     output = open_output(ctx)
     tables = tables_for(config)
     execution = parse_config(Execution, explicit(ctx, Execution), "--")

@@ -9,11 +9,7 @@ import typer
 
 from lgo_cli.cli import options
 from lgo_cli.cli.app import app
-from lgo_cli.cli.output import Mode, Output
-from lgo_cli.cli.tables import summary_lines
-from lgo_cli.manifest import manifest_json
-from lgo_cli.runs.execute import DEFAULT_RUN
-from lgo_cli.runs.inspect import inspect_run
+from lgo_cli.config import DEFAULT_RUN
 
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.")]
 
@@ -28,6 +24,11 @@ def show(
 
     --json prints the manifests, one a line; --quiet only the paths of those that can be relied on.
     """
+    from lgo_cli.cli.output import Mode, Output
+    from lgo_cli.cli.tables import summary_lines
+    from lgo_cli.manifest import manifest_json
+    from lgo_cli.runs.inspect import inspect_run
+
     output = Output(json=json, quiet=quiet, verbose=False)
     for state in inspect_run(run):
         path = run / f"{state.command}.json"

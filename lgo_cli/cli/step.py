@@ -6,28 +6,30 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from lgo_cli.cli.allocator import keep_memory
-from lgo_cli.cli.output import Output
-from lgo_cli.cli.request import Asked
-from lgo_cli.runs import execute
+# What runs a command is imported when one is run: `lgo --help` and its like shall not wait for it.
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import typer
 
+    from lgo_cli.cli.output import Output
     from lgo_cli.config import Execution, FigureConfig, StepConfig
     from lgo_cli.runs import Outcome
 
 
 def open_output(ctx: typer.Context) -> Output:
     """The streams that the command's `--json`, `--quiet` and `--verbose` ask for."""
+    from lgo_cli.cli.output import Output
+
     params = ctx.params
     return Output(json=params["json"], quiet=params["quiet"], verbose=params["verbose"])
 
 
 def run_step(ctx: typer.Context, cls: type[StepConfig], run: Path | None = None) -> None:
     """Carry out one step as the command line asks."""
+    from lgo_cli.cli.request import Asked
+
     output = open_output(ctx)
     asked = Asked(ctx, cls, run, ctx.params["config"])
     output.outcome(carry_out(output, asked.config, asked.run, asked.execution, asked.figure))
@@ -44,6 +46,11 @@ def carry_out(
 
     What a user's model or data prints is talk: stdout is kept for the result.
     """
+    from lgo_cli import runs
+    from lgo_cli.cli.allocator import keep_memory
+
     keep_memory()
     with contextlib.redirect_stdout(sys.stderr):
-        return execute(config, run, execution=execution, figure=figure, progress=output.progress)
+        return runs.execute(
+            config, run, execution=execution, figure=figure, progress=output.progress
+        )

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lgo_cli.cli.app import app
-from lgo_cli.cli.output import Output
 from lgo_cli.errors import InputError
-from lgo_cli.runs.inspect import COLUMNS, run_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +28,9 @@ TableFormat = Annotated[
 @app.command()
 def table(runs: Runs, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
+    from lgo_cli.cli.output import Output
+    from lgo_cli.runs.inspect import COLUMNS, run_row
+
     output = Output(json=False, quiet=False, verbose=False)
     rows, unreadable = [], []
     for run in runs:

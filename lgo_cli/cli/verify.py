@@ -9,8 +9,6 @@ import typer
 
 from lgo_cli.cli import options
 from lgo_cli.cli.app import app
-from lgo_cli.cli.output import Mode, Output
-from lgo_cli.runs.inspect import verify_run
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
 
@@ -18,6 +16,9 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_defaul
 @app.command()
 def verify(runs: Runs, quiet: options.Quiet = False) -> None:
     """Recompute every digest and every link between steps; exit 3 on the first lie."""
+    from lgo_cli.cli.output import Mode, Output
+    from lgo_cli.runs.inspect import verify_run
+
     output = Output(json=False, quiet=quiet, verbose=False)
     for run in runs:
         steps = verify_run(run)

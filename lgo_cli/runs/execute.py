@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgo_cli.config import Execution, FigureConfig, StepConfig
+from lgo_cli.config import DEFAULT_RUN, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, NumericsError, OutputError
 from lgo_cli.files import (
     BOOKKEEPING,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from lgo_cli.manifest import FileRef
-
-DEFAULT_RUN = Path("outputs")
 
 
 class Status(Enum):
