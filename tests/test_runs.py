@@ -486,3 +486,19 @@ def test_num_threads_is_recorded_and_put_back(small_run: Path) -> None:
     assert outcome.manifest is not None
     assert outcome.manifest.environment.num_threads == 2
     assert torch.get_num_threads() == 1
+
+
+def test_frozen_batch_norm_says_what_the_other_end_would_be(tmp_path: Path) -> None:
+    """At α = 1 stand the other's weights with the run's own statistics; its true loss is beside."""
+    model = {"hidden": [8], "batch_norm": True}
+    config = TRAIN.model_copy(update={"model_arg": model, "save_every": None})
+    out = tmp_path / "run"
+    execute(config, execution=Execution(out=out))
+    results = execute(ANALYSES["interp"], out).manifest.results  # type: ignore[union-attr]
+    own = ANALYSES["hessian"].model_copy(update={"top_k": 0, "bottom_k": 0, "trace": False,
+                                                 "density": False})  # fmt: skip
+    initial = execute(own, out / "init.pth", execution=Execution(out=tmp_path / "init")).manifest
+    assert results.measured.batchnorm == "frozen"  # type: ignore[attr-defined]
+    assert results.loss_of_other == initial.results.loss  # type: ignore[attr-defined,union-attr]
+    assert results.loss_of_other != results.loss_at_end  # type: ignore[attr-defined]
+    assert "batch-norm statistics are the run's own" in results.warnings[0]

@@ -218,7 +218,7 @@ class Eigenpairs:
         smallest: The algebraically smallest [j], ascending, float64.
         largest_residual_bounds: Bounds on ‖Hv − λv‖ for each [k], v of unit norm and H exact:
             within it of λ lies an eigenvalue of H (Parlett 1998, theorem 4.5.1; theory.md,
-            Lanczos).
+            section 11).
         smallest_residual_bounds: The same [j].
         eigenvectors: [k + j, P], largest first; the entry of largest magnitude is positive.
         num_matvecs: Products spent.
@@ -256,7 +256,7 @@ def extreme_eigenpairs(
     two checks in a row, since an early step may look converged by chance, or when those that are
     not have come down to the rounding of products, which no step lowers. Eigenvalues are ordered
     by value, never by magnitude. Of a repeated eigenvalue one copy is found: a Krylov space holds
-    no more (theory.md, Lanczos).
+    no more (theory.md, section 11).
 
     Args:
         operator: H.
