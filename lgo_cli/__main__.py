@@ -1,11 +1,20 @@
 """Entry point of the `lgo` command and of `python -m lgo_cli`."""
 
-from lgo_cli.cli import app
+import gc
+import sys
+
+from lgo_cli.cli import MODULES, load
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="lgo")
+    """Run the command line.
+
+    A command that comes first is loaded alone, and nothing that start-up makes is garbage: both
+    are for `lgo contour --help`, which is waited for. What computes collects again.
+    """
+    gc.disable()
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    load([first] if first in MODULES else MODULES)(prog_name="lgo")
 
 
 if __name__ == "__main__":

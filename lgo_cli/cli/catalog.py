@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lgo_cli.cli import options
-from lgo_cli.cli.app import app
+from lgo_cli.cli.root import app
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from lgo_cli.cli import options
-from lgo_cli.cli.app import app
+from lgo_cli.cli.root import app
 from lgo_cli.cli.step import run_step
 from lgo_cli.config import Execution, FigureConfig, HessianConfig
 

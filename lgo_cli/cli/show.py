@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lgo_cli.cli import options
-from lgo_cli.cli.app import app
+from lgo_cli.cli.root import app
 from lgo_cli.config import DEFAULT_RUN
 
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def carry_out(
     from lgo_cli import runs
     from lgo_cli.cli.allocator import keep_memory
 
+    gc.enable()
     keep_memory()
     with contextlib.redirect_stdout(sys.stderr):
         return runs.execute(

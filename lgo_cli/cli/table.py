@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lgo_cli.cli.app import app
+from lgo_cli.cli.root import app
 from lgo_cli.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lgo_cli.cli import options
-from lgo_cli.cli.app import app
+from lgo_cli.cli.root import app
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from lgo_cli import __version__
+from lgo_cli.cli import MODULES
 from lgo_cli.errors import ExitCode, LgoError
 
 
@@ -19,7 +20,7 @@ class ErrorBoundary(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one uses them, not of the alphabet."""
         del ctx
-        return sorted(self.commands, key=_ORDER.index)
+        return sorted(self.commands, key=list(MODULES).index)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before the sub-command."""
@@ -55,9 +56,6 @@ class ErrorBoundary(TyperGroup):
             _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
 
 
-_ORDER = [
-    "train", "hessian", "interp", "contour", "run", "show", "verify", "table", "models", "datasets",
-]  # fmt: skip
 _MEMORY_HINT = "lower --micro-batch-size, --batch-size or --analysis-samples"
 
 
