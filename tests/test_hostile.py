@@ -182,6 +182,10 @@ CASES = {
         "hessian empty", 3, "empty is no finished run", lambda place: (place / "empty").mkdir()
     ),
     "show what is no run": Case("show nowhere", 3, "no such run directory: nowhere"),
+    "training state for weights": Case(
+        "hessian run/state.pth", 3, "run/state.pth holds no weights alone"
+    ),
+    "log for weights": Case("interp run --to run/train.csv", 3, "holds no weights alone"),
     "weights without a run": Case(
         "hessian w.pth", 2, "comes with no train.json", _weights(lambda state: None)
     ),

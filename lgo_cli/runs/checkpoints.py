@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lgo_cli.errors import InputError
 from lgo_cli.files import sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.runs.names import holds_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,10 @@ def listed_checkpoint(path: Path, manifest_path: Path) -> Checkpoint:
         raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
     name = path.resolve().relative_to(directory.resolve()).as_posix()
     ref = manifest.outputs.get(name)
+    if not holds_weights(name):
+        raise InputError(
+            f"{path} holds no weights alone", hint=f"name {directory} or its model.pth"
+        )
     if ref is None:
         raise InputError(f"{manifest_path} lists no {name}")
     if sha256_file(path) != ref.sha256:

@@ -40,6 +40,11 @@ def checkpoint_step(name: str) -> int:
     return int(name.rpartition("-")[2].removesuffix(".pth"))
 
 
+def holds_weights(name: str) -> bool:
+    """Whether an output of training is a plain state_dict."""
+    return name in ("model.pth", "init.pth") or _CHECKPOINT.fullmatch(name) is not None
+
+
 def saved_step(name: str, num_steps: int) -> int:
     """After how many of a run's optimiser steps a checkpoint of it was saved.
 
