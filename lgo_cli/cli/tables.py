@@ -110,14 +110,10 @@ def _hessian(results: HessianResults) -> Rows:
         )
     if results.stability_threshold is None:
         rows.append(("stability", f"no threshold: {results.stability_threshold_note}"))
-    elif results.sharpness_ratio is not None:
-        rows.append(
-            (
-                "stability",
-                f"threshold {results.stability_threshold:.4g}, sharpness ratio "
-                f"{results.sharpness_ratio:.4g}",
-            )
-        )
+    else:
+        ratio = results.sharpness_ratio
+        shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
+        rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
         if results.stability_threshold_note:
             rows.append(("", results.stability_threshold_note))
     state = "converged" if results.converged else "NOT CONVERGED"
