@@ -57,6 +57,20 @@ class NumericsError(LgoError):
     exit_code = ExitCode.NUMERICS
 
 
+class ConvergenceError(NumericsError):
+    """Eigenvalues did not converge, and `--strict` makes that a failure.
+
+    Args:
+        num_matvecs: Products spent on them.
+    """
+
+    def __init__(self, num_matvecs: int) -> None:
+        super().__init__(
+            f"the eigenvalues did not converge within {num_matvecs} products",
+            hint="lgo hessian with a larger --max-matvecs or --rtol",
+        )
+
+
 class MachineError(LgoError):
     """The machine lacks something: a device, memory, disk space."""
 

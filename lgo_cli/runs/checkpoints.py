@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError
-from lgo_cli.files import sha256_file
+from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
 
@@ -47,7 +47,7 @@ def find_checkpoint(named: Path) -> Checkpoint:
         manifest_path = named / "train.json"
         if not manifest_path.is_file():
             raise InputError(f"{named} is no finished run: it has no train.json", hint=_hint(named))
-        return listed_checkpoint(named / "model.pth", manifest_path)
+        return listed_checkpoint(named / "model.pth", read_manifest(manifest_path), named)
     if not named.exists():
         raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
     for directory in (named.parent, named.parent.parent):
@@ -56,24 +56,28 @@ def find_checkpoint(named: Path) -> Checkpoint:
             manifest = read_manifest(manifest_path)
             paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
             if named.resolve() in paths:
-                return listed_checkpoint(named, manifest_path)
+                return listed_checkpoint(named, manifest, directory)
     return Checkpoint(named, named.parent)
 
 
 def _hint(named: Path) -> str:
-    if (named / ".lgo" / "train.claim").is_file():
+    if (named / BOOKKEEPING / "train.claim").is_file():
         return f"its training did not end: lgo train --resume --out {named}"
     return f"train one first: lgo train --out {named}"
 
 
-def listed_checkpoint(path: Path, manifest_path: Path) -> Checkpoint:
+def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkpoint:
     """A checkpoint that a training manifest lists.
+
+    Args:
+        path: The checkpoint.
+        manifest: Of the run.
+        directory: The run, where its `train.json` stands.
 
     Raises:
         InputError: if it does not, or if the file is not the one it lists.
     """
-    directory = manifest_path.parent
-    manifest = read_manifest(manifest_path)
+    manifest_path = directory / "train.json"
     if manifest.request.command != "train":
         raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
     name = path.resolve().relative_to(directory.resolve()).as_posix()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgo_cli.config import DEFAULT_RUN, Execution, FigureConfig, StepConfig
-from lgo_cli.errors import InputError, NumericsError, OutputError
+from lgo_cli.errors import ConvergenceError, InputError, OutputError
 from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
@@ -125,10 +125,7 @@ def _refuse_unconverged(manifest: Manifest) -> None:
     """With `--strict`, a result that is there already must meet what a new one must."""
     results = manifest.results
     if isinstance(results, HessianResults) and not results.converged:
-        raise NumericsError(
-            f"the eigenvalues did not converge within {results.num_matvecs} products",
-            hint="lgo hessian with a larger --max-matvecs or --rtol",
-        )
+        raise ConvergenceError(results.num_matvecs)
 
 
 def _download(config: StepConfig, execution: Execution) -> None:

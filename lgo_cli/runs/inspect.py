@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import CONFIGS
 from lgo_cli.errors import InputError
-from lgo_cli.files import sha256_file
+from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import (
     ContourResults,
     HessianResults,
@@ -59,7 +59,7 @@ def inspect_run(directory: Path) -> list[StepState]:
             manifest = read_manifest(path)
             states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
         else:
-            claim = directory / ".lgo" / f"{command}.claim"
+            claim = directory / BOOKKEEPING / f"{command}.claim"
             broken = ("interrupted: run it again",) if claim.is_file() else ()
             states.append(StepState(command, None, broken))
     states = [_with_measured(state, states[0].manifest) for state in states]
@@ -96,10 +96,9 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
     found += [f"it lists {name}, which this step never writes" for name in sorted(strangers)]
     found += damaged_outputs(manifest, directory).values()
     for name, reference in manifest.request.inputs.items():
-        location = manifest.locations.get(name)
-        path = directory / location if location is not None else None
-        if path is None or not path.is_file():
-            found.append(f"input {name} is not at {location}")
+        path = directory / manifest.locations[name]
+        if not path.is_file():
+            found.append(f"input {name} is not at {manifest.locations[name]}")
         elif sha256_file(path) != reference.sha256:
             found.append(f"stale: input {name} ({os.path.normpath(path)}) has changed since")
         elif reference.produced_by is not None:

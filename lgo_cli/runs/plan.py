@@ -201,10 +201,9 @@ def plan_analysis(
     )
     if plan.trained is not None:
         plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
-    num_vectors = {"eigen": 2} if isinstance(config, ContourConfig) else {"eigen": 1}
-    kind = plan.request.config.get("plane") or plan.request.config.get("direction")
-    if kind in num_vectors:
-        return _with_eigenvectors(plan, checkpoint, num_vectors[str(kind)])
+    if "eigen" in (plan.request.config.get("plane"), plan.request.config.get("direction")):
+        num_vectors = 2 if isinstance(config, ContourConfig) else 1
+        return _with_eigenvectors(plan, checkpoint, num_vectors)
     return plan
 
 
@@ -301,7 +300,7 @@ def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
         raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
     manifest, directory = checkpoint.trained
     ref = manifest.outputs[name]
-    return listed_checkpoint(directory / ref.path, directory / "train.json")
+    return listed_checkpoint(directory / ref.path, manifest, directory)
 
 
 def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import NumericsError
+from lgo_cli.errors import ConvergenceError
 from lgo_cli.manifest import Density, Eigenvalue, HessianResults, Trace
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
@@ -40,7 +40,7 @@ class HessianStep(Step):
             description = measured(problem, context.loaded)
         pairs = spectrum.eigenpairs
         if context.execution.strict and not pairs.converged:
-            raise not_converged(spectrum.num_matvecs)
+            raise ConvergenceError(spectrum.num_matvecs)
         arrays = {
             "largest": pairs.largest.numpy(),
             "smallest": pairs.smallest.numpy(),
@@ -157,7 +157,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them.
 
     Raises:
-        NumericsError: with `--strict`, if they do not converge.
+        ConvergenceError: with `--strict`, if they do not converge.
     """
     import torch
 
@@ -178,13 +178,5 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:
-        raise not_converged(pairs.num_matvecs)
+        raise ConvergenceError(pairs.num_matvecs)
     return TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
-
-
-def not_converged(num_matvecs: int) -> NumericsError:
-    """What `--strict` says of eigenvalues that did not converge."""
-    return NumericsError(
-        f"the eigenvalues did not converge within {num_matvecs} products",
-        hint="lgo hessian with a larger --max-matvecs or --rtol",
-    )

@@ -101,10 +101,10 @@ class InterpStep(Step):
 def _loss_of(context: Context, path: Path) -> float:
     """Loss of another checkpoint on the probe set, its own buffers included."""
     from lgo_cli.runs.loaded import objective
+    from lgo_cli.training.loop import snapshot
 
     model = context.loaded.model
-    own = model.state_dict()
-    own = {name: tensor.clone() for name, tensor in own.items()}
+    own = snapshot(model)
     model.load_state_dict(checkpoint.load_fitting(path, model))
     try:
         with objective(context.plan, context.loaded) as problem:
