@@ -39,7 +39,7 @@ def find_named(option: str, name: str, registry: Mapping[str, T], others: str) -
             hint=f"--{option} {name}:FUNCTION",
         )
     raise UsageError(
-        f"unknown {option} {name!r}{_did_you_mean(name, registry)}",
+        f"unknown {option} {name!r}{did_you_mean(name, registry)}",
         hint=f"{', '.join(registry)}, or {others}",
     )
 
@@ -66,7 +66,7 @@ def resolve_arguments(
     hint = f"{name} takes {', '.join(accepted) or 'no arguments'}"
     for key in given:
         if key not in schema.model_fields:
-            guess = _did_you_mean(key, schema.model_fields)
+            guess = did_you_mean(key, schema.model_fields)
             raise UsageError(f"{flag} {key}: {name} has no such argument{guess}", hint=hint)
     try:
         return parse_config(schema, given, f"{flag} ").model_dump(mode="json")
@@ -81,6 +81,7 @@ def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of some names as the end of a sentence; empty if none is near."""
     close = difflib.get_close_matches(name.lower(), list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -110,12 +110,31 @@ class HessianConfig(AnalysisConfig):
 
     command = "hessian"
 
+    operator: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
+    layers: tuple[str, ...] = ()
+    scaling: Literal["none", "elementwise", "adam"] = "none"
+    include_weight_decay: bool = False
     top_k: Annotated[int, Field(ge=0)] = 10
     bottom_k: Annotated[int, Field(ge=0)] = 1
     rtol: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    vector_rtol: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_matvecs: Count | None = None
+    max_basis: Count | None = None
+    multiplicity: bool = False
+    warm_start: str | None = None
+    recheck: bool = False
     trace: bool = False
+    trace_rtol: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    trace_matvecs: Annotated[int, Field(ge=4)] | None = None
     density: bool = False
+    per_layer: bool = False
+    halves: bool = False
+    audit: bool = True
+
+    @property
+    def wants_trace(self) -> bool:
+        """Whether a trace is asked for; shares of layers are shares of the same products' norm."""
+        return self.trace or self.trace_matvecs is not None or self.per_layer
 
 
 class InterpConfig(AnalysisConfig):
@@ -202,6 +221,19 @@ class Execution(Strict):
     num_threads: Count | None = None
     data_root: Path | None = None
     download_data: bool = False
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([KMGT]i?)?B$")] | None = None
+    basis_device: Literal["auto", "cpu", "disk"] = "auto"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory budget in bytes: 1GiB is 2³⁰, 1GB 10⁹."""
+        if self.memory is None:
+            return None
+        match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B", self.memory)
+        if match is None:
+            raise ValueError(f"not a size: {self.memory}")
+        power = " KMGT".index(match[2] or " ")
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _check_range(name: str, value: Range | None) -> None:

@@ -20,7 +20,7 @@ from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 LossName = Literal["cross_entropy", "squared_error"]
 
@@ -222,13 +222,24 @@ class Objective:
         """The samples in the batches of every evaluation."""
         return self.samples.batches(self.micro_batch_size)
 
-    def batch_loss(self, batch: Samples) -> Tensor:
-        """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
+    def batch_outputs(
+        self, batch: Samples, model: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Outputs [n, C] on a micro-batch, as a graph that can be differentiated twice.
 
         Attention runs under its math kernel, since the fused ones have no second derivative.
+
+        Args:
+            batch: The samples.
+            model: The same function of the same parameters, to be called in the model's place.
         """
         with sdpa_kernel(SDPBackend.MATH):
-            losses = self.loss_function(self.model(batch.inputs), batch.labels)
+            outputs: Tensor = (model or self.model)(batch.inputs)
+        return outputs
+
+    def batch_loss(self, batch: Samples) -> Tensor:
+        """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L."""
+        losses = self.loss_function(self.batch_outputs(batch), batch.labels)
         return losses.sum() / len(self.samples)
 
     @torch.no_grad()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lgo_cli.arguments import did_you_mean
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +77,102 @@ class ParameterLayout:
         """Views of a flat vector [P], one per parameter and in its shape."""
         pieces = torch.split(vector, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some of a layout's parameters, as a flat vector of their own.
+
+    Attributes:
+        full: The layout that it is a part of, of P entries.
+        members: Indices of its parameters in `full`, ascending.
+    """
+
+    full: ParameterLayout
+    members: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, full: ParameterLayout) -> Block:
+        """All of a layout."""
+        return cls(full, tuple(range(len(full.names))))
+
+    @classmethod
+    def matching(cls, full: ParameterLayout, patterns: Sequence[str]) -> Block:
+        """The parameters whose name, or whose module's name, fits one of some shell patterns.
+
+        Raises:
+            UsageError: if a pattern fits nothing.
+        """
+        members: set[int] = set()
+        for pattern in patterns:
+            fitting = {
+                index
+                for index, name in enumerate(full.names)
+                if fnmatchcase(name, pattern) or fnmatchcase(module_of(name), pattern)
+            }
+            if not fitting:
+                known = dict.fromkeys(map(module_of, full.names))
+                raise UsageError(
+                    f"--layers: no parameter is called {pattern!r}{did_you_mean(pattern, known)}",
+                    hint=f"a module's or a parameter's name, or a pattern: {', '.join(known)}",
+                )
+            members |= fitting
+        return cls(full, tuple(sorted(members)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its parameters."""
+        return tuple(self.full.names[index] for index in self.members)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left out."""
+        return len(self.members) == len(self.full.names)
+
+    @property
+    def dim(self) -> int:
+        """Entries of a vector of the block."""
+        sizes = self.full.sizes
+        return sum(sizes[index] for index in self.members)
+
+    def modules(self) -> dict[str, Block]:
+        """The block's own blocks, one for each module with parameters, by the module's name."""
+        found: dict[str, list[int]] = {}
+        for index in self.members:
+            found.setdefault(module_of(self.full.names[index]), []).append(index)
+        return {name: Block(self.full, tuple(members)) for name, members in found.items()}
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector of the block, one per parameter and in its shape."""
+        sizes, shapes = self.full.sizes, self.full.shapes
+        pieces = torch.split(vector, [sizes[index] for index in self.members])
+        return [
+            piece.view(shapes[index]) for piece, index in zip(pieces, self.members, strict=True)
+        ]
+
+    def extract(self, vectors: Tensor) -> Tensor:
+        """The block's entries of vectors [..., P]."""
+        if self.is_whole:
+            return vectors
+        pieces = torch.split(vectors, self.full.sizes, dim=-1)
+        return torch.cat([pieces[index] for index in self.members], dim=-1)
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Vectors of the block as vectors [..., P], zero elsewhere."""
+        if self.is_whole:
+            return vectors
+        result = vectors.new_zeros(*vectors.shape[:-1], self.full.dim)
+        sizes = self.full.sizes
+        targets = torch.split(result, sizes, dim=-1)
+        parts = torch.split(vectors, [sizes[index] for index in self.members], dim=-1)
+        for index, part in zip(self.members, parts, strict=True):
+            targets[index].copy_(part)
+        return result
+
+
+def module_of(parameter: str) -> str:
+    """Name of the module that a parameter belongs to; its own, for one of the model itself."""
+    return parameter.rpartition(".")[0] or parameter
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

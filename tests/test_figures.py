@@ -111,9 +111,11 @@ def _spectrum(count: int = 10, *, with_density: bool = True) -> tuple[Arrays, Ar
     }  # fmt: skip
     if with_density:
         draw = np.random.default_rng(0)
-        weights = draw.dirichlet(np.ones(12), 4)
-        arrays |= {"density_nodes": np.sort(draw.normal(0, 5, (4, 12))), "density_weights": weights}
-    results = _results(stability_threshold=38.0, converged=True, num_matvecs=87)
+        weights = draw.dirichlet(np.ones(12))
+        arrays |= {"density_nodes": np.sort(draw.normal(0, 5, 12)), "density_weights": weights}
+    results = _results(
+        stability_threshold=38.0, converged=True, num_matvecs=87, operator="hessian", scaling="none"
+    )
     return arrays, results
 
 

@@ -10,10 +10,26 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, Lgo
 
+# With vectors precise enough for a plane.
+HESSIAN = (
+    "--top-k", 2, "--trace", "--vector-rtol", 1e-3, "--analysis-samples", 64, "--quiet",
+)  # fmt: skip
+
 
 @pytest.fixture
 def run(lgo: Lgo, small_run: Path) -> Path:
-    lgo("hessian", small_run, "--top-k", 2, "--trace", "--analysis-samples", 64, "--quiet")
+    lgo(
+        "hessian",
+        small_run,
+        "--top-k",
+        2,
+        "--trace",
+        "--vector-rtol",
+        1e-3,
+        "--analysis-samples",
+        64,
+        "--quiet",
+    )
     lgo("contour", small_run, "--plane", "eigen", "--resolution", 3, "--analysis-samples", 64, "-q")
     return small_run
 
@@ -38,7 +54,18 @@ def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
     assert "hessian: stale: input model.pth" in result.stderr
     shown = lgo("show", run)
     assert "warning: contour: stale: input model.pth" in shown.stderr
-    lgo("hessian", run, "--top-k", 2, "--trace", "--analysis-samples", 64, "--quiet")
+    lgo(
+        "hessian",
+        run,
+        "--top-k",
+        2,
+        "--trace",
+        "--vector-rtol",
+        1e-3,
+        "--analysis-samples",
+        64,
+        "--quiet",
+    )
     assert "contour: stale" in lgo("verify", run, code=3).stderr
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgo_cli.config import linspace
-from lgo_cli.curvature.operators import HessianOperator
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.interpolation import alpha_grid, barrier, interpolate
 from lgo_cli.objective import LossFunction, Objective, Samples
 
@@ -152,13 +152,13 @@ def test_naive_loop_over_the_saved_direction() -> None:
 
 def test_one_product_and_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[Tensor] = []
-    product = HessianOperator._product
+    product = HessianOperator.matvec
 
     def counting(operator: HessianOperator, vector: Tensor) -> Tensor:
         products.append(vector)
         return product(operator, vector)
 
-    monkeypatch.setattr(HessianOperator, "_product", counting)
+    monkeypatch.setattr(HessianOperator, "matvec", counting)
     model = _network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with Objective(model, TRAIN) as objective:

@@ -8,13 +8,13 @@ import pytest
 
 from lgo_cli.errors import InputError
 from lgo_cli.manifest import (
-    Eigenvalue,
     Request,
     fingerprint,
     manifest_json,
     parse_manifest,
     read_manifest,
 )
+from lgo_cli.results import Eigenvalue
 
 
 def test_round_trip_is_exact(small_run: Path) -> None:
@@ -25,9 +25,13 @@ def test_round_trip_is_exact(small_run: Path) -> None:
 
 
 def test_non_finite_numbers_survive() -> None:
-    pair = Eigenvalue(value=math.nan, residual_bound=-math.inf)
+    pair = Eigenvalue(value=math.nan, residual_bound=-math.inf, error_estimate=0.5)
     text = pair.model_dump_json()
-    assert json.loads(text) == {"value": "NaN", "residual_bound": "-Infinity"}
+    assert json.loads(text) == {
+        "value": "NaN",
+        "residual_bound": "-Infinity",
+        "error_estimate": 0.5,
+    }
     back = Eigenvalue.model_validate_json(text)
     assert math.isnan(back.value)
     assert back.residual_bound == -math.inf

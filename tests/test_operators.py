@@ -11,12 +11,13 @@ import torch
 from small_networks import NETWORKS, dense_hessian, make
 from torch import Tensor, nn
 
-from lgo_cli.curvature import operators
+from lgo_cli.curvature import networks, operators
+from lgo_cli.curvature.networks import HessianOperator, total_memory_bytes
 from lgo_cli.curvature.operators import (
     ROUNDING_UNITS,
     DenseOperator,
-    HessianOperator,
-    total_memory_bytes,
+    ScaledOperator,
+    ShiftedOperator,
 )
 from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.vectors import flatten
@@ -97,7 +98,7 @@ def test_products_are_the_dense_hessians(name: str, memory_bytes: int) -> None:
     # Batches of 7, the last one of 5: every sample must weigh the same.
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
         expected = dense_hessian(objective)
-        operator = HessianOperator(objective, memory_bytes)
+        operator = HessianOperator(objective, memory_bytes=memory_bytes)
         assert operator.keeps_graph == (memory_bytes > 0)
         found = _matrix(operator)
         assert operator.num_matvecs == operator.dim == objective.dim
@@ -128,7 +129,7 @@ def test_products_are_differences_of_gradients(name: str) -> None:
 def test_keeping_graphs_moves_no_bit(name: str) -> None:
     model, samples, loss = make(name)
     with Objective(model, samples, loss, micro_batch_size=7) as objective:
-        keeps, rebuilds = HessianOperator(objective, 2**40), HessianOperator(objective, 0)
+        keeps, rebuilds = (HessianOperator(objective, memory_bytes=size) for size in (2**40, 0))
         assert (keeps.keeps_graph, rebuilds.keeps_graph) == (True, False)
         draw = torch.Generator().manual_seed(2)
         for _ in range(3):  # a kept graph is as good the third time
@@ -235,10 +236,10 @@ def test_budget_is_compared_with_what_the_graphs_hold() -> None:
     for micro_batch_size in (32, 64):
         with Objective(model, samples, loss, micro_batch_size=micro_batch_size) as objective:
             batch = next(iter(objective.micro_batches()))
-            _, num_bytes = HessianOperator(objective)._measured_gradient(batch)
+            _, num_bytes = HessianOperator(objective)._measured_graph(batch)
             total = num_bytes * (256 // micro_batch_size)
-            assert HessianOperator(objective, total).keeps_graph
-            assert not HessianOperator(objective, total - 1).keeps_graph
+            assert HessianOperator(objective, memory_bytes=total).keeps_graph
+            assert not HessianOperator(objective, memory_bytes=total - 1).keeps_graph
             sizes.append(num_bytes)
     # What grows with the batch are activations: at least the hidden layer, 6 numbers a sample.
     assert sizes[1] - sizes[0] >= 32 * 6 * 4
@@ -248,15 +249,15 @@ def test_default_budget_is_half_of_the_total(monkeypatch: pytest.MonkeyPatch) ->
     model, samples, loss = make("relu")
     with Objective(model, samples, loss) as objective:
         batch = next(iter(objective.micro_batches()))
-        _, num_bytes = HessianOperator(objective)._measured_gradient(batch)
+        _, num_bytes = HessianOperator(objective)._measured_graph(batch)
         for total, keeps in ((2 * num_bytes, True), (2 * num_bytes - 1, False)):
-            monkeypatch.setattr(operators, "total_memory_bytes", lambda device, n=total: n)
+            monkeypatch.setattr(networks, "total_memory_bytes", lambda device, n=total: n)
             assert HessianOperator(objective).keeps_graph is keeps
 
 
 def test_memory_is_the_machines_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = (tmp_path / "memory.max", tmp_path / "limit_in_bytes")
-    monkeypatch.setattr(operators, "CGROUP_LIMITS", paths)
+    monkeypatch.setattr(networks, "CGROUP_LIMITS", paths)
     device = torch.device("cpu")
     physical = total_memory_bytes(device)
     assert physical > 2**28
@@ -267,13 +268,12 @@ def test_memory_is_the_machines_total(tmp_path: Path, monkeypatch: pytest.Monkey
     assert total_memory_bytes(device) == 1048576
 
 
-def test_leaves_no_hook_and_no_graph() -> None:
+def test_leaves_no_graph() -> None:
     model, samples, loss = make("relu")
     with Objective(model, samples, loss) as objective:
         operator = HessianOperator(objective)
         assert operator.keeps_graph
-        graph = weakref.ref(operator._gradients[0][0])
-        assert not model._forward_hooks
+        graph = weakref.ref(operator._kept[0][0])
         assert all(parameter.grad is None for parameter in model.parameters())
         gc.disable()  # the graph goes with its operator, not whenever a collection happens
         try:
@@ -283,13 +283,39 @@ def test_leaves_no_hook_and_no_graph() -> None:
             gc.enable()
 
 
-def test_hook_is_removed_when_the_model_fails() -> None:
+def test_graphs_can_be_freed_and_built_again() -> None:
     model, samples, loss = make("relu")
     with Objective(model, samples, loss) as objective:
-        objective.samples = Samples(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            HessianOperator(objective)
-        assert not model._forward_hooks
+        operator = HessianOperator(objective)
+        v = torch.ones(objective.dim)
+        before = operator.matvec(v)
+        operator.release()
+        assert torch.equal(operator.matvec(v), before)
+
+
+@each_network
+def test_gradient_is_the_objectives(name: str) -> None:
+    model, samples, loss = make(name)
+    with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
+        _, expected = objective.loss_and_gradient()
+        for memory_bytes in (0, 2**40):
+            found = HessianOperator(objective, memory_bytes=memory_bytes).gradient()
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_shifted_and_scaled_operators_are_their_matrices() -> None:
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(5, 5, generator=draw, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    scale = torch.rand(5, generator=draw, dtype=torch.float64)
+    shifted = ShiftedOperator(DenseOperator(matrix), 0.3)
+    scaled = ScaledOperator(shifted, scale)
+    identity = torch.eye(5, dtype=torch.float64)
+    torch.testing.assert_close(_matrix(shifted), matrix + 0.3 * identity)
+    expected = torch.diag(scale) @ (matrix + 0.3 * identity) @ torch.diag(scale)
+    torch.testing.assert_close(_matrix(scaled), expected)
+    assert scaled.num_matvecs == 5
+    assert shifted.num_matvecs == 10
 
 
 def test_dense_operator_counts_and_refuses() -> None:

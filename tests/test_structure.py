@@ -42,6 +42,7 @@ LAYERS = [
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},
+    {"results"},
     {"config"},
     {"files"},
     {"progress"},
@@ -55,6 +56,7 @@ NO_TORCH = {
     "files",
     "config",
     "manifest",
+    "results",
     "provenance",
     "factories",
     "arguments",
@@ -161,8 +163,9 @@ NOT_FIELDS = OUTPUT | {"config", "help", "run"}
 def test_each_config_field_has_one_option_with_its_default(command: str) -> None:
     config: type[StepConfig] = CONFIGS[command]
     options = {parameter.name: parameter for parameter in _commands()[command].params}
-    # `resume` is a matter of training alone.
-    execution = set(Execution.model_fields) - (set() if command == "train" else {"resume"})
+    # `resume` is a matter of training alone, the others of products.
+    only = {"train": {"memory", "basis_device"}, "hessian": {"resume"}}
+    execution = set(Execution.model_fields) - only.get(command, {"resume", "basis_device"})
     expected = set(config.model_fields) | execution | set(FigureConfig.model_fields)
     assert set(options) - NOT_FIELDS == expected
     defaults = {
@@ -197,7 +200,7 @@ def test_analysis_options_of_run() -> None:
     names = {parameter.name for parameter in _commands()["run"].params}
     assert names - NOT_FIELDS == (
         set(TrainConfig.model_fields)
-        | set(Execution.model_fields)
+        | (set(Execution.model_fields) - {"basis_device"})
         | set(FigureConfig.model_fields)
         | {"analysis_samples"}
     )

@@ -1,43 +1,108 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.operators import DenseOperator
-from lgo_cli.curvature.trace import estimate_trace
-from lgo_cli.errors import NumericsError
-from lgo_cli.seeding import rademacher, standard_normal
+from lgo_cli.curvature.trace import LEAST_BASIS, MIN_PROBES, TraceEstimate, estimate_trace
+from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.seeding import standard_normal
 
 
-def _matrix(n: int = 30) -> torch.Tensor:
-    matrix = standard_normal(n * n, 0, "matrix").view(n, n)
-    return matrix + matrix.T
+def _matrix(n: int = 120) -> torch.Tensor:
+    """A few large eigenvalues and a bulk around zero, as of a network."""
+    noise = standard_normal(n * n, 0, "matrix").view(n, n)
+    bulk = (noise + noise.T) / (2 * n) ** 0.5
+    spikes = standard_normal(n * 5, 1, "spikes").view(n, 5) / n**0.5
+    return bulk + spikes @ torch.diag(torch.tensor([40.0, 20, 10, 5, 3]).double()) @ spikes.T
 
 
-def test_intervals_hold_the_trace() -> None:
+def _process(matrix: torch.Tensor, seed: int, num_steps: int = 12) -> Lanczos:
+    operator = DenseOperator(matrix)
+    process = Lanczos(operator, standard_normal(operator.dim, seed, "start"), seed)
+    for _ in range(num_steps):
+        process.step()
+    return process
+
+
+def _estimate(matrix: torch.Tensor, seed: int, total: int) -> TraceEstimate:
+    return estimate_trace(_process(matrix, seed), num_total=total, seed=seed)
+
+
+def test_intervals_hold_the_trace_and_the_norm() -> None:
     matrix = _matrix()
-    estimates = [estimate_trace(DenseOperator(matrix), num_probes=40, seed=s) for s in range(200)]
-    z = torch.tensor([(e.value - float(matrix.trace())) / e.standard_error for e in estimates])
-    # Student's t with 39 degrees of freedom: 94.8 % lie within 2; 200 draws have a standard
-    # deviation of 1.6 %, and the bounds are 4 of them away.
-    within = float((z.abs() <= 2).double().mean())
-    assert 0.885 <= within <= 1.0
-    assert abs(float(z.mean())) < 4 / 200**0.5 * 1.03
+    estimates = [_estimate(matrix, seed, 60) for seed in range(200)]
+    for truth, pairs in (
+        (float(matrix.trace()), [(e.value, e.standard_error) for e in estimates]),
+        (
+            float(torch.linalg.matrix_norm(matrix)),
+            [(e.frobenius_norm, e.frobenius_standard_error) for e in estimates],
+        ),
+    ):
+        z = np.array([(value - truth) / error for value, error in pairs])
+        # Student's t with 29 degrees of freedom: 94.5 % lie within 2; 200 draws have a standard
+        # deviation of 1.6 %, and the bound is 4 of them away.
+        assert (np.abs(z) <= 2).mean() >= 0.945 - 4 * 0.016
+        assert abs(z.mean()) < 4 / 200**0.5 * 1.03
 
 
 def test_standard_error_is_the_formulas() -> None:
+    """Var yᵀHy = 2(‖C‖² − Σ c_ii²) for signs, C the part of H beside the basis."""
     matrix = _matrix()
-    off = matrix - torch.diag(matrix.diag())
-    estimate = estimate_trace(DenseOperator(matrix), num_probes=2000)
-    expected = float((2 * off.square().sum() / 2000).sqrt())
-    # The sample deviation of 2,000 probes is known to about 1/√4000 = 1.6 %; 5 of them.
-    assert estimate.standard_error == pytest.approx(expected, rel=0.08)
+    process = _process(matrix, 0, LEAST_BASIS)
+    basis = torch.cat(process.basis.rows(process.size))
+    beside = torch.eye(len(matrix), dtype=torch.float64) - basis.T @ basis
+    remainder = beside @ matrix @ beside
+    variance = 2 * float(remainder.square().sum() - remainder.diag().square().sum())
+    estimate = estimate_trace(process, num_total=LEAST_BASIS + 1000, max_basis=LEAST_BASIS)
+    assert estimate.num_probes == 1000
+    # The sample deviation of 1,000 probes is known to about 1/√2000 = 2.2 %; 5 of them.
+    assert estimate.standard_error == pytest.approx(math.sqrt(variance / 1000), rel=0.11)
+    assert estimate.exact_part == pytest.approx(float((basis @ matrix @ basis.T).trace()))
 
 
-def test_diagonal_matrix_has_no_error() -> None:
+def test_deflation_beats_plain_probes_at_equal_cost() -> None:
+    matrix = _matrix()
+    truth = float(matrix.trace())
+    deflated = [_estimate(matrix, seed, 60).value - truth for seed in range(40)]
+    off = float(matrix.square().sum() - matrix.diag().square().sum())
+    plain = math.sqrt(2 * off / 60)
+    # Without the five spikes the variance falls by far more than the probes spent on the basis.
+    assert np.sqrt(np.mean(np.square(deflated))) < 0.6 * plain
+
+
+def test_total_counts_the_basis() -> None:
+    matrix = _matrix()
+    process = _process(matrix, 0)
+    estimate = estimate_trace(process, num_total=60)
+    assert process.operator.num_matvecs == estimate.num_total_matvecs == 60
+    assert estimate.num_matvecs == 60 - 12
+    assert process.size == 30
+    with pytest.raises(UsageError, match="leaves no room for probes: the basis took 30"):
+        estimate_trace(process, num_total=31)
+
+
+def test_stops_at_the_tolerance() -> None:
+    matrix = _matrix()
+    for rtol in (0.05, 0.02):
+        estimate = estimate_trace(_process(matrix, 3), rtol=rtol, seed=3)
+        assert estimate.converged
+        assert estimate.num_probes >= MIN_PROBES
+        assert estimate.standard_error <= rtol * abs(estimate.value)
+    assert not estimate_trace(_process(matrix, 3), rtol=1e-6).converged
+
+
+def test_the_whole_space_has_no_error() -> None:
     matrix = torch.diag(torch.arange(5.0, dtype=torch.float64))
-    estimate = estimate_trace(DenseOperator(matrix), num_probes=3)
-    assert (estimate.value, estimate.standard_error, estimate.num_matvecs) == (10.0, 0.0, 3)
+    estimate = estimate_trace(_process(matrix, 0, 5))
+    assert (estimate.standard_error, estimate.num_probes, estimate.num_matvecs) == (0.0, 0, 0)
+    assert estimate.value == pytest.approx(10.0)
+    assert estimate.frobenius_norm == pytest.approx(30**0.5)
+    assert estimate.frobenius_standard_error == 0.0
 
 
 def test_probe_is_the_same_however_many_are_drawn() -> None:
@@ -45,15 +110,17 @@ def test_probe_is_the_same_however_many_are_drawn() -> None:
 
     class Recorder(DenseOperator):
         def _product(self, vector: torch.Tensor) -> torch.Tensor:
-            seen.append(vector)
+            seen.append(vector.clone())
             return super()._product(vector)
 
-    for num_probes in (4, 8):
-        estimate_trace(Recorder(_matrix()), num_probes=num_probes, seed=3)
-    assert all(torch.equal(seen[i], seen[4 + i]) for i in range(4))
-    assert torch.equal(seen[2], rademacher(30, 3, "hessian", "trace", 2))
+    for total in (34, 38):
+        operator = Recorder(_matrix())
+        process = Lanczos(operator, standard_normal(120, 0, "start"))
+        estimate_trace(process, num_total=total, max_basis=2, seed=3)
+    # 2 steps and 32 probes, then 2 steps and 36.
+    assert all(torch.equal(seen[2 + i], seen[34 + 2 + i]) for i in range(32))
 
 
 def test_product_that_is_not_finite() -> None:
     with pytest.raises(NumericsError):
-        estimate_trace(DenseOperator(torch.full((3, 3), torch.inf)), num_probes=2)
+        _process(torch.full((3, 3), torch.inf), 0, 1)

@@ -10,9 +10,9 @@ from torch import nn
 
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import UsageError
-from lgo_cli.manifest import Recipe
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.objective import Samples
+from lgo_cli.results import Recipe
 from lgo_cli.training.loop import (
     DivergenceError,
     Training,

@@ -14,6 +14,7 @@ import typer
 MODEL_DATA = "Model and data"
 TRAINING = "Training"
 ANALYSIS = "Analysis"
+CURVATURE = "Curvature"
 EXECUTION = "Where and how"
 OUTPUT = "What is printed"
 
@@ -119,17 +120,90 @@ MicroBatchSize = Annotated[
     int | None, _option(ANALYSIS, "Samples per forward pass. (default: from the model)")
 ]
 Dtype = Annotated[Literal["float32", "float64"], _option(ANALYSIS, "Arithmetic of the model.")]
-TopK = Annotated[int, _option(ANALYSIS, "How many of the largest eigenvalues.", metavar="K")]
-BottomK = Annotated[int, _option(ANALYSIS, "How many of the smallest eigenvalues.", metavar="K")]
+Operator = Annotated[
+    Literal["hessian", "ggn", "fisher", "empirical-fisher"],
+    _option(CURVATURE, "hessian, ggn, fisher or empirical-fisher.", metavar="NAME"),
+]
+Layers = Annotated[
+    list[str] | None,
+    _option(
+        CURVATURE,
+        "Only parameters or modules of this name, or pattern (layer3.*); repeatable.",
+        metavar="GLOB",
+    ),
+]
+Scaling = Annotated[
+    Literal["none", "elementwise", "adam"],
+    _option(
+        CURVATURE,
+        "none; elementwise: of |w|H|w|, adaptive sharpness; adam: by the run's preconditioner.",
+        metavar="KIND",
+    ),
+]
+IncludeWeightDecay = Annotated[
+    bool,
+    _flag(
+        CURVATURE, "Add the curvature of the run's coupled weight decay.", "--include-weight-decay"
+    ),
+]
+TopK = Annotated[int, _option(CURVATURE, "How many of the largest eigenvalues.", metavar="K")]
+BottomK = Annotated[int, _option(CURVATURE, "How many of the smallest eigenvalues.", metavar="K")]
 Rtol = Annotated[
-    float, _option(ANALYSIS, "Stop when each residual is below this share of its eigenvalue.")
+    float,
+    _option(CURVATURE, "Stop when each error estimate is below this share of its eigenvalue."),
+]
+VectorRtol = Annotated[
+    float | None,
+    _option(
+        CURVATURE, "Stop when each residual is too, as eigenvectors need. (default: not asked)"
+    ),
 ]
 MaxMatvecs = Annotated[
-    int | None, _option(ANALYSIS, "At most so many Hessian-vector products.", metavar="N")
+    int | None,
+    _option(CURVATURE, "At most so many products on eigenvalues. (default: 300)", metavar="N"),
 ]
-Trace = Annotated[bool, _flag(ANALYSIS, "Estimate the trace (Hutchinson).", "--trace")]
+MaxBasis = Annotated[
+    int | None,
+    _option(
+        CURVATURE, "Hold at most N vectors, then restart. (default: 3 GiB of them)", metavar="N"
+    ),
+]
+Multiplicity = Annotated[
+    bool, _flag(CURVATURE, "Search for further copies of repeated eigenvalues.", "--multiplicity")
+]
+WarmStart = Annotated[
+    str | None,
+    _option(CURVATURE, "Begin from the eigenvectors of another run's lgo hessian.", metavar="RUN"),
+]
+Recheck = Annotated[
+    bool, _flag(CURVATURE, "Spend a product on each eigenvalue to see its residual.", "--recheck")
+]
+Trace = Annotated[
+    bool, _flag(CURVATURE, "Estimate trace and Frobenius norm, deflated by the basis.", "--trace")
+]
+TraceRtol = Annotated[
+    float, _option(CURVATURE, "Stop the trace at this standard error, as a share of it.")
+]
+TraceMatvecs = Annotated[
+    int | None,
+    _option(CURVATURE, "Spend N products on the trace instead, the basis included.", metavar="N"),
+]
 Density = Annotated[
-    bool, _flag(ANALYSIS, "Estimate the spectral density (Lanczos quadrature).", "--density")
+    bool, _flag(CURVATURE, "Estimate the spectral density (Lanczos quadrature).", "--density")
+]
+PerLayer = Annotated[
+    bool, _flag(CURVATURE, "Largest eigenvalue and trace of each module's block.", "--per-layer")
+]
+Halves = Annotated[
+    bool, _flag(CURVATURE, "Measure again on either half of the samples.", "--halves")
+]
+Audit = Annotated[
+    bool,
+    typer.Option(
+        "--audit/--no-audit",
+        help="Check determinism, symmetry and rounding before the numbers.",
+        rich_help_panel=CURVATURE,
+    ),
 ]
 ToOne = Annotated[
     str | None,
@@ -189,6 +263,18 @@ Out = Annotated[
 Device = Annotated[str, _option(EXECUTION, "auto, cpu, cuda or cuda:N.")]
 NumThreads = Annotated[
     int | None, _option(EXECUTION, "Of the CPU. (default: PyTorch's)", metavar="N")
+]
+Memory = Annotated[
+    str | None,
+    _option(
+        EXECUTION,
+        "For graphs kept between products, such as 4GiB. (default: half of the total)",
+        metavar="SIZE",
+    ),
+]
+BasisDevice = Annotated[
+    Literal["auto", "cpu", "disk"],
+    _option(EXECUTION, "Where the Krylov basis is held: auto, cpu or disk.", metavar="KIND"),
 ]
 ConfigFile = Annotated[
     Path | None,

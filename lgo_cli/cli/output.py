@@ -13,10 +13,13 @@ from lgo_cli.cli.tables import summary_lines
 from lgo_cli.errors import UsageError
 from lgo_cli.manifest import manifest_json
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.results import HessianResults
 from lgo_cli.runs import Outcome, Status
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lgo_cli.results import Results
 
 
 class Mode(Enum):
@@ -88,10 +91,15 @@ class Output:
             self.say(f"{plan.command}: {outcome.status.value}")
         for warning in manifest.results.warnings:
             self.say(f"warning: {warning}")
+        if outcome.status is Status.COMPUTED:
+            self._audited(manifest.results)
         phases = manifest.provenance.phases_s
         times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
         self.detail(f"fingerprint {manifest.fingerprint}")
         self.detail(f"device {manifest.environment.device}, {times}")
+        if isinstance(manifest.results, HessianResults):
+            self.detail(manifest.results.product_plan)
+            self.detail(f"model graph: {manifest.results.rewriting}")
         if self.mode is Mode.JSON:
             self.write(manifest_json(manifest, indent=None if one_line else 2))
             return
@@ -99,6 +107,23 @@ class Output:
             for line in summary_lines(manifest):
                 self.write(line)
         self.write(str(outcome.path))
+
+    def _audited(self, results: Results) -> None:
+        """One line if the self-audit was clean; what it complains of are warnings already."""
+        audit = results.audit if isinstance(results, HessianResults) else None
+        if audit is None or not audit.clean:
+            return
+        checks = [
+            f"symmetric to {audit.asymmetry:.0e}",
+            f"linear to {audit.nonlinearity:.0e}",
+            f"a mean over samples to {audit.sample_weighting:.0e}",
+        ]
+        if audit.finite_difference is not None:
+            checks.append(f"finite differences agree to {audit.finite_difference:.0e}")
+        if audit.basis_orthogonality is not None:
+            checks.append(f"basis orthogonal to {audit.basis_orthogonality:.0e}")
+        kinks = f"; kinks of {', '.join(audit.nonsmooth)} ignored" if audit.nonsmooth else ""
+        self.say(f"audit: clean ({', '.join(checks)}{kinks})")
 
     def _planned(self, outcome: Outcome) -> None:
         plan = outcome.plan

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=StepConfig)
 
-FILE_EXECUTION = ("out", "device", "num_threads", "data_root")
+FILE_EXECUTION = ("out", "device", "num_threads", "data_root", "memory", "basis_device")
 """What a `--config` file may say of where and how to run; permissions are not among it."""
 
 
@@ -164,6 +164,8 @@ def _from_manifest(path: Path, cls: type[StepConfig], ctx: typer.Context) -> dic
         values["to"] = _place(manifest, path, "to")
     elif isinstance(values.get("to"), list):
         values["to"] = [_place(manifest, path, str(name)) for name in values["to"]]
+    if "warm_start.npz" in request.inputs:
+        values["warm_start"] = str(Path(_place(manifest, path, "warm_start.npz")).parent)
     if "model.pth" in request.inputs:
         values["run"] = Path(_place(manifest, path, "model.pth"))
     return values

@@ -53,6 +53,7 @@ def run(
     out: options.Out = _E.out,
     device: options.Device = _E.device,
     num_threads: options.NumThreads = _E.num_threads,
+    memory: options.Memory = _E.memory,
     config: options.ConfigFile = None,
     force: options.Force = _E.force,
     dry_run: options.DryRun = _E.dry_run,

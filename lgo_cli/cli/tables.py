@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.manifest import (
+from lgo_cli.results import (
     AnalysisResults,
     ContourResults,
     HessianResults,
@@ -15,7 +15,8 @@ from lgo_cli.manifest import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lgo_cli.manifest import Eigenvalue, Manifest, Results
+    from lgo_cli.manifest import Manifest
+    from lgo_cli.results import Eigenvalue, Results
 
 Rows = list[tuple[str, str]]
 
@@ -76,6 +77,19 @@ def _train(results: TrainResults) -> Rows:
     ]
 
 
+_OPERATORS = {
+    "hessian": "Hessian",
+    "ggn": "generalised Gauss-Newton matrix",
+    "fisher": "Fisher matrix (equal to the Gauss-Newton matrix for this loss)",
+    "empirical-fisher": "empirical Fisher matrix",
+}
+_SCALINGS = {
+    "none": "",
+    "elementwise": ", scaled as |w|·H·|w|",
+    "adam": ", preconditioned as P^-1/2·H·P^-1/2",
+}
+
+
 def _hessian(results: HessianResults) -> Rows:
     measured = results.measured
     subset: Rows = [
@@ -84,48 +98,142 @@ def _hessian(results: HessianResults) -> Rows:
             f"the first of {measured.num_available:,}: a subset tends to overstate the largest",
         )
     ]
+    share = results.gradient_share
+    decay = "" if results.weight_decay is None else f", weight decay {results.weight_decay:g} in"
     rows: Rows = [
         *(subset if measured.num_samples < measured.num_available else []),
+        ("operator", f"{_OPERATORS[results.operator]}{_SCALINGS[results.scaling]}{decay}"),
+        *([("layers", ", ".join(results.layers))] if results.layers else []),
         ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}"),
-        *_eigenvalues("largest", results.largest),
-        *_eigenvalues("smallest", results.smallest),
+        *_eigenvalues("largest", results.largest, results.clusters["largest"]),
+        *_eigenvalues("smallest", results.smallest, results.clusters["smallest"]),
     ]
-    if results.trace is not None:
-        trace = results.trace
+    if not results.multiplicity_checked and results.largest:
+        rows.append(
+            ("", "one copy of a repeated eigenvalue is listed: --multiplicity looks for more")
+        )
+    if share is not None:
+        rows.append(
+            (
+                "gradient",
+                f"{share:.1%} of its square in the span of the {len(results.largest)} largest",
+            )
+        )
+    rows += _moments(results)
+    rows += _layers(results)
+    rows += _halves(results)
+    rows += _stability(results)
+    state = "converged" if results.converged else "NOT CONVERGED"
+    parts = ", ".join(f"{name} {number}" for name, number in results.matvecs.items() if number)
+    rows.append(("cost", f"{results.num_matvecs} products ({parts}), {state}"))
+    return rows
+
+
+def _eigenvalues(name: str, values: Sequence[Eigenvalue], clusters: list[list[int]]) -> Rows:
+    """Value, the bound that holds, and the smaller error that is likely."""
+    of = {rank: number for number, ranks in enumerate(clusters, start=1) for rank in ranks}
+    rows: Rows = []
+    for rank, pair in enumerate(values, start=1):
+        mark = f"  cluster {of[rank]}" if rank in of else ""
+        heading = "  (bound; estimated error)" if rank == 1 else ""
+        rows.append(
+            (
+                f"{name} {rank}",
+                f"{pair.value:>12.6g} ± {pair.residual_bound:.1e}  ~{pair.error_estimate:.1e}"
+                f"{mark}{heading}",
+            )
+        )
+    return rows
+
+
+def _moments(results: HessianResults) -> Rows:
+    rows: Rows = []
+    trace, density = results.trace, results.density
+    if trace is not None:
         rows.append(
             (
                 "trace",
                 f"{trace.value:.6g} ± {trace.standard_error:.2g} (standard error, "
-                f"{trace.num_matvecs} probes)",
+                f"{trace.num_probes} probes; {trace.exact_part:.4g} of it exact)",
             )
         )
-    if results.density is not None:
-        density = results.density
+    if results.frobenius_norm is not None:
+        norm = results.frobenius_norm
+        rows.append(("norm", f"{norm.value:.6g} ± {norm.standard_error:.2g} (Frobenius)"))
+    if density is not None:
         rows.append(
             (
                 "density",
-                f"mean eigenvalue {density.mean:.4g} ± {density.mean_standard_error:.2g} "
-                f"({density.num_probes} probes of {density.num_steps} steps)",
+                f"{density.num_nodes} nodes, mean eigenvalue {density.mean:.4g}; within "
+                f"{density.wasserstein_bound:.2g} in Wasserstein distance "
+                f"({density.confidence:.0%} confidence)",
             )
         )
-    if results.stability_threshold is None:
-        rows.append(("stability", f"no threshold: {results.stability_threshold_note}"))
-    else:
-        ratio = results.sharpness_ratio
-        shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
-        rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
-        if results.stability_threshold_note:
-            rows.append(("", results.stability_threshold_note))
-    state = "converged" if results.converged else "NOT CONVERGED"
-    rows.append(("cost", f"{results.num_matvecs} Hessian-vector products, {state}"))
     return rows
 
 
-def _eigenvalues(name: str, values: Sequence[Eigenvalue]) -> Rows:
-    return [
-        (f"{name} {rank}", f"{pair.value:>12.6g} ± {pair.residual_bound:.1e}")
-        for rank, pair in enumerate(values, start=1)
-    ]
+def _layers(results: HessianResults) -> Rows:
+    if results.per_layer is None:
+        return []
+    layers = results.per_layer
+    rows: Rows = [("per layer", f"{'largest':>12}   {'trace':>10}")]
+    for block in layers.blocks:
+        rows.append(
+            (
+                f"  {block.name}",
+                f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
+                f"{block.trace:>10.5g} ± {block.trace_standard_error:.1e}   "
+                f"({block.num_parameters:,} parameters)",
+            )
+        )
+    rows.append(
+        (
+            "off blocks",
+            f"{layers.off_block_share:.1%} ± {layers.off_block_share_standard_error:.1%} of the "
+            "squared Frobenius norm",
+        )
+    )
+    return rows
+
+
+def _halves(results: HessianResults) -> Rows:
+    if results.halves is None:
+        return []
+    halves = results.halves
+    rows: Rows = []
+    pairs = list(zip(halves.first.largest, halves.second.largest, strict=True))
+    for rank, (first, second) in enumerate(pairs[:3], start=1):
+        rows.append(
+            (
+                f"halves {rank}",
+                f"{first.value:.6g} and {second.value:.6g} on {halves.first.num_samples:,} and "
+                f"{halves.second.num_samples:,} samples",
+            )
+        )
+    if halves.spread_of_largest is not None:
+        rows.append(("", f"spread of the largest {halves.spread_of_largest:.1%}"))
+    if halves.first.trace is not None and halves.second.trace is not None:
+        rows.append(
+            ("", f"traces {halves.first.trace.value:.5g} and {halves.second.trace.value:.5g}")
+        )
+    return rows
+
+
+def _stability(results: HessianResults) -> Rows:
+    if results.stability_threshold is None:
+        return [("stability", f"no threshold: {results.stability_threshold_note}")]
+    ratio = results.sharpness_ratio
+    shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
+    rows: Rows = []
+    if results.preconditioned is not None:
+        pair = results.preconditioned
+        rows.append(
+            ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of P^-1·H")
+        )
+    rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
+    if results.stability_threshold_note:
+        rows.append(("", results.stability_threshold_note))
+    return rows
 
 
 def _interp(results: InterpResults) -> Rows:

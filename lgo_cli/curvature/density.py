@@ -8,36 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.lanczos import Lanczos, Rule
 from lgo_cli.curvature.smoothing import default_width, smooth
-from lgo_cli.errors import UsageError
 from lgo_cli.progress import SILENT, Progress
-from lgo_cli.seeding import rademacher
+from lgo_cli.seeding import standard_normal
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.operators import Operator
 
 Array = np.ndarray[Any, Any]
 
+NUM_STEPS = 40
+"""Nodes of the rule. They resolve the spectrum to about its range over 40, which separates the few
+large eigenvalues from the bulk, as a logarithmic picture needs."""
+
+CONFIDENCE = 0.99
+"""With which the bound holds, over start vectors."""
+
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """Gauss quadrature of the spectral measure, one rule for each probe.
+    """Gauss quadrature of the spectral measure, as one random vector sees it.
 
     Attributes:
-        nodes: [n, m], ascending in each row; they are Ritz values, not eigenvalues, and their share
-            below zero estimates nothing.
-        weights: [n, m], each row sums to one; a rule that ended early is padded with weight zero.
-        num_matvecs: Products spent.
-        mean: First moment, an estimate of tr H / P.
-        mean_standard_error: Of it, over probes.
+        nodes: [m], ascending; they are Ritz values, not eigenvalues, and their share below zero
+            estimates nothing.
+        weights: [m], sum to one.
+        mean: First moment, within the bound of tr H / P.
+        quadrature_bound: Wasserstein-1 distance at most between the rule and the measure that the
+            vector sees.
+        sampling_bound: The same between that measure and the density, with 99 % confidence.
+        num_matvecs: Products spent here, beside those of a run that was there.
     """
 
     nodes: Array
     weights: Array
-    num_matvecs: int
     mean: float
-    mean_standard_error: float
+    quadrature_bound: float
+    sampling_bound: float
+    num_matvecs: int
+
+    @property
+    def wasserstein_bound(self) -> float:
+        """Of the rule to the density of the eigenvalues, with 99 % confidence."""
+        return self.quadrature_bound + self.sampling_bound
 
     def smoothed(self, grid: Array, width: float | None = None) -> Array:
         """A view for the eye: the measure convolved with a Gaussian; integrates to one.
@@ -53,55 +67,71 @@ class SpectralDensity:
 def spectral_density(
     operator: Operator,
     *,
-    num_probes: int = 8,
-    num_steps: int = 40,
+    process: Lanczos | None = None,
+    num_steps: int = NUM_STEPS,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> SpectralDensity:
-    """Estimate the density of eigenvalues (Ubaru, Chen & Saad 2017; Ghorbani et al. 2019).
+    """Estimate the density of eigenvalues (Ghorbani et al. 2019; Chen, Trogdon & Ubaru 2021).
 
-    For each random sign vector, m steps of Lanczos give the m-point Gauss rule of the measure that
-    the vector sees: nodes are the eigenvalues of T, weights the squared first entries of its
-    eigenvectors (Golub & Meurant 2010, theorem 6.2; theory.md, section 13). The
-    rule is exact for polynomials of degree 2m − 1.
+    m steps of Lanczos from a Gaussian vector give the m-point Gauss rule of the measure that it
+    sees: nodes are the eigenvalues of T, weights the squared first entries of its eigenvectors
+    (Golub & Meurant 2010, theorem 6.2). That measure is the density but for an error of about
+    1/√P, so one vector does. Both errors are bounded in the Wasserstein-1 distance, the first from
+    the rule itself (theory.md, section 21).
 
     Args:
         operator: H.
-        num_probes: n. One probe holds the standard error of the distribution function below
-            1/√(2 P), far below what a picture shows; 8 are for the standard error of the mean.
-        num_steps: m; resolves the spectrum to about its range over m. 40 separate the few large
-            eigenvalues from the bulk, as a logarithmic picture needs. The cost is n·m products.
+        process: A run that began at a Gaussian vector, to take the rule from; it is extended to
+            `num_steps`, unless it has restarted before: then a run of its own is made.
+        num_steps: m.
         seed: The user's seed.
         progress: Told of each product.
 
     Raises:
-        UsageError: if there are no probes or no steps.
         NumericsError: if a product is not finite.
     """
-    if min(num_probes, num_steps) < 1:
-        raise UsageError("a density needs at least one probe and one step")
-    num_steps = min(num_steps, operator.dim)
-    nodes = np.zeros((num_probes, num_steps))
-    weights = np.zeros((num_probes, num_steps))
     before = operator.num_matvecs
-    with progress.task("density", num_probes * num_steps, "products") as task:
-        for index in range(num_probes):
-            probe = rademacher(operator.dim, seed, "hessian", "density", index)
-            process = Lanczos(operator, probe, seed)
-            while process.size < num_steps:
+    if process is None or (process.has_rule and len(process.rule().nodes) < num_steps):
+        start = standard_normal(operator.dim, seed, "hessian", "density")
+        process = Lanczos(operator, start, seed)
+    missing = max(0, min(num_steps, operator.dim) - process.size)
+    if not process.has_rule and missing:
+        with progress.task("density", missing, "products") as task:
+            while process.size < num_steps and not process.is_complete and not process.has_rule:
                 process.step()
                 task.advance(1)
-                if process.betas[-1] == 0:
-                    break  # the probe sees no more of the spectrum
-            ritz = process.ritz()
-            nodes[index, : process.size] = ritz.values
-            nodes[index, process.size :] = ritz.values[-1]
-            weights[index, : process.size] = ritz.coefficients[0] ** 2
-    means = (nodes * weights).sum(axis=1)
+    rule = process.rule()
     return SpectralDensity(
-        nodes,
-        weights,
-        operator.num_matvecs - before,
-        float(means.mean()),
-        float(means.std(ddof=1)) / math.sqrt(num_probes) if num_probes > 1 else math.nan,
+        nodes=rule.nodes,
+        weights=rule.weights,
+        mean=float(rule.nodes @ rule.weights),
+        quadrature_bound=quadrature_bound(rule),
+        sampling_bound=sampling_bound(operator.dim, rule.high - rule.low),
+        num_matvecs=operator.num_matvecs - before,
     )
+
+
+def quadrature_bound(rule: Rule) -> float:
+    """Wasserstein-1 distance at most between a Gauss rule and its measure.
+
+    Between two nodes the distribution function differs from the rule's by no more than the larger
+    of their weights, and outside by the outer node's (Chebyshev, Markov and Stieltjes; Golub &
+    Meurant 2010, section 2.5); the distance is the area between the two functions.
+    """
+    nodes, weights = rule.nodes, rule.weights
+    inner = np.diff(nodes) @ np.maximum(weights[1:], weights[:-1])
+    outer = (nodes[0] - rule.low) * weights[0] + (rule.high - nodes[-1]) * weights[-1]
+    return float(inner + outer)
+
+
+def sampling_bound(dim: int, extent: float, confidence: float = CONFIDENCE) -> float:
+    """Wasserstein-1 distance at most between one vector's measure and the density.
+
+    With a uniform direction in P dimensions the mass on any i eigenvectors is Beta distributed and
+    sub-Gaussian with variance 1/(2(P + 2)) (Marchal & Arbel 2017); a union over the P steps of the
+    distribution function gives √(ln(2P/η)/(P + 2)) in its largest difference (Chen, Trogdon & Ubaru
+    2021, section 3), and the extent of the spectrum times that in area.
+    """
+    failure = 1 - confidence
+    return extent * min(1.0, math.sqrt(math.log(2 * dim / failure) / (dim + 2)))

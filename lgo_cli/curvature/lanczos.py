@@ -1,12 +1,11 @@
-"""Both ends of a spectrum from one Krylov run, each eigenvalue with a bound that holds.
+"""The Lanczos process: one Krylov space, and what it knows of an operator's spectrum.
 
-Notation: H the operator [P, P], Q the basis [m, P] with orthonormal rows, T = tridiag(β, α, β) the
-projected matrix [m, m], (θ, s) its eigenpairs, y = Qᵀs the Ritz vector of θ.
+Notation: H the operator [P, P], Q the basis [m, P] with orthonormal rows, T = QHQᵀ the projected
+matrix [m, m], (θ, s) its eigenpairs, y = Qᵀs the Ritz vector of θ.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,26 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgo_cli.errors import NumericsError, UsageError
-from lgo_cli.progress import SILENT, Progress
+from lgo_cli.curvature.basis import Basis
+from lgo_cli.errors import NumericsError
 from lgo_cli.seeding import standard_normal
-from lgo_cli.vectors import fix_sign
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.operators import Operator
 
 Array = np.ndarray[Any, Any]
-
-RESIDUAL_FLOOR = 0.01
-"""Share of max|θ| below which an eigenvalue's own size no longer sets its tolerance: float32
-products cannot resolve a small eigenvalue beside a large one."""
-
-DEFAULT_MAX_MATVECS = 300
-"""Products before giving up, unless many pairs are wanted. The ten largest of a trained network
-take 20 to 80; the smallest, at the dense end of the spectrum, up to 200. The basis keeps one vector
-[P] for each product spent."""
-
-_BLOCK_ROWS = 32
 
 
 class Ritz(NamedTuple):
@@ -43,13 +30,31 @@ class Ritz(NamedTuple):
         values: Ritz values θ [m], ascending.
         coefficients: Eigenvectors s of T [m, m], in columns.
         residuals: Bounds on ‖Hy − θy‖/‖y‖ [m], of which `rounding` is a part.
+        estimates: min(r, r²/gap) [m]: the error of θ if its neighbours are what they seem.
         rounding: Allowance for the rounding of products, which no further step lowers.
     """
 
     values: Array
     coefficients: Array
     residuals: Array
+    estimates: Array
     rounding: float
+
+
+class Rule(NamedTuple):
+    """Gauss quadrature of the measure Σ (uᵢᵀq)² δ(λᵢ) that a start vector q of unit norm sees.
+
+    Attributes:
+        nodes: Ritz values [m], ascending.
+        weights: Squared first entries of T's eigenvectors [m]; they sum to one.
+        low: Lower bound on the smallest eigenvalue that the run saw, θ₁ − r₁.
+        high: Upper bound on the largest, θ_m + r_m.
+    """
+
+    nodes: Array
+    weights: Array
+    low: float
+    high: float
 
 
 class Lanczos:
@@ -58,38 +63,68 @@ class Lanczos:
     Textbook Lanczos (Golub & Van Loan 2013, algorithm 10.1.1) orthogonalises against the last two
     vectors only, and in floating point returns copies of eigenvalues as soon as one has converged.
     Here each new vector is orthogonalised against all, twice ("twice is enough", Parlett 1998,
-    section 6.9). What that takes away beside α and β is kept as the defect E of
+    section 6.9), and T is what was measured on the way. What a product was found to hold in
+    disagreement with a symmetric T is kept as the defect E of
 
-        H Qᵀ = Qᵀ (T + E) + R,
+        H Qᵀ = Qᵀ (T + E) + q pᵀ + R,
 
-    where column m of R is β_m q_{m+1}, and column j < m is zero unless the run broke down at j.
-    The residual of a Ritz pair, QᵀEs + Rs, is thus known without a product.
+    where q is the vector of the next step and p what couples to it (β at the last step alone,
+    before a restart), and R what was left behind where a run broke down or began anew. The
+    residual of a Ritz pair is thus known without a product.
 
     Args:
         operator: H.
         start: Vector [P], not zero; normalised here.
         seed: For the vector with which a run goes on after an invariant subspace.
+        basis: Empty, where Q goes; by default in the operator's memory.
 
     Attributes:
-        size: m, steps done.
+        size: m, vectors that are held and have been multiplied.
+        num_steps: Steps done, those before a restart included.
+        basis: Q, and the vector of the next step behind it.
     """
 
-    def __init__(self, operator: Operator, start: Tensor, seed: int = 0) -> None:
+    def __init__(
+        self, operator: Operator, start: Tensor, seed: int = 0, basis: Basis | None = None
+    ) -> None:
         self.operator = operator
         self.seed = seed
         self.size = 0
-        self.alphas: list[float] = []
-        self.betas: list[float] = []
-        self._columns: list[Array] = []
-        self._remainders: list[float] = []
-        self._blocks: list[Tensor] = []
-        self._num_rows = 0
-        self._append(start.to(operator.device, operator.dtype))
+        self.basis = basis or Basis(operator.dim, operator.dtype, operator.device)
+        self._matrix = np.zeros((0, 0))
+        self._defect = np.zeros((0, 0))
+        self._pending = np.zeros(0)
+        self._lost = np.zeros(0)
+        self._carried = 0.0
+        self._rule: Rule | None = None
+        self._num_random = 0
+        self.num_steps = 0
+        self.basis.append(start.to(self.basis.device, operator.dtype))
 
     @property
     def is_complete(self) -> bool:
         """Whether the basis spans the whole space, so that T is H in another basis."""
         return self.size == self.operator.dim
+
+    @property
+    def projected(self) -> Array:
+        """T [m, m]."""
+        return self._matrix
+
+    @property
+    def squared_norm(self) -> float:
+        """‖HQᵀ‖²_F."""
+        outside = np.square(self._pending).sum() + np.square(self._lost).sum()
+        return float(np.square(self._matrix).sum() + outside)
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether the space has stopped to be the start vector's own: `rule` is final."""
+        return self._rule is not None
+
+    def project_out(self, vector: Tensor) -> None:
+        """Take from a vector [P], in place, its part in the span of the m vectors."""
+        self.basis.project_out(vector, self.size)
 
     def step(self) -> None:
         """Spend one product and extend the basis by one vector.
@@ -97,289 +132,174 @@ class Lanczos:
         Raises:
             NumericsError: if the product is not finite.
         """
-        newest = self._blocks[-1][(self._num_rows - 1) % _BLOCK_ROWS]
-        product = self.operator.matvec(newest)
-        first = self._project_out(product)
-        second = self._project_out(product)
+        self.num_steps += 1
+        newest = self.basis.newest.to(self.operator.device)
+        product = self.operator.matvec(newest).to(self.basis.device)
+        first = self.basis.project_out(product)
+        second = self.basis.project_out(product)
         # One synchronisation a step: all numbers that decide come over together.
         norm = torch.linalg.vector_norm(product, dtype=torch.float64)
         numbers = torch.cat([first + second, norm[None]]).cpu().numpy()
         column, beta = numbers[:-1], float(numbers[-1])
         if not np.isfinite(numbers).all():
-            raise NumericsError("a Hessian-vector product is not finite")
-        self.alphas.append(float(column[-1]))
-        self._columns.append(column)
-        self._remainders.append(beta)
-        self.size += 1
+            raise NumericsError("a product with the curvature matrix is not finite")
+        self._extend(column, beta)
         if self.is_complete:
-            self.betas.append(0.0)
-            return
-        if beta <= 8 * torch.finfo(self.operator.dtype).eps * self._scale():
+            self._lose_pending()
+        elif beta <= 8 * torch.finfo(self.operator.dtype).eps * np.abs(self._matrix).max():
             # An invariant subspace: T falls apart into blocks, and the run goes on in what is left.
-            self.betas.append(0.0)
+            self._close_rule()
+            self._lose_pending()
             self._append_random()
-            return
-        self.betas.append(beta)
-        self._append(product)
+        else:
+            self.basis.append(product)
 
     def ritz(self) -> Ritz:
         """Ritz pairs, each with a bound on its residual against the exact operator.
 
-        Three parts: what leaves the space at its last vector, |β_m s_m|, and at breakdowns; what
-        orthogonalisation removed and T does not hold, ‖Es‖; and the rounding of products. Of that,
-        E shows the part that makes them asymmetric, in so far as it lies in the basis: the largest
-        column is allowed once more for the part outside, and `operator.rounding` for a symmetric
-        part, which no step can see. Rounding of the recurrence is a few eps·‖H‖, within the same.
+        Four parts: what leaves the space, |pᵀs|; what was left behind, in R; what products held
+        and T does not, ‖Es‖; and the rounding of products. Of that, E shows the part that makes
+        them asymmetric, in so far as it lies in the basis: the largest column is allowed once more
+        for the part outside, and `operator.rounding` for a symmetric part, which no step can see.
+        Rounding of the recurrence is a few eps·‖H‖, within the same.
         """
-        T = np.diag(self.alphas)
-        off = np.arange(self.size - 1)
-        T[off, off + 1] = T[off + 1, off] = self.betas[:-1]
-        values, coefficients = np.linalg.eigh(T)
-        left = np.where(np.array(self.betas) == 0, self._remainders, 0.0)
-        left[-1] = self._remainders[-1]
-        outside = left @ np.abs(coefficients)
-        defect = self._defect()
-        inside = np.linalg.norm(defect @ coefficients, axis=0)
+        values, coefficients = np.linalg.eigh(self._matrix)
+        residuals = np.hypot(np.abs(self._pending @ coefficients), self._inside(coefficients))
+        residuals += self._lost @ np.abs(coefficients)
         eps = torch.finfo(self.operator.dtype).eps
         rounding = self._rounding_units * eps * np.abs(values).max()
-        rounding += np.linalg.norm(defect, axis=0).max()
-        return Ritz(values, coefficients, np.hypot(outside, inside) + rounding, float(rounding))
+        rounding += np.linalg.norm(self._defect, axis=0).max() + self._carried
+        residuals += rounding
+        estimates = improved_by_gaps(values, residuals, rounding)
+        return Ritz(values, coefficients, residuals, estimates, float(rounding))
+
+    def rule(self) -> Rule:
+        """Gauss quadrature of the start vector's measure, by the steps before any restart."""
+        return self._rule or self._current_rule()
+
+    def vectors(self, coefficients: Array) -> Tensor:
+        """Ritz vectors [k, P], unit norm, from columns of coefficients [m, k]."""
+        combined = self.basis.combine(coefficients.T)
+        return torch.nn.functional.normalize(combined, dim=1)
+
+    def restart(self, ritz: Ritz, keep: Array) -> None:
+        """Keep some Ritz vectors and go on from there (thick restart, Wu & Simon 2000).
+
+        The kept vectors all couple to the vector of the next step, by p; T becomes diagonal with
+        that one full row. What E and the rounding of the combination add to their residuals is
+        carried on, as one number: kept vectors turn into each other at the next restart.
+
+        Args:
+            ritz: Of this moment.
+            keep: Indices of the Ritz vectors to keep, fewer than m.
+        """
+        self._close_rule()
+        coefficients = ritz.coefficients[:, keep]
+        eps = torch.finfo(self.operator.dtype).eps
+        defect = float(np.linalg.norm(self._defect @ coefficients))
+        self._carried += defect + 4 * eps * float(np.abs(ritz.values).max())
+        self._lost = self._lost @ np.abs(coefficients)
+        self._pending = self._pending @ coefficients
+        self._matrix = np.diag(ritz.values[keep])
+        self._defect = np.zeros_like(self._matrix)
+        self.size = len(keep)
+        weights = np.zeros((len(keep) + 1, len(ritz.values) + 1))
+        weights[:-1, :-1] = coefficients.T
+        weights[-1, -1] = 1  # the vector of the next step
+        self.basis.replace(weights)
+
+    def begin_anew(self) -> None:
+        """Go on with a random vector: a space sees one copy of a repeated eigenvalue only."""
+        self._close_rule()
+        self._lose_pending()
+        self.basis.drop_newest()
+        self._append_random()
 
     @cached_property
     def _rounding_units(self) -> float:
         """Asked once, since the answer may need a synchronisation."""
         return self.operator.rounding
 
-    def combine(self, coefficients: Array) -> Tensor:
-        """Ritz vectors [k, P], unit norm, from columns of coefficients [m, k]."""
-        weights = torch.from_numpy(coefficients.T.copy()).to(
-            self.operator.device, self.operator.dtype
+    def _extend(self, column: Array, beta: float) -> None:
+        m = self.size
+        self._matrix, self._defect = (
+            np.pad(array, ((0, 1), (0, 1))) for array in (self._matrix, self._defect)
         )
-        total = torch.zeros(
-            weights.shape[0],
-            self.operator.dim,
-            dtype=self.operator.dtype,
-            device=self.operator.device,
+        self._matrix[:, m] = self._matrix[m, :] = column
+        # H is symmetric: what earlier products held of this vector must be what this one holds of
+        # theirs. Where something was left behind, how much of it is here is not known, nor needed.
+        self._defect[m, :m] = np.where(self._lost > 0, 0.0, self._pending - column[:m])
+        self._pending = np.zeros(m + 1)
+        self._pending[m] = beta
+        self._lost = np.append(self._lost, 0.0)
+        self.size = m + 1
+
+    def _inside(self, coefficients: Array) -> Array:
+        """Norms [k] of what products held in the space and T does not."""
+        defects: Array = np.linalg.norm(self._defect @ coefficients, axis=0)
+        return defects + self._carried
+
+    def _lose_pending(self) -> None:
+        self._lost = self._lost + np.abs(self._pending)
+        self._pending = np.zeros(self.size)
+
+    def _close_rule(self) -> None:
+        """Keep the quadrature before the space is no longer the start vector's."""
+        if self._rule is None:
+            self._rule = self._current_rule()
+
+    def _current_rule(self) -> Rule:
+        ritz = self.ritz()
+        return Rule(
+            ritz.values,
+            ritz.coefficients[0] ** 2,
+            float(ritz.values[0] - ritz.residuals[0]),
+            float(ritz.values[-1] + ritz.residuals[-1]),
         )
-        for index, block in enumerate(self._blocks):
-            rows = weights[:, index * _BLOCK_ROWS : (index + 1) * _BLOCK_ROWS]
-            total += rows @ block[: rows.shape[1]]
-        return torch.nn.functional.normalize(total, dim=1)
-
-    def _defect(self) -> Array:
-        """E [m, m]: what orthogonalisation removed that T does not hold."""
-        E = np.zeros((self.size, self.size))
-        for j, column in enumerate(self._columns):
-            E[: j + 1, j] = column
-            E[j, j] -= self.alphas[j]
-            if j > 0:
-                E[j - 1, j] -= self.betas[j - 1]
-        return E
-
-    def _scale(self) -> float:
-        return max(*map(abs, self.alphas), *self.betas, 0.0)
-
-    def _rows(self) -> list[Tensor]:
-        full, rest = divmod(self._num_rows, _BLOCK_ROWS)
-        return [*self._blocks[:full], *([self._blocks[full][:rest]] if rest else [])]
-
-    def _project_out(self, vector: Tensor) -> Tensor:
-        """Subtract from `vector`, in place, its part in the basis; return the coefficients [m]."""
-        rows = self._rows()
-        coefficients = torch.cat([block @ vector for block in rows])
-        for block, part in zip(rows, coefficients.split([len(b) for b in rows]), strict=True):  # type: ignore[no-untyped-call]
-            vector.addmv_(block.T, part, alpha=-1)
-        return coefficients.double()
-
-    def _append(self, vector: Tensor) -> None:
-        row = self._num_rows % _BLOCK_ROWS
-        if row == 0:
-            rows = min(_BLOCK_ROWS, self.operator.dim - self._num_rows)
-            self._blocks.append(vector.new_empty(rows, self.operator.dim))
-        norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-        self._blocks[-1][row] = (vector / norm).to(vector.dtype)
-        self._num_rows += 1
 
     def _append_random(self) -> None:
-        vector = standard_normal(self.operator.dim, self.seed, "lanczos", "continue", self.size)
-        vector = vector.to(self.operator.device, self.operator.dtype)
+        labels = ("lanczos", "continue", self._num_random)
+        self._num_random += 1
+        vector = standard_normal(self.operator.dim, self.seed, *labels)
+        vector = vector.to(self.basis.device, self.operator.dtype)
         for _ in range(3):  # in a nearly full basis little is left, and more of it is rounding
-            self._project_out(vector)
+            self.basis.project_out(vector)
             vector /= torch.linalg.vector_norm(vector)
-        self._append(vector)
+        self.basis.append(vector)
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
-    """Eigenvalues at both ends of a spectrum, with the evidence for each.
-
-    Attributes:
-        largest: The algebraically largest [k], descending, float64.
-        smallest: The algebraically smallest [j], ascending, float64.
-        largest_residual_bounds: Bounds on ‖Hv − λv‖ for each [k], v of unit norm and H exact:
-            within it of λ lies an eigenvalue of H (Parlett 1998, theorem 4.5.1; theory.md,
-            section 11).
-        smallest_residual_bounds: The same [j].
-        eigenvectors: [k + j, P], largest first; the entry of largest magnitude is positive.
-        num_matvecs: Products spent.
-        converged: Whether each residual is ≤ rtol·max(|λ|, 0.01·max|θ|).
-        residual_floor: rtol·0.01·max|θ|, the least tolerance of any.
-        rounding: The part of each bound that allows for the rounding of products.
-        warnings: What a reader must know.
-    """
-
-    largest: Tensor
-    smallest: Tensor
-    largest_residual_bounds: Tensor
-    smallest_residual_bounds: Tensor
-    eigenvectors: Tensor
-    num_matvecs: int
-    converged: bool
-    residual_floor: float
-    rounding: float = 0.0
-    warnings: tuple[str, ...] = ()
+_MAX_GROUP = 4
 
 
-def extreme_eigenpairs(
-    operator: Operator,
-    *,
-    top_k: int,
-    bottom_k: int,
-    rtol: float = 1e-3,
-    max_matvecs: int | None = None,
-    seed: int = 0,
-    progress: Progress = SILENT,
-) -> Eigenpairs:
-    """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
+def improved_by_gaps(values: Array, residuals: Array, rounding: float = 0.0) -> Array:
+    """Errors of Ritz values, min(r, Σr²/gap) (Temple 1928, Kato 1949; theory.md, section 18).
 
-    Costs one product a step; stops when every wanted residual is ≤ rtol·max(|λ|, 0.01·max|θ|) at
-    two checks in a row, since an early step may look converged by chance, or when those that are
-    not have come down to the rounding of products, which no step lowers. Eigenvalues are ordered
-    by value, never by magnitude. Of a repeated eigenvalue one copy is found: a Krylov space holds
-    no more (theory.md, section 11).
+    The sum runs over a group of neighbours, up to four, and the gap is the distance from it to the
+    next Ritz values less their own residuals; for one alone it is Kato and Temple's r²/gap, for
+    more Mathias's (1998) bound on the errors of a Rayleigh-Ritz block. The gap stands for the
+    distance to the next eigenvalue, which a Krylov space knows only as well as that: hence an
+    estimate, where r is a bound. The rounding of products moves an eigenvalue by itself.
 
     Args:
-        operator: H.
-        top_k: k, may be 0.
-        bottom_k: j, may be 0.
-        rtol: Relative tolerance on residuals.
-        max_matvecs: Products to spend at most; by default as `matvec_limit` says.
-        seed: Of the starting vector.
-        progress: Told of each product, and of the worst residual over its tolerance.
+        values: Ritz values [m], ascending.
+        residuals: Of each [m].
+        rounding: The part of them that rounding is.
 
-    Raises:
-        UsageError: if more pairs are wanted than there are, or than products may be spent.
-        NumericsError: if a product is not finite.
+    Returns:
+        Errors [m], at most the residuals.
     """
-    limit = matvec_limit(operator.dim, top_k, bottom_k, max_matvecs)
-    wanted = top_k + bottom_k
-    if wanted == 0:
-        none = torch.zeros(0, dtype=torch.float64)
-        vectors = torch.zeros(0, operator.dim, dtype=operator.dtype, device=operator.device)
-        return Eigenpairs(none, none, none, none, vectors, 0, True, 0.0)
-
-    start_matvecs = operator.num_matvecs
-    process = Lanczos(operator, standard_normal(operator.dim, seed, "hessian", "start"), seed)
-    passed = settled = 0
-    with progress.task("eigenvalues", limit, "products") as task:
-        while True:
-            process.step()
-            task.advance(1)
-            if process.size < wanted or not _is_checked(process.size, limit):
-                continue
-            ritz = process.ritz()
-            top = np.arange(process.size - 1, process.size - 1 - top_k, -1)
-            order = np.r_[top, np.arange(bottom_k)].astype(int)
-            values, residuals = ritz.values[order], ritz.residuals[order]
-            floor = RESIDUAL_FLOOR * float(np.abs(ritz.values).max())
-            tolerances = rtol * np.maximum(np.abs(values), floor)
-            excess = residuals / np.maximum(tolerances, np.finfo(float).tiny)
-            task.advance(0, excess=float(excess.max()))
-            within = residuals <= tolerances
-            hopeless = (ritz.rounding > tolerances) & (residuals <= 2 * ritz.rounding)
-            passed = passed + 1 if within.all() else 0
-            settled = settled + 1 if (within | hopeless).all() else 0
-            if settled == 2 or process.size == limit:
-                break
-    converged = bool(within.all()) and (passed >= 2 or process.is_complete)
-    warnings = () if converged else (_not_converged(process, ritz, excess, tolerances, top_k),)
-    vectors = process.combine(ritz.coefficients[:, order])
-    found, bounds = torch.from_numpy(values), torch.from_numpy(residuals)
-    return Eigenpairs(
-        largest=found[:top_k],
-        smallest=found[top_k:],
-        largest_residual_bounds=bounds[:top_k],
-        smallest_residual_bounds=bounds[top_k:],
-        eigenvectors=torch.stack([fix_sign(vector) for vector in vectors]),
-        num_matvecs=operator.num_matvecs - start_matvecs,
-        converged=converged,
-        residual_floor=rtol * floor,
-        rounding=ritz.rounding,
-        warnings=warnings,
-    )
-
-
-def matvec_limit(dim: int, top_k: int, bottom_k: int, max_matvecs: int | None) -> int:
-    """Products that `extreme_eigenpairs` may spend, never more than P.
-
-    Args:
-        dim: P.
-        top_k: k.
-        bottom_k: j.
-        max_matvecs: What the user allows; `None` is 300, or 20 for each wanted pair if that is
-            more: wanting more, one goes deeper into the spectrum, where eigenvalues lie closer.
-
-    Raises:
-        UsageError: if more pairs are wanted than there are, or than products may be spent.
-    """
-    wanted = top_k + bottom_k
-    if wanted > dim:
-        raise UsageError(
-            f"{top_k} largest and {bottom_k} smallest eigenvalues are more than the {dim} there are"
-        )
-    if max_matvecs is None:
-        max_matvecs = max(DEFAULT_MAX_MATVECS, 20 * wanted)
-    if max_matvecs < wanted:
-        raise UsageError(
-            f"--max-matvecs {max_matvecs} is fewer than the {wanted} eigenvalues wanted"
-        )
-    return min(dim, max_matvecs)
-
-
-def _is_checked(size: int, limit: int) -> bool:
-    """Whether to solve for Ritz pairs at this size.
-
-    Always at first, then every twentieth part, so that the m³ of a solution stay small beside the
-    products; and at the last two steps, so that a run that just makes it is seen to.
-    """
-    return size >= limit - 1 or size % max(1, size // 20) == 0
-
-
-def _not_converged(
-    process: Lanczos, ritz: Ritz, excess: Array, tolerances: Array, top_k: int
-) -> str:
-    """Which eigenvalues miss their tolerance by how much, and what would help."""
-    missed = [int(index) for index in np.argsort(-excess, kind="stable") if excess[index] > 1]
-    if not missed:
-        return (
-            "the eigenvalues did not converge for certain: they met their tolerance only at the "
-            f"last of {process.size} products; --max-matvecs raises the limit"
-        )
-    names = [
-        f"largest {index + 1}" if index < top_k else f"smallest {index - top_k + 1}"
-        for index in missed
-    ]
-    worst = [f"{name} ×{excess[i]:.2g}" for name, i in zip(names[:5], missed[:5], strict=True)]
-    dots = ", …" if len(missed) > 5 else ""
-    what = (
-        f"{len(missed)} of {len(excess)} eigenvalues did not converge in {process.size} products "
-        f"(residual over tolerance: {', '.join(worst)}{dots})"
-    )
-    if ritz.rounding > tolerances[missed].min():
-        dtype = str(process.operator.dtype).removeprefix("torch.")
-        remedy = "a larger --rtol" + (", or --dtype float64" if dtype == "float32" else "")
-        return (
-            f"{what}; the rounding of {dtype} products alone allows {ritz.rounding:.2g}, above a "
-            f"tolerance of {tolerances[missed].min():.2g}: it takes {remedy}"
-        )
-    return f"{what}; --max-matvecs raises the limit"
+    errors = residuals.copy()
+    # Distances from each value down and up to the outer edge of its neighbour's interval.
+    down = np.r_[np.inf, np.diff(values) - residuals[:-1]]
+    up = np.r_[np.diff(values) - residuals[1:], np.inf]
+    for size in range(1, min(_MAX_GROUP, len(values)) + 1):
+        first = np.arange(len(values) - size + 1)
+        gaps = np.minimum(down[first], up[first + size - 1])
+        squares = np.add.reduce([residuals[first + offset] ** 2 for offset in range(size)])
+        # A group of all there is has no neighbour, and nothing to be told apart from.
+        separate = (gaps > np.sqrt(squares)) & np.isfinite(gaps)
+        group = np.full(len(first), np.inf)
+        group[separate] = squares[separate] / gaps[separate] + rounding
+        for offset in range(size):
+            errors[first + offset] = np.minimum(errors[first + offset], group)
+    return errors

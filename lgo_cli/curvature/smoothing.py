@@ -14,17 +14,17 @@ def smooth(nodes: Array, weights: Array, grid: Array, width: float) -> Array:
     """The quadrature convolved with a Gaussian; integrates to one.
 
     Args:
-        nodes: [n, m].
-        weights: [n, m], each row sums to one.
+        nodes: [m].
+        weights: [m], sum to one.
         grid: Where to evaluate [g].
         width: Standard deviation.
 
     Returns:
         Density on the grid [g].
     """
-    distances = (grid[:, None] - nodes.ravel()) / width
+    distances = (grid[:, None] - nodes) / width
     kernels = np.exp(-0.5 * distances**2) / (width * math.sqrt(2 * math.pi))
-    density: Array = kernels @ (weights.ravel() / len(nodes))
+    density: Array = kernels @ weights
     return density
 
 

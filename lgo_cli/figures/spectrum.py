@@ -29,21 +29,24 @@ Array = np.ndarray[Any, Any]
 
 
 def draw_spectrum(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
-    """Eigenvalues at both ends by rank, and below them the density if it was estimated.
+    """Eigenvalues at both ends by rank, and below them density and layers if they were measured.
 
     Args:
         arrays: Of `hessian.npz`.
         results: Of `lgo hessian`.
     """
-    has_density = "density_nodes" in arrays
+    panels: list[tuple[Any, float]] = [(lambda axes: _draw_eigenvalues(axes, arrays, results), 3.2)]
+    if "density_nodes" in arrays:
+        panels.append((lambda axes: _draw_density(axes, arrays, results), 2.6))
+    if "layer_names" in arrays:
+        height = 1.1 + 0.2 * len(arrays["layer_names"])
+        panels.append((lambda axes: _draw_layers(axes, arrays), height))
+    heights = [height for _, height in panels]
     with house_style():
-        figure = new_figure(7.2, 5.6 if has_density else 3.2)
-        if has_density:
-            above, below = figure.subplots(2, 1)
-            _draw_density(below, arrays)
-        else:
-            above = figure.subplots()
-        _draw_eigenvalues(above, arrays, results)
+        figure = new_figure(7.2, sum(heights))
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for (draw, _), axes in zip(panels, grid[:, 0], strict=True):
+            draw(axes)
         state = "converged" if results["converged"] else "NOT CONVERGED"
         products = f"{results['num_matvecs']:,} products, {state}"
         caption(figure, results, products, "bars: residual bounds")
@@ -80,7 +83,7 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     step = max(1, len(ticks) // 24)
     axes.set_xticks(ticks[::step], names[::step])
     axes.set_xlabel("rank, from either end")
-    axes.set_ylabel("eigenvalue of the Hessian")
+    axes.set_ylabel(_eigenvalue_of(results))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
     _draw_threshold(axes, arrays, results)
@@ -103,7 +106,21 @@ def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str,
         axes.plot([], [], color=ACCENT, linestyle="--", label=f"{label} (above the picture)")
 
 
-def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
+def _eigenvalue_of(results: Mapping[str, Any]) -> str:
+    names = {
+        "hessian": "Hessian",
+        "ggn": "GGN",
+        "fisher": "Fisher",
+        "empirical-fisher": "emp. Fisher",
+    }
+    scaled = {"none": "", "elementwise": "|w|·{}·|w|", "adam": "preconditioned {}"}
+    name = names[results["operator"]]
+    form = scaled[results["scaling"]]
+    return f"eigenvalue, {form.format(name) if form else name}"
+
+
+def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """The smoothed rule in a log scale, and its nodes as stems as high as their weights."""
     nodes, weights = arrays["density_nodes"], arrays["density_weights"]
     low, high = float(nodes.min()), float(nodes.max())
     width = default_width(nodes)
@@ -111,19 +128,51 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any]) -> None:
     grid = np.linspace(low - room, high + room, 2000)
     density = smooth(nodes, weights, grid, width)
     top = float(density.max())
-    floor = top * 1e-8
+    # Each node's own peak; what lies below the least of them is only tails.
+    peaks = weights / (width * np.sqrt(2 * np.pi))
+    floor = max(float(peaks.min()) / 3, top * 1e-12)
     axes.fill_between(grid, floor, np.maximum(density, floor), color=TRAIN, alpha=0.25, linewidth=0)
     axes.plot(grid, np.maximum(density, floor), color=TRAIN)
-    seen = nodes[weights > 0]
     axes.plot(
-        seen, np.full(seen.shape, floor * 2), "|", color=INK, markersize=6, markeredgewidth=0.5,
-        alpha=0.6, label="quadrature nodes",
+        nodes, np.maximum(peaks, floor), linestyle="none", marker="o", markersize=2.5, color=INK,
+        label=f"{len(nodes)} quadrature nodes, as high as their weights",
     )  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(floor, top * 4)
     axes.set_xlim(grid[0], grid[-1])
     axes.xaxis.set_major_locator(MaxNLocator(8))
-    axes.set_xlabel("eigenvalue of the Hessian")
+    axes.set_xlabel(_eigenvalue_of(results))
     axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
+    """Each module's largest eigenvalue and trace as bars, from the input downwards."""
+    names = [str(name) for name in arrays["layer_names"]]
+    rows = np.arange(len(names))
+    series = (
+        ("largest eigenvalue", "layer_largest", "layer_residual_bounds", TRAIN, "", -0.2),
+        (
+            "trace ± standard error",
+            "layer_traces",
+            "layer_trace_standard_errors",
+            "white",
+            "////",
+            0.2,
+        ),
+    )
+    for label, key, error, colour, hatch, offset in series:
+        axes.barh(
+            rows + offset, arrays[key], height=0.36, xerr=arrays[error], color=colour, hatch=hatch,
+            edgecolor=INK, linewidth=0.6, error_kw={"linewidth": 0.9, "ecolor": INK}, label=label,
+        )  # fmt: skip
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_xlabel("of the module's diagonal block")
+    axes.grid(visible=False, axis="y")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, columnspacing=1.2
+    )

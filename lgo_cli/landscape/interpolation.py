@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import linspace
-from lgo_cli.curvature.operators import HessianOperator
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.objective import Evaluation
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot

@@ -22,7 +22,6 @@ from lgo_cli.files import (
     write_error,
 )
 from lgo_cli.manifest import (
-    HessianResults,
     Manifest,
     damaged_outputs,
     file_ref,
@@ -32,6 +31,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
+from lgo_cli.results import HessianResults
 from lgo_cli.runs.names import figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 

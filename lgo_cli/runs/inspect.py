@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING, sha256_file
-from lgo_cli.manifest import (
-    ContourResults,
-    HessianResults,
-    InterpResults,
-    Manifest,
-    TrainResults,
-    damaged_outputs,
-    fingerprint,
-    read_manifest,
-)
+from lgo_cli.manifest import Manifest, damaged_outputs, fingerprint, read_manifest
+from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
 from lgo_cli.runs.names import writable
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from lgo_cli import checkpoint
 from lgo_cli.config import AnalysisConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError
-from lgo_cli.manifest import Measured
 from lgo_cli.models.building import build_model
 from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.results import Measured
 from lgo_cli.vectors import ParameterLayout, flatten
 
 if TYPE_CHECKING:

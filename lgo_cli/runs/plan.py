@@ -24,28 +24,23 @@ from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, source_file
 from lgo_cli.files import sha256_file
 from lgo_cli.manifest import (
-    HessianResults,
     InputRef,
     Manifest,
     Request,
-    TrainResults,
     damaged_outputs,
     fingerprint,
     read_manifest,
 )
 from lgo_cli.models.registry import resolve_model
+from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint
-from lgo_cli.runs.names import saved_step
+from lgo_cli.runs.eigenvectors import serves
+from lgo_cli.runs.names import ALGORITHM_VERSIONS, saved_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lgo_cli.config import Execution
-
-ALGORITHM_VERSIONS = {"train": 1, "hessian": 1, "interp": 1, "contour": 1}
-"""Raised when a command's results can change for an equal config."""
-
-INHERITED = ("model", "dataset", "train_samples", "loss", "label_smoothing")
 
 
 @dataclass
@@ -194,11 +189,11 @@ def plan_analysis(
         _add_target(builder, config, checkpoint)
     elif isinstance(config, ContourConfig):
         _add_plane(builder, config, checkpoint)
-    plan = builder.plan(
-        config,
-        checkpoint.directory if out is None else out,
-        _training(checkpoint) if checkpoint.trained else None,
-    )
+    out = checkpoint.directory if out is None else out
+    if isinstance(config, HessianConfig):
+        _add_optimizer(builder, config, checkpoint)
+        _add_warm_start(builder, config, out)
+    plan = builder.plan(config, out, _training(checkpoint) if checkpoint.trained else None)
     if plan.trained is not None:
         plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
     if "eigen" in (plan.request.config.get("plane"), plan.request.config.get("direction")):
@@ -329,6 +324,47 @@ def _training(checkpoint: Checkpoint) -> TrainResults:
     return results
 
 
+def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpoint) -> None:
+    """Adam's second moments, where the run has saved them with these very weights."""
+    trained = _training(checkpoint) if checkpoint.trained else None
+    optimizer = trained.recipe.optimizer if trained else "unknown"
+    if config.include_weight_decay and optimizer in ("unknown", "adamw"):
+        raise UsageError(
+            f"--include-weight-decay: the run's optimiser is {optimizer}, "
+            "which has no decay term in its loss",
+        )
+    saved = checkpoint.path.name == "model.pth" and optimizer in ("adam", "adamw")
+    if config.scaling == "adam" and not saved:
+        raise UsageError(
+            "--scaling adam needs the final weights of a run trained by adam or adamw, whose "
+            f"second moments are saved; {checkpoint.path} is none",
+            hint="lgo train --optimizer adam, then lgo hessian RUN --scaling adam",
+        )
+    if saved and checkpoint.trained is not None:
+        manifest, directory = checkpoint.trained
+        builder.add("state.pth", directory / "state.pth", manifest.fingerprint)
+        if builder.inputs["state.pth"].sha256 != manifest.outputs["state.pth"].sha256:
+            raise InputError(
+                f"{directory / 'state.pth'} is not what lgo train wrote", hint="train the run again"
+            )
+
+
+def _add_warm_start(builder: _Builder, config: HessianConfig, out: Path) -> None:
+    if config.warm_start is None:
+        return
+    directory = Path(config.warm_start)
+    if directory.resolve() == out.resolve():
+        raise UsageError(
+            f"--warm-start {directory} is where this step's own results go", hint="--out DIR"
+        )
+    found = read_manifest(directory / "hessian.json")
+    damaged = damaged_outputs(found, directory)
+    if damaged:
+        raise InputError(next(iter(damaged.values())), hint="run lgo hessian there again")
+    builder.add("warm_start.npz", directory / "hessian.npz", found.fingerprint)
+    builder.set("warm_start", str(directory), "warm_start.npz")
+
+
 def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> Plan:
     """Use `hessian.npz` as an input if one is there and fits; else they will be computed."""
     for directory in dict.fromkeys((plan.out, checkpoint.directory)):
@@ -336,7 +372,7 @@ def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> 
         if not path.is_file():
             continue
         found = read_manifest(path)
-        if _fits(found, plan, num_vectors) and not damaged_outputs(found, directory):
+        if serves(found, plan.request, num_vectors) and not damaged_outputs(found, directory):
             npz = directory / "hessian.npz"
             reference = InputRef(
                 sha256=found.outputs["hessian.npz"].sha256, produced_by=found.fingerprint
@@ -345,20 +381,6 @@ def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> 
             request = plan.request.model_copy(update={"inputs": inputs})
             return replace(plan, request=request, files={**plan.files, "hessian.npz": npz})
     return plan
-
-
-def _fits(found: Manifest, plan: Plan, num_vectors: int) -> bool:
-    results = found.results
-    if not isinstance(results, HessianResults) or not results.converged:
-        return False
-    same = (*INHERITED, "model_arg", "dataset_arg", "analysis_samples", "dtype")
-    return (
-        len(results.largest) >= num_vectors
-        and parse_config(HessianConfig, found.request.config).rtol <= HessianConfig().rtol
-        and found.request.algorithm_version == ALGORITHM_VERSIONS["hessian"]
-        and all(found.request.config[key] == plan.request.config[key] for key in same)
-        and all(plan.request.inputs.get(name) == ref for name, ref in found.request.inputs.items())
-    )
 
 
 def plan_step(

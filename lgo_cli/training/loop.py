@@ -26,7 +26,7 @@ from lgo_cli.training.recipe import learning_rate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lgo_cli.manifest import Recipe
+    from lgo_cli.results import Recipe
 
 State = dict[str, Any]
 

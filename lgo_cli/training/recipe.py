@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import UsageError
-from lgo_cli.manifest import Recipe
+from lgo_cli.results import Recipe
 
 if TYPE_CHECKING:
     from lgo_cli.config import TrainConfig

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lgo_cli.config import Execution
-    from lgo_cli.manifest import Results
     from lgo_cli.progress import Progress
     from lgo_cli.provenance import Stopwatch
+    from lgo_cli.results import Results
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
 

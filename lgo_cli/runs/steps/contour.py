@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import ContourConfig, linspace
-from lgo_cli.manifest import ContourResults, Marker, SelfCheck
+from lgo_cli.results import ContourResults, Marker, SelfCheck
 from lgo_cli.runs.names import checkpoint_step
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
 from lgo_cli.runs.steps.hessian import top_eigenpairs

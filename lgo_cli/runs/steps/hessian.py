@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import ConvergenceError
-from lgo_cli.manifest import Density, Eigenvalue, HessianResults, Trace
+from lgo_cli.errors import ConvergenceError, InputError, NumericsError
+from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
+from lgo_cli.results import HessianResults
+from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
+from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from lgo_cli.curvature.spectrum import Setting, Spectrum
+    from lgo_cli.curvature.stability import Preconditioner
     from lgo_cli.objective import Objective
     from lgo_cli.runs.plan import Plan
 
@@ -27,8 +34,8 @@ class HessianStep(Step):
     """`lgo hessian`."""
 
     def compute(self, context: Context) -> HessianResults:
-        """Both ends of the spectrum, and trace and density where asked."""
-        from lgo_cli.curvature.spectrum import analyze_spectrum, sharpness_ratio
+        """Both ends of the spectrum, and what else was asked."""
+        from lgo_cli.curvature.spectrum import analyze_spectrum
         from lgo_cli.runs.loaded import measured, objective
 
         config = typed(context.plan, HessianConfig)
@@ -36,60 +43,30 @@ class HessianStep(Step):
             context.stopwatch.phase("compute"),
             objective(context.plan, context.loaded) as problem,
         ):
-            spectrum = analyze_spectrum(problem, config, context.progress)
+            preconditioner = _preconditioner(context, problem)
+            setting = _setting(context, problem, preconditioner)
+            spectrum = analyze_spectrum(problem, config, setting, context.progress)
             description = measured(problem, context.loaded)
-        pairs = spectrum.eigenpairs
-        if context.execution.strict and not pairs.converged:
-            raise ConvergenceError(spectrum.num_matvecs)
-        arrays = {
-            "largest": pairs.largest.numpy(),
-            "smallest": pairs.smallest.numpy(),
-            "eigenvectors": pairs.eigenvectors.cpu().numpy(),
-            "largest_residual_bounds": pairs.largest_residual_bounds.numpy(),
-            "smallest_residual_bounds": pairs.smallest_residual_bounds.numpy(),
-        }
-        if spectrum.density is not None:
-            arrays["density_nodes"] = spectrum.density.nodes
-            arrays["density_weights"] = spectrum.density.weights
-        save_arrays(context, "hessian.npz", arrays)
-
-        recipe = context.plan.trained.recipe if context.plan.trained else None
-        threshold, note = _stability(context.plan, description.num_available)
+        if context.execution.strict:
+            _refuse_failed(spectrum)
+        save_arrays(context, "hessian.npz", arrays_of(spectrum))
+        available = description.num_available
+        if description.num_samples < available / 10 and not config.halves:
+            spectrum = replace(
+                spectrum,
+                warnings=(
+                    *spectrum.warnings,
+                    f"{description.num_samples:,} of {available:,} training samples are measured: "
+                    "a small subset overstates the largest eigenvalue; --halves shows the spread",
+                ),
+            )
+        stability = _stability(context.plan, available, spectrum, preconditioner)
         return HessianResults(
             **common(context, spectrum.warnings),
             measured=description,
-            loss=spectrum.loss,
-            gradient_norm=spectrum.gradient_norm,
-            largest=_eigenvalues(pairs.largest, pairs.largest_residual_bounds),
-            smallest=_eigenvalues(pairs.smallest, pairs.smallest_residual_bounds),
-            num_matvecs=spectrum.num_matvecs,
-            converged=pairs.converged,
-            residual_floor=pairs.residual_floor,
-            keeps_graph=spectrum.keeps_graph,
-            stability_threshold=threshold,
-            stability_threshold_note=note,
-            sharpness_ratio=(
-                sharpness_ratio(
-                    float(pairs.largest[0]),
-                    threshold,
-                    recipe.weight_decay if recipe else 0.0,
-                    coupled=recipe is not None and recipe.optimizer != "adamw",
-                )
-                if len(pairs.largest)
-                else None
-            ),
-            trace=Trace(**asdict(spectrum.trace)) if spectrum.trace else None,
-            density=(
-                Density(
-                    mean=spectrum.density.mean,
-                    mean_standard_error=spectrum.density.mean_standard_error,
-                    num_probes=spectrum.density.nodes.shape[0],
-                    num_steps=spectrum.density.nodes.shape[1],
-                    num_matvecs=spectrum.density.num_matvecs,
-                )
-                if spectrum.density
-                else None
-            ),
+            weight_decay=setting.weight_decay if config.include_weight_decay else None,
+            **describe_spectrum(spectrum, config),
+            **stability,
         )
 
     def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
@@ -99,19 +76,88 @@ class HessianStep(Step):
         return {"hessian": draw_spectrum(load_arrays(out / "hessian.npz"), results)}
 
 
-def _stability(plan: Plan, num_available: int) -> tuple[float | None, str | None]:
-    """Stability threshold of the optimiser at the checkpoint, and what a reader must know of it.
+def _refuse_failed(spectrum: Spectrum) -> None:
+    """With `--strict`, an audit that complains or numbers that did not converge are an error."""
+    if spectrum.audit is not None and spectrum.audit.complaints:
+        raise NumericsError(f"the audit found: {'; '.join(spectrum.audit.complaints)}")
+    if not spectrum.converged:
+        raise ConvergenceError(spectrum.num_matvecs)
+
+
+def _preconditioner(context: Context, problem: Objective) -> Preconditioner | None:
+    """Adam's, where the plan has the optimiser's state."""
+    from lgo_cli import checkpoint
+    from lgo_cli.curvature.stability import Preconditioner
+
+    if "state.pth" not in context.plan.files:
+        return None
+    state = checkpoint.load(context.plan.files["state.pth"])
+    return Preconditioner.of(state.get("optimizer", {}), problem.layout)
+
+
+def _setting(
+    context: Context, problem: Objective, preconditioner: Preconditioner | None
+) -> Setting:
+    import torch
+
+    from lgo_cli.curvature.spectrum import Setting
+
+    plan = context.plan
+    warm = None
+    if "warm_start.npz" in plan.files:
+        path = plan.files["warm_start.npz"]
+        config = typed(plan, HessianConfig)
+        arrays = load_arrays(path)
+        vectors, top = arrays["eigenvectors"], len(arrays["largest"])
+        if vectors.shape[1] != problem.dim:
+            raise InputError(
+                f"{path} has eigenvectors of {vectors.shape[1]:,} entries, "
+                f"this model has {problem.dim:,} parameters"
+            )
+        chosen = [*vectors[: min(config.top_k, top)], *vectors[top : top + config.bottom_k]]
+        warm = torch.from_numpy(np.array(chosen)) if chosen else None
+    return Setting(
+        weight_decay=plan.trained.recipe.weight_decay if plan.trained else 0.0,
+        preconditioner=None if preconditioner is None else preconditioner.diagonal,
+        warm_start=warm,
+        memory_bytes=context.execution.memory_bytes,
+        basis_device=context.execution.basis_device,
+        basis_directory=plan.out / BOOKKEEPING,
+    )
+
+
+def _stability(
+    plan: Plan,
+    num_available: int,
+    spectrum: Spectrum,
+    preconditioner: Preconditioner | None,
+) -> dict[str, Any]:
+    """Stability threshold of the optimiser at the checkpoint, and the curvature it is held against.
 
     The rate is that of the last step before the checkpoint, which for one on the way is not the
-    run's last.
+    run's last. For Adam the curvature is that of the preconditioned Hessian.
     """
-    from lgo_cli.curvature.spectrum import stability_threshold
+    from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
+
+    def nothing(why: str) -> dict[str, Any]:
+        return {
+            "stability_threshold": None,
+            "stability_threshold_note": why,
+            "sharpness_ratio": None,
+            "preconditioned": None,
+        }
 
     if plan.trained is None or plan.step is None:
-        return None, "the run's optimiser is not known"
+        return nothing("the run's optimiser is not known")
     recipe = plan.trained.recipe
     if plan.step == 0:
-        return None, "the initialisation has no step behind it, and so no learning rate"
+        return nothing("the initialisation has no step behind it, and so no learning rate")
+    adaptive = recipe.optimizer != "sgd"
+    if adaptive and preconditioner is None:
+        return nothing(
+            f"{recipe.optimizer} preconditions its steps, and its second moments are saved with "
+            "the run's final weights only"
+        )
     published = recipe_of(str(plan.config.model))
     rate = learning_rate(
         recipe,
@@ -120,20 +166,48 @@ def _stability(plan: Plan, num_available: int) -> tuple[float | None, str | None
         published.milestones,
         published.gamma,
     )
-    threshold, note = stability_threshold(recipe.optimizer, rate, recipe.momentum, recipe.nesterov)
+    threshold, note = stability_threshold(
+        recipe.optimizer,
+        rate,
+        recipe.momentum,
+        recipe.nesterov,
+        preconditioner.first_moment_decay if preconditioner else 0.9,
+    )
     if threshold is not None and recipe.batch_size < num_available:
         note = (
             f"full-batch threshold; the run used mini-batches of {recipe.batch_size}, "
             "for which the stable curvature is lower"
         )
-    return threshold, note
+    config = plan.config
+    assert isinstance(config, HessianConfig)
+    sharpest = _sharpest(spectrum, config, adaptive=adaptive)
+    # Decoupled decay is no curvature, and what the operator holds already is not added again; the
+    # coupled term of Adam is preconditioned too, so only the operator can hold it.
+    coupled = recipe.optimizer == "sgd" and not config.include_weight_decay
+    preconditioned = spectrum.preconditioned
+    return {
+        "stability_threshold": threshold,
+        "stability_threshold_note": note,
+        "sharpness_ratio": (
+            None
+            if sharpest is None
+            else sharpness_ratio(sharpest, threshold, recipe.weight_decay, coupled=coupled)
+        ),
+        "preconditioned": (
+            None if preconditioned is None else eigenvalues(preconditioned)["largest"][0]
+        ),
+    }
 
 
-def _eigenvalues(values: Tensor, bounds: Tensor) -> list[Eigenvalue]:
-    return [
-        Eigenvalue(value=value, residual_bound=bound)
-        for value, bound in zip(values.tolist(), bounds.tolist(), strict=True)
-    ]
+def _sharpest(spectrum: Spectrum, config: HessianConfig, *, adaptive: bool) -> float | None:
+    """λmax as the run's own steps see it, if that was measured."""
+    if config.operator != "hessian" or not spectrum.block.is_whole or not config.top_k:
+        return None
+    if adaptive and config.scaling == "none" and spectrum.preconditioned is not None:
+        return float(spectrum.preconditioned.values[0])
+    if config.scaling == ("adam" if adaptive else "none"):
+        return float(spectrum.eigenpairs.largest[0])
+    return None
 
 
 @dataclass(frozen=True)
@@ -161,20 +235,19 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     """
     import torch
 
-    from lgo_cli.curvature.lanczos import extreme_eigenpairs
-    from lgo_cli.curvature.operators import HessianOperator
+    from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
+    from lgo_cli.curvature.networks import HessianOperator
+    from lgo_cli.curvature.search import Wanted
 
     if "hessian.npz" in context.plan.files:
         arrays = load_arrays(context.plan.files["hessian.npz"])
         vectors = torch.from_numpy(arrays["eigenvectors"][:top_k])
         values = torch.from_numpy(arrays["largest"][:top_k])
         return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)
+    rtol = PLANE_VECTOR_RTOL
     pairs = extreme_eigenpairs(
-        HessianOperator(problem),
-        top_k=top_k,
-        bottom_k=0,
-        rtol=HessianConfig().rtol,
-        seed=context.plan.config.seed,
+        HessianOperator(problem, memory_bytes=context.execution.memory_bytes),
+        Wanted(top_k, rtol=rtol, vector_rtol=rtol, seed=context.plan.config.seed),
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.manifest import InterpResults
+from lgo_cli.results import InterpResults
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 

@@ -14,8 +14,8 @@ from lgo_cli import checkpoint
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write
-from lgo_cli.manifest import TrainResults
 from lgo_cli.models.registry import recipe_of
+from lgo_cli.results import TrainResults
 from lgo_cli.runs.names import PAYLOADS, checkpoint_name
 from lgo_cli.runs.steps.base import Context, Step, common, typed
 from lgo_cli.training.recipe import resolve_recipe

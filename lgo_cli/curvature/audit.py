@@ -1,0 +1,261 @@
+"""What is checked of an objective and its operator before their numbers are believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lgo_cli.curvature.folding import Rewritten
+from lgo_cli.curvature.networks import HessianOperator, NetworkOperator
+from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.objective import Objective, evaluate_model
+from lgo_cli.seeding import standard_normal
+from lgo_cli.vectors import dot, norm
+
+if TYPE_CHECKING:
+    from lgo_cli.curvature.operators import Operator
+
+KINKED = {
+    "relu": "ReLU",
+    "relu_": "ReLU",
+    "threshold": "ReLU",
+    "leaky_relu": "leaky ReLU",
+    "leaky_relu_": "leaky ReLU",
+    "_prelu_kernel": "PReLU",
+    "rrelu_with_noise": "RReLU",
+    "hardtanh": "hardtanh",
+    "hardtanh_": "hardtanh",
+    "hardswish": "hardswish",
+    "hardswish_": "hardswish",
+    "hardsigmoid": "hardsigmoid",
+    "hardsigmoid_": "hardsigmoid",
+    "softshrink": "softshrink",
+    "hardshrink": "hardshrink",
+    "elu": "ELU",
+    "elu_": "ELU",
+    "abs": "absolute value",
+    "clamp": "clamp",
+    "clamp_min": "clamp",
+    "clamp_max": "clamp",
+    "maximum": "maximum",
+    "max": "maximum",
+    "amax": "maximum",
+    "max_pool2d_with_indices": "max pooling",
+    "max_pool3d_with_indices": "max pooling",
+    "adaptive_max_pool2d": "max pooling",
+    "sign": "sign",
+    "round": "rounding",
+    "floor": "rounding",
+}
+"""Operations whose first or second derivative jumps. Autograd takes the second derivative on either
+side and ignores what is concentrated on the kink itself."""
+
+ROUNDING_SLACK = 1e3
+"""Units of eps to which symmetry, linearity and weighting must hold: products on random vectors are
+small beside ‖H‖, and their relative error is larger."""
+
+DIFFERENCE_TOLERANCE = 1e-4
+"""To which central differences of float64 gradients must agree with a product: their own error is
+of the order of eps^{2/3} = 4e-11 on well-scaled models, and grows with the third derivative."""
+
+SAFETY = 2.0
+"""Factor on the rounding measured on some samples, as an allowance for all."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Float32 products against float64 ones on some of the samples, and the float64 product itself.
+
+    Attributes:
+        units: ‖fl(Hv) − Hv‖ in units of eps·‖Hv‖, after one step of power iteration; `None` if the
+            model runs in float32 only.
+        finite_difference: Relative difference of the float64 product and central differences of the
+            gradient; `None` if it was not looked at.
+        note: Why there is none.
+    """
+
+    units: float | None
+    finite_difference: float | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found; each a relative difference that exact arithmetic would make zero.
+
+    Attributes:
+        sample_weighting: Of the mean loss at another micro-batch size.
+        asymmetry: |uᵀHv − vᵀHu|.
+        nonlinearity: ‖H(u + v) − Hu − Hv‖.
+        finite_difference: Of a product in float64, on smooth Hessians.
+        finite_difference_note: Why there is none.
+        nonsmooth: Activations whose kinks autograd ignores.
+        num_matvecs: Products spent.
+        complaints: What is worse than rounding.
+        orthogonality: Largest entry of |QQᵀ − I|, of the basis when the run was over.
+    """
+
+    sample_weighting: float
+    asymmetry: float
+    nonlinearity: float
+    finite_difference: float | None
+    finite_difference_note: str | None
+    nonsmooth: tuple[str, ...]
+    num_matvecs: int
+    complaints: tuple[str, ...]
+    orthogonality: float | None = None
+
+
+def measure_rounding(
+    objective: Objective, kind: type[NetworkOperator[Any]], *, difference: bool, seed: int = 0
+) -> Rounding:
+    """Compare products in float32 and float64 on a sixteenth of a micro-batch.
+
+    An error of a product that is the same each time is symmetric, so that no asymmetry betrays it;
+    a model that amplifies rounding within itself (a softmax over large scores) has one that its
+    outputs do not show. To be called before an operator holds graphs of the objective.
+
+    Args:
+        objective: Entered.
+        kind: Class of the operator.
+        difference: Whether to take central differences of the gradient too.
+        seed: The user's seed.
+    """
+    samples = objective.samples.head(max(1, objective.micro_batch_size // 16))
+    model, loss = objective.model, objective.loss_function
+    plain = Rewritten(model, "as it is")
+    vector = standard_normal(objective.dim, seed, "hessian", "rounding").to(objective.device)
+    gap: float | None = None
+    try:
+        with Objective(model, samples, loss, dtype=torch.float64) as exact:
+            operator = kind(exact, model=plain)
+            vector = operator.matvec(vector / torch.linalg.vector_norm(vector))
+            scale = norm(vector)
+            if scale == 0:
+                return Rounding(0.0, None, "the curvature is zero on these samples")
+            vector = (vector / scale).to(objective.dtype).double()
+            expected = operator.matvec(vector)
+            del operator
+            if difference:
+                gap = _central_difference(exact, vector, expected)
+    except (InputError, NumericsError) as error:
+        return Rounding(None, None, f"the model does not run in float64: {error}")
+    if objective.dtype == torch.float64:
+        return Rounding(0.0, gap, None)
+    with Objective(model, samples, loss, dtype=objective.dtype) as rounded:
+        found = kind(rounded, model=plain).matvec(vector.to(objective.dtype)).double()
+    eps = torch.finfo(objective.dtype).eps
+    units = SAFETY * norm(found - expected) / (eps * max(norm(expected), 1e-300))
+    return Rounding(units, gap, None)
+
+
+def _central_difference(objective: Objective, vector: Tensor, expected: Tensor) -> float:
+    """Relative distance of (∇L(θ + hv) − ∇L(θ − hv)) / 2h from a product."""
+    step = torch.finfo(torch.float64).eps ** (1 / 3) * max(1.0, norm(objective.theta))
+    _, above = objective.loss_and_gradient(objective.theta + step * vector)
+    _, below = objective.loss_and_gradient(objective.theta - step * vector)
+    scale = norm(expected)
+    return norm((above - below) / (2 * step) - expected) / scale if scale > 0 else 0.0
+
+
+def nonsmooth_operations(objective: Objective) -> tuple[str, ...]:
+    """Operations of the forward pass whose derivatives jump, by name."""
+    with _Recorder() as recorder, torch.no_grad():
+        objective.batch_outputs(objective.samples.head(2))
+    return tuple(dict.fromkeys(KINKED[name] for name in sorted(recorder.names & set(KINKED))))
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the names of the operations that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def audit(
+    objective: Objective,
+    operator: Operator,
+    rounding: Rounding,
+    nonsmooth: tuple[str, ...],
+    seed: int = 0,
+) -> Audit:
+    """Check that the objective is a mean over samples and its operator linear and symmetric.
+
+    Costs three products and one evaluation. That two evaluations agree to the bit has been checked
+    on entering the objective.
+
+    Args:
+        objective: Entered.
+        operator: Its curvature.
+        rounding: What `measure_rounding` found.
+        nonsmooth: What `nonsmooth_operations` found.
+        seed: The user's seed.
+    """
+    before = operator.num_matvecs
+    u = standard_normal(operator.dim, seed, "hessian", "audit").to(operator.device)
+    u = (u / torch.linalg.vector_norm(u)).to(operator.dtype)
+    of_u = operator.matvec(u)
+    scale = norm(of_u)
+    v = of_u / scale if scale > 0 else u
+    of_v = operator.matvec(v)
+    of_sum = operator.matvec(u + v)
+    reach = scale + norm(of_v)
+    asymmetry = abs(dot(u, of_v) - dot(v, of_u)) / reach if reach > 0 else 0.0
+    nonlinearity = (
+        norm(of_sum.double() - of_u.double() - of_v.double()) / reach if reach > 0 else 0.0
+    )
+
+    size = objective.micro_batch_size
+    other = max(1, min(size, len(objective.samples)) * 2 // 3)
+    loss = evaluate_model(objective.model, objective.samples, objective.loss_function, other).loss
+    center = objective.center.loss
+    weighting = abs(loss - center) / max(abs(center), 1e-12)
+
+    slack = ROUNDING_SLACK * torch.finfo(operator.dtype).eps
+    complaints = []
+    if weighting > slack:
+        complaints.append(
+            f"the mean loss depends on the size of the micro-batches (by {weighting:.1e}): samples "
+            "of a batch see each other"
+        )
+    if asymmetry > slack:
+        complaints.append(f"products are not symmetric (off by {asymmetry:.1e})")
+    if nonlinearity > slack:
+        complaints.append(f"products are not linear (off by {nonlinearity:.1e})")
+    difference, note = rounding.finite_difference, None
+    if difference is None:
+        note = _no_difference(rounding, nonsmooth)
+    if difference is not None and difference > DIFFERENCE_TOLERANCE:
+        complaints.append(
+            f"a product differs from central differences of the gradient by {difference:.1e}"
+        )
+    return Audit(
+        sample_weighting=weighting,
+        asymmetry=asymmetry,
+        nonlinearity=nonlinearity,
+        finite_difference=difference,
+        finite_difference_note=note,
+        nonsmooth=nonsmooth,
+        num_matvecs=operator.num_matvecs - before,
+        complaints=tuple(complaints),
+    )
+
+
+def takes_differences(kind: type[NetworkOperator[Any]], nonsmooth: tuple[str, ...]) -> bool:
+    """Whether central differences of the gradient are a twin: on smooth Hessians."""
+    return kind is HessianOperator and not nonsmooth
+
+
+def _no_difference(rounding: Rounding, nonsmooth: tuple[str, ...]) -> str:
+    if nonsmooth:
+        return f"differences across the kinks of {', '.join(nonsmooth)} mean nothing"
+    return rounding.note or "the operator is no second derivative"

@@ -1,0 +1,264 @@
+"""Both ends of a spectrum from one Krylov run, each eigenvalue with a bound that holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.search import (
+    Found,
+    Search,
+    Wanted,
+    basis_limit,
+    kept_at_restart,
+    matvec_limit,
+)
+from lgo_cli.progress import SILENT, Progress
+from lgo_cli.seeding import standard_normal
+from lgo_cli.vectors import fix_sign
+
+if TYPE_CHECKING:
+    from lgo_cli.curvature.basis import Basis
+    from lgo_cli.curvature.operators import Operator
+
+Array = np.ndarray[Any, Any]
+
+WARM_NOISE = 1.0
+"""Norm of the random vector that is mixed into a warm start, whose own is 1. Two steps tell the two
+apart whatever the share (errors after each step were the same from 0.1 to 1.0), and more of it sees
+more of what is new."""
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues at both ends of a spectrum, with the evidence for each.
+
+    All [k + j] come largest first, descending, then the smallest, ascending.
+
+    Attributes:
+        top_k: k.
+        values: Eigenvalues, float64.
+        residual_bounds: Bounds on ‖Hv − λv‖, v of unit norm and H exact: within it of λ lies an
+            eigenvalue of H (Parlett 1998, theorem 4.5.1; theory.md, section 11).
+        error_estimates: min(r, r²/gap), the error of λ if its neighbours are what they seem.
+        eigenvectors: [k + j, P]; the entry of largest magnitude is positive.
+        clusters: Ranks, from 0 in the order above, of eigenvalues that their residuals do not tell
+            apart: the space that they span means something, a single vector of it does not.
+        num_matvecs: Products spent on finding them.
+        num_multiplicity_matvecs: Of these, on the search for further copies.
+        num_recheck_matvecs: Products spent on looking at residuals, beside.
+        converged: Whether each error estimate, and residual where vectors are meant, is within its
+            tolerance.
+        checked_multiplicity: Whether further copies were searched for.
+        residual_floor: rtol·0.01·max|θ|, the least tolerance of any.
+        rounding: The part of each bound that allows for the rounding of products.
+        warnings: What a reader must know.
+        process: The Krylov space, `None` if nothing was wanted.
+    """
+
+    top_k: int
+    values: Tensor
+    residual_bounds: Tensor
+    error_estimates: Tensor
+    eigenvectors: Tensor
+    clusters: tuple[tuple[int, ...], ...]
+    num_matvecs: int
+    num_multiplicity_matvecs: int
+    num_recheck_matvecs: int
+    converged: bool
+    checked_multiplicity: bool
+    residual_floor: float
+    rounding: float = 0.0
+    warnings: tuple[str, ...] = ()
+    process: Lanczos | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def largest(self) -> Tensor:
+        """The algebraically largest [k], descending."""
+        return self.values[: self.top_k]
+
+    @property
+    def smallest(self) -> Tensor:
+        """The algebraically smallest [j], ascending."""
+        return self.values[self.top_k :]
+
+    @property
+    def largest_residual_bounds(self) -> Tensor:
+        """Of the largest [k]."""
+        return self.residual_bounds[: self.top_k]
+
+    @property
+    def smallest_residual_bounds(self) -> Tensor:
+        """Of the smallest [j]."""
+        return self.residual_bounds[self.top_k :]
+
+
+def extreme_eigenpairs(
+    operator: Operator,
+    wanted: Wanted,
+    *,
+    basis: Basis | None = None,
+    progress: Progress = SILENT,
+) -> Eigenpairs:
+    """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
+
+    Costs one product a step. Stops when every wanted error estimate is ≤ rtol·max(|λ|, 0.01·max|θ|)
+    at two steps in a row or more (PROMPT_STEPS), since an early step may look converged by chance,
+    or when those that are not have come down to the rounding of products, which no step lowers.
+    Eigenvalues are ordered by value, never by magnitude. A Krylov space holds one copy of a
+    repeated eigenvalue; others are found only by `multiplicity`, which begins anew from a random
+    vector beside the vectors found, for as many steps as the first run took and as long as that
+    brings up something new at the ends (theory.md, section 11).
+
+    Args:
+        operator: H.
+        wanted: What is asked.
+        basis: Empty, where the basis goes; by default in the operator's memory.
+        progress: Told of each product, and of the worst error over its tolerance.
+
+    Raises:
+        UsageError: if more pairs are wanted than there are, or than products or vectors allow.
+        NumericsError: if a product is not finite.
+    """
+    limit = matvec_limit(operator.dim, wanted)
+    if wanted.num_pairs == 0:
+        none = torch.zeros(0, dtype=torch.float64)
+        vectors = torch.zeros(0, operator.dim, dtype=operator.dtype, device=operator.device)
+        return Eigenpairs(0, none, none, none, vectors, (), 0, 0, 0, True, wanted.multiplicity, 0.0)
+    process = Lanczos(operator, _start(operator, wanted), wanted.seed, basis)
+    with progress.task("eigenvalues", limit, "products") as task:
+        search = Search(process, wanted, limit, basis_limit(operator, wanted), task)
+        found = search.run()
+        spent = search.num_steps
+        while wanted.multiplicity and found.settled and not process.is_complete:
+            previous, (state, values) = found, (found.ritz, found.values)
+            process.restart(state, kept_at_restart(process.size, wanted, 2 * wanted.num_pairs))
+            process.begin_anew()
+            found = search.run(at_least=search.num_steps + spent)
+            if not found.settled:
+                break
+            if not np.any(np.abs(found.values - values) > previous.tolerances):
+                break
+    pairs = _collect(process, found, wanted)
+    pairs = replace(
+        pairs,
+        num_matvecs=search.num_steps,
+        num_multiplicity_matvecs=search.num_steps - spent,
+    )
+    return _rechecked(operator, pairs, wanted, found.tolerances) if wanted.recheck else pairs
+
+
+def _start(operator: Operator, wanted: Wanted) -> Tensor:
+    """A Gaussian vector; with a warm start, as much of it as of the given vectors.
+
+    A warm start alone can stay in a space that misses the largest eigenvalue, and return another
+    with a small residual.
+    """
+    noise = standard_normal(operator.dim, wanted.seed, "hessian", "start")
+    if wanted.warm_start is None:
+        return noise
+    given = torch.nn.functional.normalize(wanted.warm_start.double().cpu(), dim=1).sum(dim=0)
+    start: Tensor = given / torch.linalg.vector_norm(given)
+    start += noise * (WARM_NOISE / torch.linalg.vector_norm(noise))
+    return start
+
+
+def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
+    ritz, order = found.ritz, found.order
+    warnings = () if found.converged else (_not_converged(process, found, wanted),)
+    vectors = process.vectors(ritz.coefficients[:, order]).to(process.operator.device)
+    return Eigenpairs(
+        top_k=wanted.top_k,
+        values=torch.from_numpy(found.values),
+        residual_bounds=torch.from_numpy(ritz.residuals[order]),
+        error_estimates=torch.from_numpy(ritz.estimates[order]),
+        eigenvectors=torch.stack([fix_sign(vector) for vector in vectors]),
+        clusters=_clusters(found.values, ritz.residuals[order], wanted.top_k),
+        num_matvecs=0,
+        num_multiplicity_matvecs=0,
+        num_recheck_matvecs=0,
+        converged=found.converged,
+        checked_multiplicity=wanted.multiplicity,
+        residual_floor=wanted.rtol * found.floor,
+        rounding=ritz.rounding,
+        warnings=warnings,
+        process=process,
+    )
+
+
+def _clusters(values: Array, residuals: Array, top_k: int) -> tuple[tuple[int, ...], ...]:
+    """Runs of neighbours whose intervals overlap, at each end."""
+    clusters: list[list[int]] = []
+    for end in (range(top_k), range(top_k, len(values))):
+        run: list[int] = []
+        for index in end:
+            if (
+                run
+                and abs(values[index] - values[index - 1]) > residuals[index - 1 : index + 1].sum()
+            ):
+                clusters.append(run)
+                run = []
+            run.append(index)
+        clusters.append(run)
+    return tuple(tuple(run) for run in clusters if len(run) > 1)
+
+
+def _rechecked(
+    operator: Operator, pairs: Eigenpairs, wanted: Wanted, tolerances: Array
+) -> Eigenpairs:
+    """Look at each residual by a product with the very vector that is returned."""
+    seen = []
+    for value, vector in zip(pairs.values.tolist(), pairs.eigenvectors, strict=True):
+        remainder = operator.matvec(vector).double() - value * vector.double()
+        seen.append(torch.linalg.vector_norm(remainder))
+    bounds = torch.stack(seen).cpu() + pairs.rounding
+    worse = bounds > pairs.residual_bounds + pairs.rounding
+    missed = worse & (bounds > torch.from_numpy(tolerances))
+    warnings = pairs.warnings
+    if bool(worse.any()):
+        ratio = float((bounds / pairs.residual_bounds).max())
+        warnings += (f"--recheck found a residual {ratio:.2g} times its bound",)
+    return replace(
+        pairs,
+        residual_bounds=bounds,
+        error_estimates=torch.minimum(torch.where(worse, bounds, pairs.error_estimates), bounds),
+        num_recheck_matvecs=wanted.num_pairs,
+        converged=pairs.converged and not bool(missed.any()),
+        warnings=warnings,
+    )
+
+
+def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
+    """Which eigenvalues miss their tolerance by how much, and what would help."""
+    excess = found.excess
+    missed = [int(index) for index in np.argsort(-excess, kind="stable") if excess[index] > 1]
+    spent = process.operator.num_matvecs
+    if not missed:
+        return (
+            "the eigenvalues did not converge for certain: they met their tolerance only at the "
+            f"last of {spent} products; --max-matvecs raises the limit"
+        )
+    names = [
+        f"largest {index + 1}" if index < wanted.top_k else f"smallest {index - wanted.top_k + 1}"
+        for index in missed
+    ]
+    worst = [f"{name} ×{excess[i]:.2g}" for name, i in zip(names[:5], missed[:5], strict=True)]
+    dots = ", …" if len(missed) > 5 else ""
+    what = (
+        f"{len(missed)} of {len(excess)} eigenvalues did not converge in {spent} products "
+        f"(error over tolerance: {', '.join(worst)}{dots})"
+    )
+    least = found.tolerances[missed].min()
+    if found.ritz.rounding > least:
+        dtype = str(process.operator.dtype).removeprefix("torch.")
+        remedy = "a larger --rtol" + (", or --dtype float64" if dtype == "float32" else "")
+        return (
+            f"{what}; the rounding of {dtype} products alone allows {found.ritz.rounding:.2g}, "
+            f"above a tolerance of {least:.2g}: it takes {remedy}"
+        )
+    return f"{what}; --max-matvecs raises the limit"

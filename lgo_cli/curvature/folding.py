@@ -1,0 +1,386 @@
+"""A model rewritten so that its second derivatives are cheap: the same function of the same θ.
+
+Two rewrites of the traced graph (torch.fx), neither of which knows a model by its name:
+
+- Batch norm in eval mode is affine, so it is folded into the convolution before it inside the graph
+  that autograd sees: conv(x, w·γ/σ) + β + (b − μ)·γ/σ.
+- A convolution gets its own second derivative. PyTorch's spells the derivatives of a convolution's
+  backward as convolutions over transposed batches; here they are the two forward and the one
+  backward call that they amount to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.autograd import Function
+from torch.fx.operator_schemas import normalize_function
+
+from lgo_cli.vectors import flatten, norm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lgo_cli.objective import Objective
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTION_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+OUTPUT_TOLERANCE = 1e-4
+"""Largest difference of outputs, relative to the largest, at which a rewritten float32 model counts
+as the same function. Folding multiplies where the model divides: on a ResNet-20 outputs differ by
+1e-6."""
+
+PRODUCT_TOLERANCE = 1e-2
+"""The same for a Hessian product, in the norm. Where a rounding carries an activation over a kink
+of ReLU, a product over few samples moves by up to 1e-3; a rewriting that lost a parameter's
+gradient would be off by its whole share."""
+
+
+class _Geometry(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class _Convolution(Function):
+    """y = x ∗ w + b, with derivatives that can themselves be differentiated cheaply."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        ctx.has_bias = bias is not None
+        return _convolve(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias)
+        return (*_ConvolutionBackward.apply(grad, x, weight, ctx.geometry, needs), None)
+
+
+class _ConvolutionBackward(Function):
+    """(grad, x, w) -> gradients of x, w and b, linear in each of the three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: _Geometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(grad, x, weight)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return _convolve_backward(grad, x, weight, geometry, needs)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_x: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad, x, weight = ctx.saved_tensors
+        geometry = ctx.geometry
+        of_grad = None
+        if grad_x is not None:
+            of_grad = _convolve(grad_x, weight, grad_bias, geometry)
+        if grad_weight is not None:
+            part = _convolve(x, grad_weight, None if grad_x is not None else grad_bias, geometry)
+            of_grad = part if of_grad is None else of_grad.add_(part)
+        elif of_grad is None and grad_bias is not None:
+            of_grad = grad_bias.view(-1, *[1] * (grad.ndim - 2)).expand_as(grad)
+        needs = (
+            grad_weight is not None and ctx.needs_input_grad[1],
+            grad_x is not None and ctx.needs_input_grad[2],
+            False,
+        )
+        of_x, of_weight, _ = _convolve_backward(
+            grad,
+            x if grad_x is None else grad_x,
+            weight if grad_weight is None else grad_weight,
+            geometry,
+            needs,
+        )
+        return of_grad, of_x, of_weight, None, None
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    no_output_padding = [0] * len(stride)
+    result: Tensor = torch.ops.aten.convolution(
+        x, weight, bias, stride, padding, dilation, False, no_output_padding, groups
+    )
+    return result
+
+
+def _convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, ...]:
+    stride, padding, dilation, groups = geometry
+    if not any(needs):
+        return (None, None, None)  # type: ignore[return-value]
+    result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride),
+        groups, needs,
+    )  # fmt: skip
+    return result
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, own_derivatives: bool
+) -> Tensor:
+    """A convolution, differentiated by the functions above or by PyTorch's own."""
+    if not own_derivatives:
+        return _convolve(x, weight, bias, geometry)
+    result: Tensor = _Convolution.apply(x, weight, bias, _Geometry(*geometry))
+    return result
+
+
+def _folded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: _Geometry,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    own_derivatives: bool,
+) -> Tensor:
+    """Convolution and batch norm in one: w·γ/σ and β + (b − μ)·γ/σ."""
+    scale = torch.rsqrt(variance + eps)
+    if gamma is not None:
+        scale = scale * gamma
+    shift = (-mean if bias is None else bias - mean) * scale
+    if beta is not None:
+        shift = shift + beta
+    scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    return _convolution(x, scaled, shift, geometry, own_derivatives)
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A function of a model's parameters that may be called in the model's place.
+
+    Attributes:
+        call: Maps inputs [n, *input_shape] to outputs [n, C].
+        note: What was done, or why nothing was.
+    """
+
+    call: Callable[[Tensor], Tensor]
+    note: str
+
+
+def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
+    """Rewrite an objective's model for cheap second derivatives.
+
+    The result shares the model's parameters and buffers. It is used only if it is found to be the
+    same function of them: outputs on some samples and on one alone, and a Hessian product on those
+    samples, are compared with the model's own.
+
+    Args:
+        objective: Entered.
+        own_derivatives: Whether to rewrite convolutions, beside folding; of use only where second
+            derivatives in θ are taken, as those of a Hessian are.
+    """
+    model = objective.model
+    if not any(parameter.ndim > 2 for parameter in model.parameters()):
+        return Rewritten(model, "no convolution to rewrite")
+    try:
+        traced = fx.symbolic_trace(model)
+        num_folded, num_convolutions = _rewrite(traced, own_derivatives=own_derivatives)
+        if not num_convolutions:
+            return Rewritten(model, "no convolution that tracing finds")
+        call = _channels_last(traced) if _wants_channels_last(objective) else traced
+        outputs, product = _differences(objective, call)
+    except torch.OutOfMemoryError:
+        raise
+    # Tracing runs a user's forward on proxies, where anything may fail. The model itself, which
+    # the objective has run, then serves as it is.
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Rewritten(model, f"not rewritten: the model cannot be traced ({reason})")
+    if not (outputs <= OUTPUT_TOLERANCE and product <= PRODUCT_TOLERANCE):
+        return Rewritten(
+            model,
+            f"not rewritten: it would move outputs by {outputs:.1e}, products by {product:.1e}",
+        )
+    return Rewritten(
+        call,
+        f"{num_folded} batch norms folded into {num_convolutions} convolutions, "
+        f"outputs equal to {outputs:.0e}, a product to {product:.0e}",
+    )
+
+
+def _wants_channels_last(objective: Objective) -> bool:
+    """On a CPU, two-dimensional convolutions are faster with channels last."""
+    return objective.samples.inputs.ndim == 4 and objective.device.type == "cpu"
+
+
+def _channels_last(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def call(inputs: Tensor) -> Tensor:
+        outputs: Tensor = model(inputs.contiguous(memory_format=torch.channels_last))
+        return outputs
+
+    return call
+
+
+def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Relative differences of outputs (largest entry) and of one Hessian product (norm)."""
+    batch = objective.samples.head(8)
+    with torch.no_grad():
+        outputs = 0.0
+        for part in (batch, batch.head(1)):
+            expected = objective.batch_outputs(part)
+            found = objective.batch_outputs(part, call)
+            if found.shape != expected.shape:
+                return math.inf, math.inf
+            scale = float(expected.abs().amax()) or 1.0
+            outputs = max(outputs, float((found - expected).abs().amax()) / scale)
+    products = []
+    for function in (objective.model, call):
+        losses = objective.loss_function(
+            objective.batch_outputs(batch, function).double(), batch.labels
+        )
+        gradient = torch.autograd.grad(
+            losses.mean(), objective.parameters, create_graph=True, materialize_grads=True
+        )
+        curved = [g for g in gradient if g.requires_grad]
+        products.append(
+            flatten(
+                torch.autograd.grad(
+                    curved,
+                    objective.parameters,
+                    [g.detach() for g in curved],
+                    materialize_grads=True,
+                )
+            )
+        )
+    plain, rewritten = products
+    scale = norm(plain)
+    return outputs, norm(rewritten - plain) / scale if scale > 0 else norm(rewritten)
+
+
+def _rewrite(traced: fx.GraphModule, *, own_derivatives: bool) -> tuple[int, int]:
+    """Rewrite in place; return how many batch norms were folded and convolutions seen."""
+    modules = dict(traced.named_modules())
+    num_folded = num_convolutions = 0
+    for node in list(traced.graph.nodes):
+        found = _as_convolution(node, modules)
+        if found is None:
+            continue
+        num_convolutions += 1
+        users = list(node.users)
+        norm = _as_batch_norm(users[0], node, modules) if len(users) == 1 else None
+        replaced = node if norm is None else users[0]
+        with traced.graph.inserting_before(replaced):
+            arguments = [_node(traced, value) for value in found[1:3]]
+            if norm is None:
+                new = traced.graph.call_function(
+                    _convolution, (found[0], *arguments, tuple(found[3]), own_derivatives)
+                )
+            else:
+                num_folded += 1
+                statistics = [_node(traced, value) for value in norm[:4]]
+                new = traced.graph.call_function(
+                    _folded,
+                    (found[0], *arguments, tuple(found[3]), *statistics, norm[4], own_derivatives),
+                )
+        replaced.replace_all_uses_with(new)
+        traced.graph.erase_node(replaced)
+        if norm is not None:
+            traced.graph.erase_node(node)
+    traced.graph.lint()
+    traced.recompile()
+    return num_folded, num_convolutions
+
+
+def _node(traced: fx.GraphModule, value: Any) -> Any:
+    """A node that reads a parameter by its name; nodes and `None` as they are."""
+    return traced.graph.get_attr(value) if isinstance(value, str) else value
+
+
+def _as_convolution(
+    node: fx.Node, modules: dict[str, nn.Module]
+) -> tuple[Any, Any, Any, _Geometry] | None:
+    """Input, weight, bias and geometry if the node is a plain convolution.
+
+    Weight and bias are names of attributes, or nodes.
+    """
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if not isinstance(module, _CONVOLUTIONS) or _is_customised(module, _CONVOLUTIONS):
+            return None
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return None
+        geometry = _Geometry(module.stride, module.padding, module.dilation, module.groups)
+        bias = None if module.bias is None else f"{node.target}.bias"
+        return node.args[0], f"{node.target}.weight", bias, geometry
+    if node.op == "call_function" and node.target in _CONVOLUTION_FUNCTIONS:
+        dims = _CONVOLUTION_FUNCTIONS.index(node.target) + 1
+        given = dict(zip(_FUNCTION_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+        stride, padding, dilation = (
+            _tuple(given.get(name, default), dims) for name, default in _GEOMETRY_DEFAULTS
+        )
+        geometry = _Geometry(stride, padding, dilation, given.get("groups", 1))  # type: ignore[arg-type]
+        plain = [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
+        if all(isinstance(value, int) for value in plain):
+            return given["input"], given["weight"], given.get("bias"), geometry
+    return None
+
+
+_FUNCTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_GEOMETRY_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+
+
+def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
+
+
+def _is_customised(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module does more than its class in torch.nn: a subclass, or one with hooks."""
+    return type(module) not in bases or bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    )
+
+
+def _as_batch_norm(
+    node: fx.Node, before: fx.Node, modules: dict[str, nn.Module]
+) -> tuple[Any, Any, Any, Any, float] | None:
+    """Mean, variance, γ, β and ε if the node normalises `before` by running statistics."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if (
+            not isinstance(module, _BATCH_NORMS)
+            or _is_customised(module, _BATCH_NORMS)
+            or module.running_mean is None
+            or module.training
+        ):
+            return None
+        gamma = f"{node.target}.weight" if module.affine else None
+        beta = f"{node.target}.bias" if module.affine else None
+        mean, variance = f"{node.target}.running_mean", f"{node.target}.running_var"
+        return mean, variance, gamma, beta, module.eps
+    if node.op == "call_function" and node.target is F.batch_norm:
+        normalized = normalize_function(
+            F.batch_norm, node.args, dict(node.kwargs), normalize_to_only_use_kwargs=True
+        )
+        given = normalized.kwargs if normalized else {}
+        if given.get("input") is before and given.get("training") is False:
+            return (
+                given["running_mean"], given["running_var"], given["weight"], given["bias"],
+                given["eps"],
+            )  # fmt: skip
+    return None

@@ -1,0 +1,318 @@
+"""Curvature of a network's objective as operators: Hessian, Gauss-Newton and Fisher.
+
+Notation: θ [P], outputs z = f_θ(x) [n, C], N samples, J = ∂z/∂θ, all summed over micro-batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from lgo_cli.curvature.folding import Rewritten, fold
+from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
+from lgo_cli.vectors import Block, flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lgo_cli.objective import Objective, Samples
+
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where versions 2 and 1 of control groups keep a container's limit."""
+
+OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
+
+G = TypeVar("G")
+
+
+class NetworkOperator(Operator, Generic[G]):
+    """A curvature matrix of an objective at its centre, by automatic differentiation.
+
+    For each micro-batch there is a graph, from which a product is one or two passes. The graphs are
+    kept between products if all of them fit into a memory budget, and else built again for each
+    product. Both ways do the same operations on the same micro-batches in the same order: the
+    choice moves no bit.
+
+    The loss is taken of the model's outputs in float64, whatever the model's dtype. In float32 the
+    second derivative of cross entropy, p(1 − p), loses its digits where p nears one: on networks
+    that fit their samples ‖fl(H) − H‖ was 6e-4·‖H‖, and is 2e-6·‖H‖ for a cast of [n, C] numbers.
+
+    To be used inside the objective's context and while it stands at its centre. The graphs are
+    freed with the operator.
+
+    Args:
+        objective: Whose curvature.
+        block: The parameters to restrict the matrix to; by default all.
+        memory_bytes: What the graphs may take; by default half of the total memory (the cgroup's
+            limit, if lower), never of what happens to be free, so that equal runs choose equally.
+        model: What to call in the model's place; by default what `fold` makes of it.
+
+    Attributes:
+        keeps_graph: Whether the graphs are kept.
+        graph_bytes: What keeping all of them takes, measured on the first.
+        memory_bytes: The budget.
+        model: What is called in the model's place.
+        own_derivatives: Whether rewritten convolutions serve this kind of matrix.
+        measured_rounding: Units of eps·‖H‖ by which products were seen to be off.
+    """
+
+    own_derivatives = True
+    measured_rounding = 0.0
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        block: Block | None = None,
+        memory_bytes: int | None = None,
+        model: Rewritten | None = None,
+    ) -> None:
+        self.block = block or Block.whole(objective.layout)
+        super().__init__(self.block.dim, objective.dtype, objective.device)
+        self.objective = objective
+        self.parameters = [objective.parameters[index] for index in self.block.members]
+        self.model = model or fold(objective, own_derivatives=self.own_derivatives)
+        self._kept: list[G] = []
+        self._largest_output = torch.zeros((), device=self.device, dtype=torch.float64)
+        if memory_bytes is None:
+            memory_bytes = total_memory_bytes(objective.device) // 2
+        self.memory_bytes = memory_bytes
+        batches = list(objective.micro_batches())
+        first, num_bytes = self._measured_graph(batches[0])
+        self.graph_bytes = num_bytes * len(batches)
+        self.keeps_graph = self.graph_bytes <= memory_bytes
+        if self.keeps_graph:
+            self._kept = [first, *(self._graph(batch) for batch in batches[1:])]
+
+    def restricted(self, block: Block) -> Self:
+        """The diagonal block of this matrix for some of its parameters, on the same graphs."""
+        part = copy.copy(self)
+        part.block = block
+        part.dim = block.dim
+        part.num_matvecs = 0
+        part.parameters = [self.objective.parameters[index] for index in block.members]
+        return part
+
+    def release(self) -> None:
+        """Free the graphs; a further product builds them again."""
+        self._kept.clear()
+        self.keeps_graph = False
+
+    @property
+    def rounding(self) -> float:
+        """Units of eps·‖H‖ allowed for a product.
+
+        Grows with the model's largest output: a logit z that is rounded once is off by up to
+        (eps/2)·|z|, and p(1 − p) by that much of itself. Such an error is the same in each product,
+        hence a symmetric one that no asymmetry betrays: it must be allowed for beforehand. What a
+        model amplifies within itself, such as a softmax over large scores, is in
+        `measured_rounding`, if that was measured (audit.py).
+        """
+        return max(ROUNDING_UNITS + float(self._largest_output) / 2, self.measured_rounding)
+
+    @property
+    def plan(self) -> str:
+        """Which path the products take, and why."""
+        size, budget = _gib(self.graph_bytes), _gib(self.memory_bytes)
+        if self.keeps_graph:
+            return f"graph kept between products: {size} of a budget of {budget}"
+        return (
+            f"graph rebuilt for each product: keeping it takes {size}, above a budget of {budget}"
+        )
+
+    def _outputs(self, batch: Samples) -> Tensor:
+        """Outputs in float64; the largest is noted, without a synchronisation."""
+        outputs = self.objective.batch_outputs(batch, self.model.call)
+        largest = outputs.detach().abs().amax().double()
+        self._largest_output = torch.maximum(self._largest_output, largest)
+        return outputs.double()
+
+    def _measured_graph(self, batch: Samples) -> tuple[G, int]:
+        """A graph, and the bytes that it keeps and no other batch's graph shares."""
+        model = self.objective.model
+        shared = [*model.parameters(), *model.buffers(), batch.inputs, batch.labels]
+        known = {tensor.untyped_storage().data_ptr() for tensor in shared}
+        num_bytes = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal num_bytes
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                num_bytes += storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            return self._graph(batch), num_bytes
+
+    def _product(self, vector: Tensor) -> Tensor:
+        pieces = self.block.split(vector.to(self.dtype))
+        # In float64, so that the number of micro-batches adds no rounding.
+        total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for graph in self._kept or map(self._graph, self.objective.micro_batches()):
+            share = self._share(graph, pieces)
+            if share is not None:
+                total += flatten(share)
+        return total.to(self.dtype)
+
+    @abstractmethod
+    def _graph(self, batch: Samples) -> G:
+        """What a product needs of a micro-batch."""
+
+    @abstractmethod
+    def _share(self, graph: G, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
+        """A micro-batch's share of the product; `None` if it is zero."""
+
+
+class HessianOperator(NetworkOperator[dict[int, Tensor]]):
+    """The Hessian ∇²L by double backward (Pearlmutter 1994).
+
+    Hv = ∇(gᵀv), with g = ∇L built once as a differentiable graph for each micro-batch. A product
+    then costs about 3 forward passes of a multilayer perceptron and 5 of a ResNet-20 with the
+    graphs kept.
+    """
+
+    def gradient(self) -> Tensor:
+        """∇L [P] at the centre, restricted to the block; read off the graphs if they are kept."""
+        total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for graph in self._kept or map(self._graph, self.objective.micro_batches()):
+            total += flatten(graph[index].detach() for index in self.block.members)
+        return total.to(self.dtype)
+
+    def _graph(self, batch: Samples) -> dict[int, Tensor]:
+        """The batch's share of the gradient, which can be differentiated again, by parameter."""
+        losses = self.objective.loss_function(self._outputs(batch), batch.labels)
+        gradient = torch.autograd.grad(
+            losses.sum() / len(self.objective.samples),
+            self.parameters,
+            create_graph=True,
+            materialize_grads=True,
+        )
+        return dict(zip(self.block.members, gradient, strict=True))
+
+    def _share(self, graph: dict[int, Tensor], pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
+        # A parameter in which the loss is linear has a constant gradient: its row is zero.
+        curved = [
+            (graph[index], piece)
+            for index, piece in zip(self.block.members, pieces, strict=True)
+            if graph[index].requires_grad
+        ]
+        if not curved:
+            return None
+        return torch.autograd.grad(
+            [gradient for gradient, _ in curved],
+            self.parameters,
+            grad_outputs=[piece for _, piece in curved],
+            retain_graph=self.keeps_graph,
+            materialize_grads=True,
+        )
+
+
+class _Linearized:
+    """One micro-batch's outputs z [n, C], and Jᵀu as a graph that is linear in u [n, C]."""
+
+    def __init__(
+        self, outputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]
+    ) -> None:
+        self.outputs = outputs
+        self.cotangent = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(
+            outputs, parameters, self.cotangent, create_graph=True, materialize_grads=True
+        )
+        self.pulled = dict(zip(members, pulled, strict=True))
+
+
+class GaussNewtonOperator(NetworkOperator[_Linearized]):
+    """The generalised Gauss-Newton matrix (1/N) Σ Jᵀ (∂²ℓ/∂z²) J (Schraudolph 2002).
+
+    ∂²ℓ/∂z² is in closed form: diag(p) − ppᵀ for cross entropy with any targets that sum to one
+    (smoothed and soft labels too), the identity for squared error; both in float64. It is the
+    Hessian without the term of the model's own second derivatives, and positive semidefinite. For
+    both losses it is also the Fisher matrix of the model's own labels, exactly: cross entropy is
+    the negative log-likelihood of a categorical, ½‖z − t‖² of a Gaussian of unit variance, and for
+    an exponential family in its natural parameters the two agree (Martens 2020, section 9.2).
+
+    Jv is the derivative of (Jᵀu)ᵀv by u, a second backward pass: no forward mode is needed.
+    """
+
+    own_derivatives = False  # they would compute what a product of this kind never asks for
+
+    def _graph(self, batch: Samples) -> _Linearized:
+        return _Linearized(self._outputs(batch), self.block.members, self.parameters)
+
+    def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
+        """(∂²ℓ/∂z²)·(Jv) [n, C]."""
+        if self.objective.loss_function.name == "squared_error":
+            return tangent
+        p = torch.softmax(graph.outputs.detach(), dim=1)
+        scaled = p * tangent
+        return scaled - p * scaled.sum(dim=1, keepdim=True)
+
+    def _share(self, graph: _Linearized, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
+        reached = [
+            (graph.pulled[index], piece)
+            for index, piece in zip(self.block.members, pieces, strict=True)
+            if graph.pulled[index].requires_grad
+        ]
+        if not reached:
+            return None
+        (tangent,) = torch.autograd.grad(
+            [pulled for pulled, _ in reached],
+            graph.cotangent,
+            grad_outputs=[piece for _, piece in reached],
+            retain_graph=True,
+        )
+        return torch.autograd.grad(
+            graph.outputs,
+            self.parameters,
+            grad_outputs=self._curve(graph, tangent) / len(self.objective.samples),
+            retain_graph=self.keeps_graph,
+            materialize_grads=True,
+        )
+
+
+class EmpiricalFisherOperator(GaussNewtonOperator):
+    """(1/N) Σ g_n g_nᵀ with g_n the gradient of sample n's own loss, never held as a matrix [N, P].
+
+    The same products as a Gauss-Newton matrix, of the losses in place of the outputs.
+    """
+
+    def _graph(self, batch: Samples) -> _Linearized:
+        losses = self.objective.loss_function(self._outputs(batch), batch.labels)
+        return _Linearized(losses, self.block.members, self.parameters)
+
+    def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
+        del graph
+        return tangent
+
+
+OPERATORS: dict[OperatorName, type[HessianOperator | GaussNewtonOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GaussNewtonOperator,
+    "fisher": GaussNewtonOperator,
+    "empirical-fisher": EmpiricalFisherOperator,
+}
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory of the device, for a CPU that of the machine or of its cgroup if that is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in CGROUP_LIMITS:
+        text = limit.read_text().strip() if limit.is_file() else "max"
+        total = total if text == "max" else min(total, int(text))
+    return total
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3g} GiB"

@@ -1,0 +1,179 @@
+"""The self-audit: clean on what is right, and naming what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import NETWORKS, make
+from torch import Tensor, nn
+
+from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.audit import (
+    Rounding,
+    audit,
+    measure_rounding,
+    nonsmooth_operations,
+    takes_differences,
+)
+from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
+from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.spectrum import analyze_spectrum
+from lgo_cli.errors import NumericsError
+from lgo_cli.objective import Objective, Samples
+
+KINKS = {"relu": ("ReLU",), "convolution": ("ReLU",)}
+NOTHING = Rounding(None, None, "not looked at")
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clean_on_what_is_right(name: str, dtype: str) -> None:
+    model, samples, loss = make(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    kind = torch.float32 if dtype == "float32" else torch.float64
+    with Objective(model, samples, loss, micro_batch_size=7, dtype=kind) as objective:
+        found = analyze_spectrum(objective, HessianConfig(top_k=2, bottom_k=0, dtype=dtype)).audit
+    assert found is not None
+    assert found.complaints == ()
+    assert found.num_matvecs == 3
+    assert found.nonsmooth == KINKS.get(name, ())
+    assert found.orthogonality is not None
+    assert found.orthogonality < 1e-5
+    if name in KINKS:
+        assert found.finite_difference is None
+        assert "kinks of ReLU" in str(found.finite_difference_note)
+    else:
+        # h² of a third derivative, and eps/h: some 1e-9.
+        assert found.finite_difference is not None
+        assert found.finite_difference < 1e-6
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+class _Coupled(nn.Module):
+    """Normalises by the batch in eval mode too: samples of a batch see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x - x.mean(0)) / (x.std(0) + 0.1))
+
+
+def test_samples_that_see_each_other() -> None:
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = _Coupled()
+    with Objective(model, samples) as objective:
+        found = audit(objective, HessianOperator(objective), NOTHING, ())
+        spectrum = analyze_spectrum(objective, HessianConfig(top_k=1))
+    assert "the mean loss depends on the size of the micro-batches" in found.complaints[0]
+    assert any("the audit found: the mean loss" in warning for warning in spectrum.warnings)
+
+
+def test_asymmetry_and_nonlinearity_are_seen() -> None:
+    model, samples, loss = make("relu")
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(99, 99, generator=draw, dtype=torch.float64)
+
+    class Bent(DenseOperator):
+        def _product(self, vector: Tensor) -> Tensor:
+            return self.matrix @ vector + vector.norm()
+
+    with Objective(model, samples, loss) as objective:
+        skew = audit(objective, DenseOperator(noise), NOTHING, ())
+        bent = audit(objective, Bent(noise + noise.T), NOTHING, ())
+    assert any("not symmetric" in text for text in skew.complaints)
+    assert any("not linear" in text for text in bent.complaints)
+
+
+def test_wrong_second_derivative_differs_from_differences() -> None:
+    class Detached(torch.autograd.Function):
+        """tanh with a gradient that is right and a second derivative that is lost."""
+
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)  # type: ignore[attr-defined]
+            return torch.tanh(x)
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+            return grad * (1 - torch.tanh(x) ** 2).detach()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(12, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(Detached.apply(self.first(x)))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model()
+    with Objective(model, samples) as objective:
+        rounding = measure_rounding(objective, HessianOperator, difference=True)
+        found = audit(objective, HessianOperator(objective), rounding, ())
+    assert rounding.finite_difference is not None
+    assert rounding.finite_difference > 1e-2
+    assert "differs from central differences" in found.complaints[-1]
+
+
+def test_kinks_are_found_in_functions_too() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 2, 2), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(self.conv(x.view(-1, 1, 3, 4)), 2)
+            return self.head(F.leaky_relu(x.flatten(1).abs()))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = Model()
+    with Objective(model, samples) as objective:
+        kinks = nonsmooth_operations(objective)
+    assert set(kinks) == {"max pooling", "leaky ReLU", "absolute value"}
+    assert not takes_differences(HessianOperator, kinks)
+    assert takes_differences(HessianOperator, ())
+    assert not takes_differences(GaussNewtonOperator, ())
+
+
+def test_model_that_runs_in_float32_only() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+            self.scale = torch.full((12, 12), 0.1)  # neither parameter nor buffer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(x @ self.scale))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = Model()
+    with Objective(model, samples) as objective:
+        rounding = measure_rounding(objective, HessianOperator, difference=True)
+        found = audit(objective, HessianOperator(objective), rounding, ())
+    assert rounding.units is None
+    assert "does not run in float64" in str(found.finite_difference_note)
+    assert found.complaints == ()
+
+
+def test_dropout_that_ignores_eval_mode_is_refused_by_name() -> None:
+    class Drop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5)
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), Drop(), nn.Linear(6, 3))
+    with (
+        pytest.raises(NumericsError, match="the module that differs is 2"),
+        Objective(model, Samples(samples.inputs, samples.labels)),
+    ):
+        pass

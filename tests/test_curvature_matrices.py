@@ -1,0 +1,270 @@
+"""Gauss-Newton, Fisher, blocks, scalings and preconditioning against dense twins in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import NETWORKS, dense_hessian, make
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.networks import (
+    OPERATORS,
+    EmpiricalFisherOperator,
+    GaussNewtonOperator,
+    HessianOperator,
+    NetworkOperator,
+)
+from lgo_cli.curvature.operators import Operator
+from lgo_cli.curvature.spectrum import Setting, analyze_spectrum
+from lgo_cli.curvature.stability import Preconditioner, stability_threshold
+from lgo_cli.errors import InputError, UsageError
+from lgo_cli.objective import LossFunction, Objective
+from lgo_cli.vectors import Block, flatten
+
+each_network = pytest.mark.parametrize("name", list(NETWORKS))
+
+
+def _matrix(operator: Operator) -> Tensor:
+    identity = torch.eye(operator.dim, dtype=operator.dtype)
+    return torch.stack([operator.matvec(row) for row in identity], dim=1)
+
+
+def _jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
+    """∂z/∂θ [N, C, P], or ∂ℓ/∂θ [N, P], of all samples by reverse mode."""
+    names = objective.layout.names
+    samples = objective.samples
+
+    def outputs(theta: Tensor) -> Tensor:
+        parameters = dict(zip(names, objective.layout.split(theta), strict=True))
+        z = functional_call(objective.model, parameters, (samples.inputs,))
+        return objective.loss_function(z, samples.labels) if of_losses else z
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return jacrev(outputs)(objective.theta).detach()
+
+
+def _dense_ggn(objective: Objective) -> Tensor:
+    jacobian = _jacobian(objective, of_losses=False)
+    n, classes, _ = jacobian.shape
+    if objective.loss_function.name == "squared_error":
+        middle = torch.eye(classes, dtype=torch.float64).expand(n, -1, -1)
+    else:
+        p = torch.softmax(objective.model(objective.samples.inputs).detach(), dim=1)
+        middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / n
+
+
+@each_network
+@pytest.mark.parametrize("kept", [True, False])
+def test_gauss_newton_products_are_the_dense_twins(name: str, kept: bool) -> None:
+    model, samples, loss = make(name)
+    budget = 2**40 if kept else 0
+    with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
+        expected = _dense_ggn(objective)
+        operator = GaussNewtonOperator(objective, memory_bytes=budget)
+        torch.testing.assert_close(_matrix(operator), expected, rtol=0, atol=1e-12)
+        gradients = _jacobian(objective, of_losses=True)
+        fisher = EmpiricalFisherOperator(objective, memory_bytes=budget)
+        expected = gradients.T @ gradients / len(samples)
+        torch.testing.assert_close(_matrix(fisher), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu, smoothed labels", "squared error"])
+def test_fisher_of_the_models_own_labels_is_the_ggn(name: str) -> None:
+    """E over y ~ p(y|x) of ∇log p ∇log pᵀ, summed over all labels, or over Gaussian targets."""
+    model, samples, loss = make(name)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        jacobian = _jacobian(objective, of_losses=False)
+        outputs = model(objective.samples.inputs).detach()
+        n, classes = outputs.shape
+        if loss.name == "squared_error":
+            # ∇log N(t; z, I) = Jᵀ(t − z), and the covariance of t − z is I.
+            expected = torch.einsum("ncp,ncq->pq", jacobian, jacobian) / n
+        else:
+            p = torch.softmax(outputs, dim=1)
+            expected = torch.zeros(objective.dim, objective.dim, dtype=torch.float64)
+            for label in range(classes):
+                score = torch.eye(classes, dtype=torch.float64)[label] - p
+                gradients = torch.einsum("ncp,nc->np", jacobian, score)
+                expected += torch.einsum("n,np,nq->pq", p[:, label], gradients, gradients) / n
+        found = _matrix(OPERATORS["fisher"](objective))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_linear_model_has_no_other_curvature() -> None:
+    model, samples, loss = make("linear, squared error")
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        ggn, hessian = GaussNewtonOperator(objective), HessianOperator(objective)
+        torch.testing.assert_close(_matrix(ggn), _matrix(hessian), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [HessianOperator, GaussNewtonOperator, EmpiricalFisherOperator])
+@pytest.mark.parametrize("kept", [True, False])
+def test_blocks_are_the_matrixs(kind: type[NetworkOperator[object]], kept: bool) -> None:
+    model, samples, loss = make("convolution")
+    with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
+        whole = kind(objective, memory_bytes=2**40 if kept else 0)
+        dense = _matrix(whole)
+        block = Block.matching(objective.layout, ["1.*", "5.bias"])
+        assert block.names == ("1.weight", "1.bias", "5.bias")
+        rows = block.extract(torch.arange(objective.dim))
+        expected = dense[rows][:, rows]
+        for part in (whole.restricted(block), kind(objective, block=block)):
+            torch.testing.assert_close(_matrix(part), expected, rtol=0, atol=1e-13)
+
+
+def test_blocks_by_name() -> None:
+    model, samples, loss = make("attention and layer norm")
+    with Objective(model, samples, loss) as objective:
+        layout = objective.layout
+        assert list(Block.whole(layout).modules()) == ["qkv", "norm", "head"]
+        block = Block.matching(layout, ["qkv", "*.bias"])
+        assert block.names == ("qkv.weight", "qkv.bias", "norm.bias", "head.bias")
+        vector = torch.arange(float(objective.dim))
+        inside = block.extract(vector)
+        assert len(inside) == block.dim
+        assert torch.equal(block.extract(block.embed(inside)), inside)
+        assert float(block.embed(inside).sum()) == float(inside.sum())
+        with pytest.raises(UsageError, match="'heat'; did you mean head"):
+            Block.matching(layout, ["heat"])
+
+
+@pytest.mark.parametrize("name", ["relu", "convolution", "gelu, smoothed labels"])
+def test_adaptive_sharpness_is_the_dense_twins_and_invariant(name: str) -> None:
+    model, samples, loss = make(name)
+    config = HessianConfig(
+        scaling="elementwise", top_k=3, bottom_k=1, rtol=1e-9, dtype="float64", audit=False
+    )
+    found = []
+    with torch.no_grad():
+        for _ in range(2):
+            with Objective(model, samples, loss, dtype=torch.float64) as objective:
+                weights = objective.theta.abs()
+                dense = weights[:, None] * dense_hessian(objective) * weights
+                truth = torch.linalg.eigvalsh(dense)
+                with torch.enable_grad():
+                    pairs = analyze_spectrum(objective, config).eigenpairs
+            torch.testing.assert_close(pairs.largest, truth.flip(0)[:3], rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(pairs.smallest, truth[:1], rtol=1e-8, atol=1e-12)
+            found.append(pairs.largest)
+            if name == "relu":
+                # The same function: one layer times 4, the next over 4 (powers of 2: exact).
+                model[0].weight.mul_(4)
+                model[0].bias.mul_(4)
+                model[2].weight.div_(4)
+    if name == "relu":
+        torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=0)
+
+
+def _trained(optimizer: torch.optim.Optimizer, objective_model: nn.Module, steps: int = 30) -> None:
+    _, samples, loss = make("gelu, smoothed labels")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(objective_model(samples.inputs), samples.labels).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_preconditioned_spectrum_is_the_dense_twins(kind: type[torch.optim.Adam]) -> None:
+    model, samples, loss = make("gelu, smoothed labels")
+    model.eval()
+    optimizer = kind(model.parameters(), lr=1e-3, betas=(0.8, 0.99), eps=1e-6)
+    _trained(optimizer, model)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        found = Preconditioner.of(optimizer.state_dict(), objective.layout)
+        assert found.first_moment_decay == 0.8
+        second = flatten(optimizer.state[p]["exp_avg_sq"].double() for p in model.parameters())
+        expected = (second / (1 - 0.99**30)).sqrt() + 1e-6
+        torch.testing.assert_close(found.diagonal, expected, rtol=1e-12, atol=0)
+        dense = dense_hessian(objective) / expected.sqrt()[:, None] / expected.sqrt()
+        # The spectrum of P^{-1}H, which is not symmetric, is that of P^{-1/2}HP^{-1/2}.
+        truth = torch.linalg.eigvals(dense_hessian(objective) / expected[:, None]).real
+        assert float(truth.max()) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]))
+        setting = Setting(preconditioner=found.diagonal)
+        asked = {"bottom_k": 0, "rtol": 1e-9, "dtype": "float64", "audit": False}
+        beside = analyze_spectrum(objective, HessianConfig(top_k=1, **asked), setting)
+        alone = analyze_spectrum(
+            objective, HessianConfig(top_k=3, scaling="adam", **asked), setting
+        )
+    assert beside.preconditioned is not None
+    largest = torch.linalg.eigvalsh(dense).flip(0)
+    assert float(beside.preconditioned.values[0]) == pytest.approx(float(largest[0]), rel=1e-8)
+    torch.testing.assert_close(alone.eigenpairs.largest, largest[:3], rtol=1e-8, atol=0)
+    assert alone.preconditioned is None
+    assert beside.num_matvecs == sum(beside.matvecs.values())
+
+
+def test_state_of_another_optimiser_is_refused() -> None:
+    model, samples, loss = make("relu")
+    with Objective(model, samples, loss) as objective:
+        layout = objective.layout
+        with pytest.raises(InputError, match="not Adam's"):
+            Preconditioner.of(torch.optim.SGD(model.parameters(), lr=0.1).state_dict(), layout)
+    other = make("squared error")[0]
+    adam = torch.optim.Adam([*other.parameters()][:2])
+    with pytest.raises(InputError, match="not Adam's"):
+        Preconditioner.of(adam.state_dict(), layout)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_adams_threshold_is_where_its_steps_diverge(decay: float) -> None:
+    """EMA momentum with a fixed preconditioner: x ← x − η m/P, m ← β₁m + (1 − β₁)Hx."""
+    lr, precondition = 0.05, 3.0
+    threshold, reason = stability_threshold("adam", lr, 0.0, False, decay)
+    assert threshold is not None
+    assert reason is None
+    for factor, diverges in ((0.99, False), (1.01, True)):
+        curvature = factor * threshold * precondition  # of H; P^{-1}H is at the threshold
+        x, m = 1.0, 0.0
+        for _ in range(3000):
+            m = decay * m + (1 - decay) * curvature * x
+            x -= lr * m / precondition
+        assert (abs(x) > 1) is diverges
+
+
+def test_weight_decay_moves_every_eigenvalue() -> None:
+    model, samples, loss = make("relu")
+    asked = {"top_k": 2, "bottom_k": 1, "rtol": 1e-9, "dtype": "float64", "audit": False}
+    setting = Setting(weight_decay=0.25)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        plain = analyze_spectrum(objective, HessianConfig(**asked), setting)
+        config = HessianConfig(include_weight_decay=True, **asked)
+        shifted = analyze_spectrum(objective, config, setting)
+    torch.testing.assert_close(
+        shifted.eigenpairs.values, plain.eigenpairs.values + 0.25, rtol=1e-8, atol=1e-9
+    )
+
+
+def test_layers_are_their_blocks() -> None:
+    model, samples, loss = make("batch norm", 60)
+    config = HessianConfig(
+        per_layer=True, top_k=1, bottom_k=0, rtol=1e-6, dtype="float64", audit=False
+    )
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        dense = dense_hessian(objective)
+        spectrum = analyze_spectrum(objective, config)
+        blocks = Block.whole(objective.layout).modules()
+    assert spectrum.layers is not None
+    assert [layer.name for layer in spectrum.layers] == list(blocks) == ["0", "1", "3"]
+    for layer, block in zip(spectrum.layers, blocks.values(), strict=True):
+        rows = block.extract(torch.arange(len(dense)))
+        part = dense[rows][:, rows]
+        truth = torch.linalg.eigvalsh(part)[-1]
+        assert abs(layer.largest - float(truth)) <= layer.residual_bound + 1e-12
+        error = 4 * layer.trace.standard_error + 1e-9
+        assert abs(layer.trace.value - float(part.trace())) <= error
+        error = 4 * layer.trace.frobenius_standard_error + 1e-9
+        assert abs(layer.trace.frobenius_norm - float(torch.linalg.matrix_norm(part))) <= error
+    assert spectrum.matvecs["layers"] > 0
+
+
+def test_soft_labels_do_not_enter_the_gauss_newton_matrix() -> None:
+    model, samples, _ = make("relu")
+    matrices = []
+    for smoothing in (0.0, 0.3):
+        loss = LossFunction("cross_entropy", smoothing)
+        with Objective(model, samples, loss, dtype=torch.float64) as objective:
+            matrices.append(_matrix(GaussNewtonOperator(objective)))
+    assert torch.equal(*matrices)

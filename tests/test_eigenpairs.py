@@ -1,0 +1,260 @@
+"""What a search is told: precision of vectors, memory, copies, a place to begin, a second look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_networks import NETWORKS, dense_hessian, make
+from torch import Tensor
+
+from lgo_cli.curvature.audit import measure_rounding
+from lgo_cli.curvature.basis import Basis
+from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.lanczos import Lanczos, improved_by_gaps
+from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.search import Wanted, basis_limit
+from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.objective import Objective
+from lgo_cli.seeding import standard_normal
+
+
+def with_spectrum(values: Tensor, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    n = len(values)
+    q, _ = torch.linalg.qr(standard_normal(n * n, seed, "basis").view(n, n))
+    matrix = q @ torch.diag(values.double()) @ q.T
+    return ((matrix + matrix.T) / 2).to(dtype)
+
+
+def of(*values: float, bulk: Tensor) -> Tensor:
+    return torch.cat([torch.tensor(values, dtype=torch.float64), bulk.double()])
+
+
+SPECTRA = {
+    "isolated": of(50, 30, 10, -4, bulk=torch.linspace(-1, 1, 116)),
+    "clustered": of(10, 9.999, 9.99, -5, bulk=torch.linspace(0, 1, 116)),
+    "repeated": of(5, 5, 5, 3, 2, 2, -1, -1, bulk=torch.linspace(-0.3, 0.5, 112)),
+    "indefinite": torch.cat([torch.linspace(1, 20, 60), -torch.linspace(1, 40, 60)]),
+    "rank-deficient": of(7, 3, 1, -2, bulk=torch.zeros(116)),
+    "graded": torch.logspace(-12, 0, 120),
+}
+
+
+def check_bounds(matrix: Tensor, pairs: Eigenpairs, *, cluster: float = 0.0) -> tuple[int, int]:
+    """Every interval holds an eigenvalue, none is skipped; how many error estimates hold."""
+    truth = torch.linalg.eigvalsh(matrix.double())
+    distances = (truth[:, None] - pairs.values).abs().amin(dim=0)
+    assert (distances <= pairs.residual_bounds).all()
+    k = pairs.top_k
+    ranked = torch.cat([truth.flip(0)[:k], truth[: len(pairs.values) - k]])
+    errors = (pairs.values - ranked).abs()
+    scales = ranked.abs().clamp(min=0.01 * float(truth.abs().max()))
+    assert (errors <= 2e-3 * scales + cluster).all()
+    return int((errors <= pairs.error_estimates).sum()), len(errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_bounds_hold_and_none_is_skipped(dtype: torch.dtype) -> None:
+    """A part of tests/benchmarks/bounds.py, which goes through 200 seeds."""
+    held = total = 0
+    for name, values in SPECTRA.items():
+        for seed in range(6):
+            matrix = with_spectrum(values, seed, dtype)
+            wanted = Wanted(4, 2, seed=seed, multiplicity=name == "repeated")
+            pairs = extreme_eigenpairs(DenseOperator(matrix), wanted)
+            assert pairs.converged
+            good, count = check_bounds(matrix, pairs)
+            held, total = held + good, total + count
+    assert held >= 0.95 * total
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_bounds_hold_on_float32_networks(name: str) -> None:
+    model, samples, loss = make(name)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        dense = dense_hessian(objective)
+    with Objective(model, samples, loss) as objective:
+        rounding = measure_rounding(objective, HessianOperator, difference=False)
+        operator = HessianOperator(objective)
+        operator.measured_rounding = rounding.units or 0.0
+        for seed in range(3):
+            pairs = extreme_eigenpairs(operator, Wanted(4, 2, seed=seed))
+            truth = torch.linalg.eigvalsh(dense)
+            distances = (truth[:, None] - pairs.values).abs().amin(dim=0)
+            assert (distances <= pairs.residual_bounds).all()
+
+
+def test_repeated_eigenvalues_are_found_only_when_asked() -> None:
+    matrix = with_spectrum(SPECTRA["repeated"], 0)
+    once = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 1))
+    np.testing.assert_allclose(once.largest[:3], [5, 3, 2], rtol=1e-3)
+    assert not once.checked_multiplicity
+    operator = DenseOperator(matrix)
+    all_copies = extreme_eigenpairs(operator, Wanted(4, 2, multiplicity=True))
+    np.testing.assert_allclose(all_copies.largest, [5, 5, 5, 3], rtol=1e-3)
+    np.testing.assert_allclose(all_copies.smallest, [-1, -1], rtol=1e-3)
+    assert all_copies.checked_multiplicity
+    assert all_copies.num_matvecs == operator.num_matvecs
+    assert all_copies.num_multiplicity_matvecs >= once.num_matvecs
+    # The copies cannot be told apart, and it is said.
+    assert (0, 1, 2) in all_copies.clusters
+    assert (4, 5) in all_copies.clusters
+    # The space that they span is the eigenspace.
+    vectors = all_copies.eigenvectors[:3]
+    residual = vectors @ matrix - 5 * vectors
+    assert float(residual.norm()) < 0.05
+
+
+def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
+    matrix = with_spectrum(SPECTRA["isolated"], 0)
+    once = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0))
+    checked = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0, multiplicity=True))
+    torch.testing.assert_close(once.values, checked.values, rtol=1e-4, atol=0)
+    assert once.num_matvecs <= checked.num_multiplicity_matvecs <= 2 * once.num_matvecs
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("indefinite", torch.float64), ("indefinite", torch.float32), ("edge", torch.float64)],
+)
+def test_restarts_keep_bounds_and_memory(name: str, dtype: torch.dtype) -> None:
+    edge = torch.linspace(0, 1, 120) ** 2
+    for seed in range(3):
+        matrix = with_spectrum(SPECTRA.get(name, edge), seed, dtype)
+        wanted = Wanted(3, 1, seed=seed, max_basis=24, max_matvecs=2000)
+        pairs = extreme_eigenpairs(DenseOperator(matrix), wanted)
+        assert pairs.converged
+        check_bounds(matrix, pairs)
+        assert pairs.process is not None
+        assert pairs.process.num_steps == pairs.num_matvecs > pairs.process.size
+        # One vector more, that of the next step.
+        assert len(pairs.process.basis) <= 25
+        # Each restart rounds once more; after some 50 of them.
+        assert pairs.process.basis.orthogonality() < 100 * torch.finfo(dtype).eps
+
+
+def test_restart_keeps_the_recurrence() -> None:
+    matrix = with_spectrum(SPECTRA["isolated"], 0)
+    process = Lanczos(DenseOperator(matrix), standard_normal(120, 0, "s"))
+    for _ in range(20):
+        process.step()
+    process.restart(process.ritz(), np.r_[np.arange(3), np.arange(14, 20)])
+    for _ in range(15):
+        process.step()
+    basis = torch.cat(process.basis.rows())
+    held, newest = basis[:-1], basis[-1]
+    inside = torch.from_numpy((process.projected + process._defect).T) @ held
+    outside = torch.from_numpy(process._pending)[:, None] * newest
+    # Rows are products of norm 50 in float64; a restart adds what its combination rounds.
+    assert float((held @ matrix - inside - outside).norm(dim=1).max()) < 50 * 200 * 2.3e-16
+
+
+def test_basis_too_small_for_what_is_wanted() -> None:
+    operator = DenseOperator(torch.eye(100))
+    with pytest.raises(UsageError, match="--max-basis 9 is too few"):
+        basis_limit(operator, Wanted(3, 1, max_basis=9))
+    assert basis_limit(operator, Wanted(3, 1, max_basis=12)) == 12
+    assert basis_limit(operator, Wanted(3, 1)) >= 100
+
+
+def test_vectors_are_as_precise_as_asked() -> None:
+    matrix = with_spectrum(SPECTRA["isolated"], 0)
+    loose = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0))
+    tight = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0, vector_rtol=1e-6))
+    assert (tight.residual_bounds <= 1e-6 * tight.values).all()
+    assert not (loose.residual_bounds <= 1e-6 * loose.values).all()
+    assert tight.num_matvecs > loose.num_matvecs
+    residuals = tight.eigenvectors @ matrix - tight.values[:, None] * tight.eigenvectors
+    assert (residuals.norm(dim=1) <= tight.residual_bounds).all()
+
+
+def test_warm_start_is_cheaper_and_still_right() -> None:
+    values = of(9, 5, 4, bulk=torch.linspace(-1, 3, 197))
+    matrix = with_spectrum(values, 0)
+    before = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0))
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 200, generator=draw, dtype=torch.float64)
+    moved = matrix + 0.02 * (noise + noise.T) / 2
+    cold = extreme_eigenpairs(DenseOperator(moved), Wanted(1, 0))
+    warm = extreme_eigenpairs(DenseOperator(moved), Wanted(1, 0, warm_start=before.eigenvectors))
+    assert warm.num_matvecs < cold.num_matvecs
+    check_bounds(moved, warm)
+
+
+def test_warm_start_at_another_eigenvector_does_not_stay_there() -> None:
+    """Alone it would be an invariant space, with a residual of zero and the wrong eigenvalue."""
+    matrix = torch.diag(torch.tensor([9.0, 5.0, *torch.linspace(-1, 1, 98).tolist()]).double())
+    wrong = torch.zeros(1, 100, dtype=torch.float64)
+    wrong[0, 1] = 1
+    pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0, warm_start=wrong))
+    assert float(pairs.values[0]) == pytest.approx(9, rel=1e-3)
+
+
+def test_recheck_sees_the_residuals() -> None:
+    matrix = with_spectrum(SPECTRA["isolated"], 0, torch.float32)
+    operator = DenseOperator(matrix)
+    pairs = extreme_eigenpairs(operator, Wanted(3, 1, recheck=True))
+    assert pairs.num_recheck_matvecs == 4
+    assert operator.num_matvecs == pairs.num_matvecs + 4
+    vectors = pairs.eigenvectors.double()
+    seen = (vectors @ matrix.double() - pairs.values[:, None] * vectors).norm(dim=1)
+    assert (seen <= pairs.residual_bounds).all()
+    assert (pairs.residual_bounds <= seen + 2 * pairs.rounding).all()
+    check_bounds(matrix, pairs)
+
+
+def test_recheck_that_finds_worse_says_so() -> None:
+    class Drifting(DenseOperator):
+        """Another matrix after the run: what was converged is so no longer."""
+
+        def _product(self, vector: Tensor) -> Tensor:
+            drift = 0.0 if self.num_matvecs < 30 else 0.5
+            return self.matrix @ vector + drift * vector
+
+    matrix = with_spectrum(SPECTRA["isolated"], 0)
+    plain = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0))
+    assert plain.num_matvecs < 30
+    operator = Drifting(matrix)
+    operator.num_matvecs = 29 - plain.num_matvecs
+    pairs = extreme_eigenpairs(operator, Wanted(1, 0, recheck=True))
+    assert not pairs.converged
+    assert "--recheck found a residual" in pairs.warnings[-1]
+    assert float(pairs.residual_bounds[0]) >= 0.5
+
+
+def test_basis_on_disk_moves_no_bit_and_leaves_no_file(tmp_path: Path) -> None:
+    matrix = with_spectrum(SPECTRA["isolated"], 0, torch.float32)
+    wanted = Wanted(3, 1, max_basis=16, max_matvecs=1000)
+    basis = Basis(120, torch.float32, torch.device("cpu"), tmp_path)
+    found = extreme_eigenpairs(DenseOperator(matrix), wanted, basis=basis)
+    expected = extreme_eigenpairs(DenseOperator(matrix), wanted)
+    assert torch.equal(found.eigenvectors, expected.eigenvectors)
+    assert torch.equal(found.residual_bounds, expected.residual_bounds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    basis = Basis(10, torch.float32, torch.device("cpu"), tmp_path)
+    with pytest.raises(MachineError, match=r"no room for .* of the basis.*No space left"):
+        basis.append(torch.ones(10))
+
+
+def test_estimates_by_hand() -> None:
+    values, residuals = np.array([0.0, 1.0, 4.0]), np.array([0.1, 0.1, 0.3])
+    # Gaps to the outer edge of the neighbour's interval: 0.9; min(0.9, 2.7); 2.9.
+    expected = [0.01 / 0.9, min(0.01 / 0.9, 0.02 / 2.7), 0.09 / 2.9]
+    # The first two as a group are 2.7 away from the third: Σr²/gap is less than each alone.
+    expected[0] = min(expected[0], 0.02 / 2.7)
+    np.testing.assert_allclose(improved_by_gaps(values, residuals), expected)
+    # Neighbours closer than their residuals, and a value alone, have the residual itself.
+    np.testing.assert_array_equal(
+        improved_by_gaps(np.array([0.0, 0.1]), np.array([0.1, 0.1])), [0.1, 0.1]
+    )
+    assert improved_by_gaps(np.array([3.0]), np.array([0.5])).tolist() == [0.5]

@@ -1,0 +1,197 @@
+"""Rewritten models are the same function of the same parameters, or are not used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgo_cli.curvature.folding import Rewritten, fold
+from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.objective import Objective, Samples
+
+
+class UsersBlock(nn.Module):
+    """As people write them: functional activations, a projection, a subclassed convolution."""
+
+    class Conv(nn.Conv2d):
+        pass
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(num_out)
+        self.second = self.Conv(num_out, num_out, 3, padding=1)
+        self.other_norm = nn.BatchNorm2d(num_out, eps=1e-3)
+        self.project = nn.Conv2d(num_in, num_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm(self.first(x)), inplace=True)
+        out = self.other_norm(self.second(out))
+        return torch.relu(out + self.project(x))
+
+
+class UsersResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([UsersBlock(2, 4, 1), UsersBlock(4, 4, 2)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """Convolution and batch norm as functions of parameters and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 2, 3, 3) / 4)
+        self.gamma = nn.Parameter(torch.rand(4) + 0.5)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("variance", torch.rand(4) + 0.5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.kernel, stride=2)
+        x = F.batch_norm(x, self.mean, self.variance, self.gamma, training=False)
+        return self.head(torch.tanh(x).mean((2, 3)))
+
+
+class Branching(nn.Module):
+    """Control flow that tracing cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x).mean((2, 3))
+        return out if out.sum() > 0 else 2 * out
+
+
+def _plain(*layers: nn.Module, width: int = 4) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+MODELS = {
+    "a user's ResNet": (UsersResNet, 4, 6),
+    "functional": (Functional, 1, 1),
+    "grouped, dilated": (
+        lambda: _plain(
+            nn.Conv2d(2, 4, 3, dilation=2, groups=2), nn.BatchNorm2d(4), nn.Tanh(),
+            nn.Conv2d(4, 4, (2, 1), bias=False), nn.BatchNorm2d(4, affine=False), nn.Tanh(),
+        ), 2, 2,
+    ),
+    "norm first, or used twice": (
+        lambda: _plain(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 2), nn.GELU()), 0, 1,
+    ),
+    "circular padding stays": (
+        lambda: _plain(
+            nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(4), nn.Tanh(),
+            nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+        ), 1, 1,
+    ),
+    "no gradient into the input of the second": (
+        lambda: _plain(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Tanh()),
+        0, 2,
+    ),
+}  # fmt: skip
+
+
+def _made(name: str) -> tuple[nn.Module, Samples]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS[name][0]()
+        samples = Samples(torch.randn(12, 2, 8, 8), torch.arange(12) % 3)
+        with torch.no_grad():
+            model.train()(samples.inputs * 2 + 1)  # statistics that are not the initial ones
+    return model, samples
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_function_of_the_same_parameters(name: str, dtype: torch.dtype) -> None:
+    model, samples = _made(name)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-13
+    with Objective(model, samples, micro_batch_size=5, dtype=dtype) as objective:
+        for own_derivatives in (True, False):
+            found = fold(objective, own_derivatives=own_derivatives)
+            assert found.call is not model
+            expected_note = f"{MODELS[name][1]} batch norms folded into {MODELS[name][2]} conv"
+            assert found.note.startswith(expected_note), found.note
+            plain = HessianOperator(objective, model=Rewritten(model, ""))
+            rewritten = HessianOperator(objective, model=found)
+            draw = torch.Generator().manual_seed(1)
+            for _ in range(3):
+                v = torch.randn(objective.dim, generator=draw, dtype=dtype)
+                expected, product = plain.matvec(v), rewritten.matvec(v)
+                assert float((product - expected).norm()) <= tolerance * float(expected.norm())
+            # Elsewhere too: the parameters are the model's own, nothing is baked in.
+            elsewhere = objective.theta * 0.7
+            with objective.at(elsewhere), torch.no_grad():
+                batch = objective.samples
+                torch.testing.assert_close(
+                    objective.batch_outputs(batch, found.call),
+                    objective.batch_outputs(batch),
+                    rtol=tolerance, atol=tolerance,
+                )  # fmt: skip
+
+
+def test_frozen_convolution_in_the_middle() -> None:
+    model, samples = _made("a user's ResNet")
+    model.blocks[0].second.weight.requires_grad_(False)  # type: ignore[union-attr, index]
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        v = torch.ones(objective.dim, dtype=torch.float64)
+        expected = HessianOperator(objective, model=Rewritten(model, "")).matvec(v)
+        found = HessianOperator(objective)
+        assert "folded into" in found.model.note
+        torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_dimensions(dims: int) -> None:
+    conv, norm = ((nn.Conv1d, nn.BatchNorm1d), None, (nn.Conv3d, nn.BatchNorm3d))[dims - 1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(conv(2, 3, 2), norm(3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+        inputs = torch.randn(6, 2, *[4] * dims)
+        model(inputs)
+    with Objective(model, Samples(inputs, torch.arange(6) % 3), dtype=torch.float64) as objective:
+        found = HessianOperator(objective)
+        assert "1 batch norms folded" in found.model.note
+        v = torch.ones(objective.dim, dtype=torch.float64)
+        expected = HessianOperator(objective, model=Rewritten(model, "")).matvec(v)
+        torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_cannot_be_traced_runs_as_it_is() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Branching()
+        samples = Samples(torch.randn(4, 2, 6, 6), torch.arange(4) % 3)
+    with Objective(model, samples) as objective:
+        found = fold(objective)
+        assert found.call is model
+        assert "cannot be traced" in found.note
+        assert HessianOperator(objective).matvec(objective.theta).isfinite().all()
+
+
+def test_a_rewriting_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lgo_cli.curvature import folding
+
+    model, samples = _made("a user's ResNet")
+    monkeypatch.setattr(folding, "_differences", lambda objective, call: (0.0, 0.5))
+    with Objective(model, samples) as objective:
+        found = fold(objective)
+    assert found.call is model
+    assert "not rewritten: it would move outputs by 0.0e+00, products by 5.0e-01" in found.note
+
+
+def test_dense_models_are_left_alone() -> None:
+    model = nn.Linear(3, 2)
+    with Objective(model, Samples(torch.ones(2, 3), torch.tensor([0, 1]))) as objective:
+        assert fold(objective) == Rewritten(model, "no convolution to rewrite")

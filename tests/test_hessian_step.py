@@ -1,0 +1,177 @@
+"""`lgo hessian` from the command line to the manifest: what each option adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL, Lgo
+
+FEW = ("--top-k", 2, "--bottom-k", 1, "--analysis-samples", 64)
+
+
+def _results(lgo: Lgo, run: Path, *arguments: object) -> dict[str, Any]:
+    result = lgo("hessian", run, *FEW, *arguments, "--json")
+    found: dict[str, Any] = json.loads(result.stdout)["results"]
+    return found
+
+
+def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
+    results = _results(
+        lgo, small_run, "--trace", "--density", "--per-layer", "--halves", "--multiplicity",
+        "--recheck",
+    )  # fmt: skip
+    assert results["converged"]
+    assert sum(results["matvecs"].values()) == results["num_matvecs"]
+    assert set(results["matvecs"]) == {
+        "audit", "eigenvalues", "multiplicity", "recheck", "density", "trace", "layers", "halves",
+    }  # fmt: skip
+    assert results["multiplicity_checked"]
+    assert results["audit"]["clean"]
+    assert 0 < results["gradient_share"] < 1
+    blocks = results["per_layer"]["blocks"]
+    assert [block["name"] for block in blocks] == ["linear1", "output"]
+    assert sum(block["num_parameters"] for block in blocks) == results["num_parameters"]
+    share = results["per_layer"]["off_block_share"]
+    assert 0 < share < 1
+    halves = results["halves"]
+    assert (halves["first"]["num_samples"], halves["second"]["num_samples"]) == (32, 32)
+    first, second = (halves[key]["largest"][0]["value"] for key in ("first", "second"))
+    assert halves["spread_of_largest"] == pytest.approx(abs(first - second) / (first + second))
+    text = lgo("hessian", small_run, *FEW, "--trace", "--density", "--per-layer", "--halves",
+               "--multiplicity", "--recheck").stdout  # fmt: skip
+    for word in ("per layer", "off blocks", "halves 1", "trace", "norm", "density", "gradient"):
+        assert word in text
+    with np.load(small_run / "hessian.npz") as arrays:
+        assert arrays["layer_largest"].shape == (2,)
+
+
+def test_audit_is_one_line_and_can_be_skipped(lgo: Lgo, small_run: Path) -> None:
+    lines = [
+        line for line in lgo("hessian", small_run, *FEW).stderr.splitlines() if "audit" in line
+    ]
+    assert len(lines) == 1
+    assert lines[0].startswith("audit: clean (symmetric to ")
+    assert "kinks of ReLU ignored" in lines[0]
+    skipped = lgo("hessian", small_run, *FEW, "--no-audit", "--json")
+    assert json.loads(skipped.stdout)["results"]["audit"] is None
+    assert "audit" not in skipped.stderr
+
+
+def test_memory_moves_no_bit_of_the_request_or_the_numbers(lgo: Lgo, small_run: Path) -> None:
+    kept = _results(lgo, small_run)
+    rebuilt = _results(lgo, small_run, "--memory", "1KiB", "--force")
+    assert (kept["keeps_graph"], rebuilt["keeps_graph"]) == (True, False)
+    assert "graph rebuilt for each product" in rebuilt["product_plan"]
+    assert kept["largest"] == rebuilt["largest"]
+    assert lgo("hessian", small_run, *FEW, "--memory", "2 GB").stderr.startswith(
+        "hessian: up to date"
+    )
+    result = lgo("hessian", small_run, *FEW, "--memory", "much", code=2)
+    assert "--memory" in result.stderr
+
+
+def test_basis_on_disk(lgo: Lgo, small_run: Path) -> None:
+    memory = _results(lgo, small_run)
+    disk = _results(lgo, small_run, "--basis-device", "disk", "--force")
+    assert memory["largest"] == disk["largest"]
+    assert not [path for path in (small_run / ".lgo").iterdir() if path.suffix not in (".lock",)]
+
+
+def test_layers_and_their_vectors(lgo: Lgo, small_run: Path) -> None:
+    results = _results(lgo, small_run, "--layers", "output")
+    assert results["layers"] == ["output"]
+    assert results["sharpness_ratio"] is None
+    with np.load(small_run / "hessian.npz") as arrays:
+        vectors = arrays["eigenvectors"]
+    assert vectors.shape == (3, results["num_parameters"])
+    assert not vectors[:, : -(8 * 10 + 10)].any()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    error = lgo("hessian", small_run, *FEW, "--layers", "lineer1", code=2).stderr
+    assert "did you mean linear1" in error
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
+    run = tmp_path / "adam"
+    lgo("train", "--out", run, *SMALL, "--optimizer", optimizer, "--save-every", 4, "--quiet")
+    results = _results(lgo, run)
+    rate = json.loads((run / "train.json").read_text())["results"]["final_lr"]
+    assert results["stability_threshold"] == pytest.approx(38 / rate)
+    top = results["preconditioned"]["value"]
+    assert results["sharpness_ratio"] == pytest.approx(top / results["stability_threshold"])
+    alone = _results(lgo, run, "--scaling", "adam", "--rtol", 1e-4)
+    assert alone["largest"][0]["value"] == pytest.approx(top, rel=2e-3)
+    assert alone["preconditioned"] is None
+    assert alone["sharpness_ratio"] == pytest.approx(results["sharpness_ratio"], rel=2e-3)
+    on_the_way = next((run / "checkpoints").iterdir())
+    note = _results(lgo, on_the_way, "--out", tmp_path / "way")["stability_threshold_note"]
+    assert "second moments are saved with the run's final weights only" in note
+    error = lgo("hessian", on_the_way, "--scaling", "adam", code=2).stderr
+    assert "--scaling adam needs the final weights" in error
+    if optimizer == "adamw":
+        error = lgo("hessian", run, "--include-weight-decay", code=2).stderr
+        assert "no decay term in its loss" in error
+
+
+def test_changed_second_moments_are_refused(lgo: Lgo, tmp_path: Path) -> None:
+    run = tmp_path / "adam"
+    lgo("train", "--out", run, *SMALL, "--optimizer", "adam", "--quiet")
+    (run / "state.pth").write_bytes(b"x")
+    assert "is not what lgo train wrote" in lgo("hessian", run, *FEW, code=3).stderr
+
+
+def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
+    line = ("--top-k", 1, "--bottom-k", 0, "--analysis-samples", 64, "--no-audit")
+    out = tmp_path / "before"
+    near = sorted((small_run / "checkpoints").iterdir())[-1]
+    lgo("hessian", near, "--out", out, *line, "--quiet")
+    manifest = json.loads(lgo("hessian", small_run, *line, "--warm-start", out, "--json").stdout)
+    assert manifest["request"]["config"]["warm_start"] == "warm_start.npz"
+    assert manifest["request"]["inputs"]["warm_start.npz"]["produced_by"]
+    cold = json.loads(lgo("hessian", small_run, *line, "--json").stdout)["results"]
+    warm = manifest["results"]
+    assert warm["largest"][0]["value"] == pytest.approx(cold["largest"][0]["value"], rel=2e-3)
+    assert warm["num_matvecs"] < cold["num_matvecs"]
+    error = lgo("hessian", small_run, *line, "--warm-start", small_run, code=2).stderr
+    assert "is where this step's own results go" in error
+    assert "cannot read" in lgo("hessian", small_run, "--warm-start", tmp_path, code=3).stderr
+    other = tmp_path / "other"
+    lgo("train", "--out", other, "--model-arg", "hidden=5", *SMALL[2:], "--quiet")
+    error = lgo("hessian", other, *line, "--warm-start", out, code=3).stderr
+    assert "this model has" in error
+
+
+def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:
+    trace = _results(lgo, small_run, "--bottom-k", 0, "--trace-matvecs", 60)["trace"]
+    assert trace["num_total_matvecs"] == 60
+    error = lgo("hessian", small_run, *FEW, "--trace-matvecs", 5, code=2).stderr
+    assert "leaves no room for probes" in error
+
+
+def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:
+    line = (*FEW, "--trace", "--trace-rtol", 1e-5)
+    loose = _results(lgo, small_run, "--trace", "--trace-rtol", 1e-5)
+    assert not loose["converged"]
+    assert any("trace's standard error" in text for text in loose["warnings"])
+    before = (small_run / "hessian.json").read_bytes()
+    lgo("hessian", small_run, *line, "--strict", "--force", code=4)
+    assert (small_run / "hessian.json").read_bytes() == before
+
+
+def test_small_subset_points_to_halves(lgo: Lgo, small_run: Path) -> None:
+    warnings = _results(lgo, small_run, "--analysis-samples", 20)["warnings"]
+    assert any("--halves shows the spread" in text for text in warnings)
+    warnings = _results(lgo, small_run, "--analysis-samples", 20, "--halves")["warnings"]
+    assert not any("--halves" in text for text in warnings)
+
+
+@pytest.mark.parametrize("operator", ["ggn", "fisher", "empirical-fisher"])
+def test_other_matrices_are_positive(lgo: Lgo, small_run: Path, operator: str) -> None:
+    results = _results(lgo, small_run, "--operator", operator, "--bottom-k", 0)
+    assert results["operator"] == operator
+    assert results["sharpness_ratio"] is None
+    assert all(pair["value"] > 0 for pair in results["largest"])
