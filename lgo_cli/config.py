@@ -221,8 +221,15 @@ class Execution(Strict):
     num_threads: Count | None = None
     data_root: Path | None = None
     download_data: bool = False
-    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([KMGT]i?)?B$")] | None = None
+    memory: str | None = None
     basis_device: Literal["auto", "cpu", "disk"] = "auto"
+
+    @field_validator("memory")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?)?B", value) is None:
+            raise ValueError(f"{value!r} is no size: it is like 4GiB or 500MB")
+        return value
 
     @property
     def memory_bytes(self) -> int | None:

@@ -331,7 +331,7 @@ def default_micro_batch_size(model: nn.Module) -> int:
     and want wide products.
     """
     has_convolutions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return 128 if has_convolutions else 1024
+    return 128 if has_convolutions else 2048
 
 
 def nondeterministic_module(model: nn.Module, samples: Samples) -> str | None:

@@ -9,6 +9,7 @@ from small_networks import NETWORKS, make
 from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.audit import (
     Rounding,
     audit,
@@ -18,7 +19,6 @@ from lgo_cli.curvature.audit import (
 )
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
-from lgo_cli.curvature.spectrum import analyze_spectrum
 from lgo_cli.errors import NumericsError
 from lgo_cli.objective import Objective, Samples
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from small_networks import dense_hessian, make
-from torch import Tensor
+from torch import Tensor, nn
 
+from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.lanczos import Lanczos
@@ -14,7 +16,7 @@ from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.curvature.search import DEFAULT_MAX_MATVECS, Wanted, matvec_limit
 from lgo_cli.errors import UsageError
-from lgo_cli.objective import Objective
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.seeding import standard_normal
 
 ISOLATED = torch.cat([torch.tensor([50.0, 30.0, 10.0, -4.0]), torch.linspace(-1, 1, 96)])
@@ -153,3 +155,40 @@ def test_limit_on_products() -> None:
     assert matvec_limit(10_000, Wanted(10, 1, max_matvecs=77)) == 77
     with pytest.raises(UsageError, match="fewer than the 11"):
         matvec_limit(10_000, Wanted(10, 1, max_matvecs=10))
+
+
+class _SharpAttention(nn.Module):
+    """A softmax over large scores: it amplifies rounding that its outputs do not show."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 3, 4)
+        scores = self.scale * self.q(x) @ self.k(x).transpose(1, 2)
+        return self.head((torch.softmax(scores, -1) @ self.v(x)).mean(1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_bounds_hold_where_a_model_amplifies_rounding(scale: float) -> None:
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = _SharpAttention(scale)
+            samples = Samples(torch.randn(64, 12), torch.randint(0, 3, (64,)))
+        parts = (samples, samples.head(32), Samples(samples.inputs[32:], samples.labels[32:]))
+        truths = []
+        for part in parts:
+            with Objective(model, part, dtype=torch.float64) as objective:
+                truths.append(torch.linalg.eigvalsh(dense_hessian(objective)))
+        config = HessianConfig(top_k=4, bottom_k=3, halves=True, audit=False, seed=seed)
+        with Objective(model, samples) as objective:
+            spectrum = analyze_spectrum(objective, config)
+        assert spectrum.halves is not None
+        found = [spectrum.eigenpairs, *(half.eigenpairs for half in spectrum.halves)]
+        for truth, pairs in zip(truths, found, strict=True):
+            distances = (truth[:, None] - pairs.values).abs().amin(dim=0)
+            assert (distances <= pairs.residual_bounds).all()

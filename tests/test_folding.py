@@ -195,3 +195,33 @@ def test_dense_models_are_left_alone() -> None:
     model = nn.Linear(3, 2)
     with Objective(model, Samples(torch.ones(2, 3), torch.tensor([0, 1]))) as objective:
         assert fold(objective) == Rewritten(model, "no convolution to rewrite")
+
+
+class LeNet(nn.Module):
+    """Views by size what channels last cannot view; pads by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding="same")
+        self.norm = nn.BatchNorm2d(4)
+        self.other = nn.Conv2d(4, 3, 2, padding="valid")
+        self.head = nn.Linear(3 * 49, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.norm(self.conv(input=x)))
+        x = torch.tanh(self.other(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_views_keep_channels_first(capfd: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LeNet()
+        samples = Samples(torch.randn(6, 2, 8, 8), torch.arange(6) % 3)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        found = HessianOperator(objective)
+        assert found.model.note.startswith("1 batch norms folded into 2 convolutions")
+        v = torch.ones(objective.dim, dtype=torch.float64)
+        expected = HessianOperator(objective, model=Rewritten(model, "")).matvec(v)
+        torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
+    assert capfd.readouterr().err == ""

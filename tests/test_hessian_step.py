@@ -21,8 +21,8 @@ def _results(lgo: Lgo, run: Path, *arguments: object) -> dict[str, Any]:
 
 def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     results = _results(
-        lgo, small_run, "--trace", "--density", "--per-layer", "--halves", "--multiplicity",
-        "--recheck",
+        lgo, small_run, "--trace", "--trace-rtol", 0.05, "--density", "--per-layer", "--halves",
+        "--multiplicity", "--recheck",
     )  # fmt: skip
     assert results["converged"]
     assert sum(results["matvecs"].values()) == results["num_matvecs"]
@@ -41,7 +41,7 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     assert (halves["first"]["num_samples"], halves["second"]["num_samples"]) == (32, 32)
     first, second = (halves[key]["largest"][0]["value"] for key in ("first", "second"))
     assert halves["spread_of_largest"] == pytest.approx(abs(first - second) / (first + second))
-    text = lgo("hessian", small_run, *FEW, "--trace", "--density", "--per-layer", "--halves",
+    text = lgo("hessian", small_run, *FEW, "--trace", "--trace-rtol", 0.05, "--density", "--per-layer", "--halves",
                "--multiplicity", "--recheck").stdout  # fmt: skip
     for word in ("per layer", "off blocks", "halves 1", "trace", "norm", "density", "gradient"):
         assert word in text
@@ -105,7 +105,8 @@ def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
     assert results["sharpness_ratio"] == pytest.approx(top / results["stability_threshold"])
     alone = _results(lgo, run, "--scaling", "adam", "--rtol", 1e-4)
     assert alone["largest"][0]["value"] == pytest.approx(top, rel=2e-3)
-    assert alone["preconditioned"] is None
+    # Adam's coupled decay is a part of what it preconditions, and not of the Hessian asked for.
+    assert (alone["preconditioned"] is None) == (optimizer == "adamw")
     assert alone["sharpness_ratio"] == pytest.approx(results["sharpness_ratio"], rel=2e-3)
     on_the_way = next((run / "checkpoints").iterdir())
     note = _results(lgo, on_the_way, "--out", tmp_path / "way")["stability_threshold_note"]
@@ -138,7 +139,9 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
     assert warm["num_matvecs"] < cold["num_matvecs"]
     error = lgo("hessian", small_run, *line, "--warm-start", small_run, code=2).stderr
     assert "is where this step's own results go" in error
-    assert "cannot read" in lgo("hessian", small_run, "--warm-start", tmp_path, code=3).stderr
+    assert (
+        "has no hessian.json" in lgo("hessian", small_run, "--warm-start", tmp_path, code=3).stderr
+    )
     other = tmp_path / "other"
     lgo("train", "--out", other, "--model-arg", "hidden=5", *SMALL[2:], "--quiet")
     error = lgo("hessian", other, *line, "--warm-start", out, code=3).stderr
@@ -148,8 +151,9 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
 def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:
     trace = _results(lgo, small_run, "--bottom-k", 0, "--trace-matvecs", 60)["trace"]
     assert trace["num_total_matvecs"] == 60
-    error = lgo("hessian", small_run, *FEW, "--trace-matvecs", 5, code=2).stderr
-    assert "leaves no room for probes" in error
+    results = _results(lgo, small_run, "--trace-matvecs", 5)
+    assert results["trace"]["num_probes"] == 20
+    assert any("all of --trace-matvecs 5: the trace took 20" in x for x in results["warnings"])
 
 
 def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from small_networks import dense_hessian, make
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.curvature.spectrum import analyze_spectrum
+from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.objective import Objective
 

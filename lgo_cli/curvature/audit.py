@@ -14,7 +14,7 @@ from lgo_cli.curvature.networks import HessianOperator, NetworkOperator
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.objective import Objective, evaluate_model
 from lgo_cli.seeding import standard_normal
-from lgo_cli.vectors import dot, norm
+from lgo_cli.vectors import Block, dot, norm
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.operators import Operator
@@ -65,14 +65,17 @@ of the order of eps^{2/3} = 4e-11 on well-scaled models, and grows with the thir
 SAFETY = 2.0
 """Factor on the rounding measured on some samples, as an allowance for all."""
 
+ROUNDING_STEPS = 3
+"""Directions in which rounding is measured."""
+
 
 @dataclass(frozen=True)
 class Rounding:
     """Float32 products against float64 ones on some of the samples, and the float64 product itself.
 
     Attributes:
-        units: ‖fl(Hv) − Hv‖ in units of eps·‖Hv‖, after one step of power iteration; `None` if the
-            model runs in float32 only.
+        units: ‖fl(H) − H‖ in units of eps·‖H‖, as measured; `None` if the model runs in float32
+            only.
         finite_difference: Relative difference of the float64 product and central differences of the
             gradient; `None` if it was not looked at.
         note: Why there is none.
@@ -111,55 +114,85 @@ class Audit:
 
 
 def measure_rounding(
-    objective: Objective, kind: type[NetworkOperator[Any]], *, difference: bool, seed: int = 0
+    objective: Objective,
+    kind: type[NetworkOperator[Any]],
+    model: Rewritten | None = None,
+    block: Block | None = None,
+    *,
+    difference: bool,
+    seed: int = 0,
 ) -> Rounding:
     """Compare products in float32 and float64 on a sixteenth of a micro-batch.
 
     An error of a product that is the same each time is symmetric, so that no asymmetry betrays it;
     a model that amplifies rounding within itself (a softmax over large scores) has one that its
-    outputs do not show. To be called before an operator holds graphs of the objective.
+    outputs do not show. It is sought where H is large, by a step of power iteration on H, and where
+    the error itself is, by steps on fl(H) − H. To be called before an operator holds graphs of the
+    objective.
 
     Args:
         objective: Entered.
         kind: Class of the operator.
+        model: What products call in the model's place, in the objective's dtype.
+        block: The parameters that the operator is restricted to.
         difference: Whether to take central differences of the gradient too.
         seed: The user's seed.
     """
     samples = objective.samples.head(max(1, objective.micro_batch_size // 16))
-    model, loss = objective.model, objective.loss_function
-    plain = Rewritten(model, "as it is")
-    vector = standard_normal(objective.dim, seed, "hessian", "rounding").to(objective.device)
-    gap: float | None = None
+    plain = Rewritten(objective.model, "as it is")
+    block = block or Block.whole(objective.layout)
+
+    def products(dtype: torch.dtype, *vectors: Tensor, twice: bool = False) -> list[Tensor]:
+        with Objective(objective.model, samples, objective.loss_function, dtype=dtype) as problem:
+            called = plain if dtype == torch.float64 else model or plain
+            operator = kind(problem, block=block, model=called)
+            results = [operator.matvec(vector.to(dtype)).double() for vector in vectors]
+            if twice and norm(results[0]) > 0:
+                # In the other dtype's bits, so that both get the same vector.
+                unit = (results[0] / norm(results[0])).to(objective.dtype).double()
+                results = [unit, operator.matvec(unit)]
+                if difference:
+                    del operator  # its graphs, before parameters move
+                    results.append(
+                        torch.tensor(_central_difference(problem, block, unit, results[1]))
+                    )
+            return results
+
+    start = standard_normal(block.dim, seed, "hessian", "rounding").to(objective.device)
     try:
-        with Objective(model, samples, loss, dtype=torch.float64) as exact:
-            operator = kind(exact, model=plain)
-            vector = operator.matvec(vector / torch.linalg.vector_norm(vector))
-            scale = norm(vector)
-            if scale == 0:
-                return Rounding(0.0, None, "the curvature is zero on these samples")
-            vector = (vector / scale).to(objective.dtype).double()
-            expected = operator.matvec(vector)
-            del operator
-            if difference:
-                gap = _central_difference(exact, vector, expected)
+        vector, *rest = products(torch.float64, start, twice=True)
+        if not rest:
+            return Rounding(0.0, None, "the curvature is zero on these samples")
+        expected, gap = rest[0], float(rest[1]) if difference else None
+        if objective.dtype == torch.float64:
+            return Rounding(0.0, gap, None)
+        scale = max(norm(expected), 1e-300)
+        worst = 0.0
+        for index in range(ROUNDING_STEPS):
+            if index:
+                (expected,) = products(torch.float64, vector)
+            (found,) = products(objective.dtype, vector)
+            error = found - expected
+            worst = max(worst, norm(error))
+            if norm(error) == 0:
+                break
+            vector = (error / norm(error)).to(objective.dtype).double()
     except (InputError, NumericsError) as error:
         return Rounding(None, None, f"the model does not run in float64: {error}")
-    if objective.dtype == torch.float64:
-        return Rounding(0.0, gap, None)
-    with Objective(model, samples, loss, dtype=objective.dtype) as rounded:
-        found = kind(rounded, model=plain).matvec(vector.to(objective.dtype)).double()
-    eps = torch.finfo(objective.dtype).eps
-    units = SAFETY * norm(found - expected) / (eps * max(norm(expected), 1e-300))
-    return Rounding(units, gap, None)
+    return Rounding(SAFETY * worst / (torch.finfo(objective.dtype).eps * scale), gap, None)
 
 
-def _central_difference(objective: Objective, vector: Tensor, expected: Tensor) -> float:
+def _central_difference(
+    objective: Objective, block: Block, vector: Tensor, expected: Tensor
+) -> float:
     """Relative distance of (∇L(θ + hv) − ∇L(θ − hv)) / 2h from a product."""
     step = torch.finfo(torch.float64).eps ** (1 / 3) * max(1.0, norm(objective.theta))
-    _, above = objective.loss_and_gradient(objective.theta + step * vector)
-    _, below = objective.loss_and_gradient(objective.theta - step * vector)
+    aside = step * block.embed(vector)
+    _, above = objective.loss_and_gradient(objective.theta + aside)
+    _, below = objective.loss_and_gradient(objective.theta - aside)
+    difference = block.extract(above - below) / (2 * step)
     scale = norm(expected)
-    return norm((above - below) / (2 * step) - expected) / scale if scale > 0 else 0.0
+    return norm(difference - expected) / scale if scale > 0 else 0.0
 
 
 def nonsmooth_operations(objective: Objective) -> tuple[str, ...]:

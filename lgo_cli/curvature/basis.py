@@ -90,9 +90,11 @@ class Basis:
 
     def combine(self, weights: np.ndarray) -> Tensor:
         """Combinations [k, P] of the first rows, by weights [k, m]."""
-        result = torch.empty(len(weights), self.dim, dtype=self.dtype, device=self.device)
-        for columns, part in self._combined(weights):
-            result[:, columns] = part
+        factors = self._factors(weights)
+        result = torch.zeros(len(weights), self.dim, dtype=self.dtype, device=self.device)
+        for index, block in enumerate(self.rows(weights.shape[1])):
+            start = index * BLOCK_ROWS
+            result.addmm_(factors[:, start : start + len(block)], block)
         return result
 
     def replace(self, weights: np.ndarray) -> None:
@@ -117,12 +119,15 @@ class Basis:
 
     def _combined(self, weights: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         """Combinations, some columns at a time, so that they need no second basis."""
-        factors = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device, self.dtype)
-        rows = self.rows()
+        factors = self._factors(weights)
+        rows = self.rows(weights.shape[1])
         for start in range(0, self.dim, _CHUNK_COLUMNS):
             columns = slice(start, min(start + _CHUNK_COLUMNS, self.dim))
-            part = torch.cat([block[:, columns] for block in rows])[: factors.shape[1]]
+            part = torch.cat([block[:, columns] for block in rows])
             yield columns, factors @ part
+
+    def _factors(self, weights: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(weights)).to(self.device, self.dtype)
 
     def _new_block(self, num_rows: int) -> Tensor:
         if self.directory is None:

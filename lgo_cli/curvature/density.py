@@ -14,6 +14,7 @@ from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
 
 if TYPE_CHECKING:
+    from lgo_cli.curvature.basis import Basis
     from lgo_cli.curvature.operators import Operator
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +69,7 @@ def spectral_density(
     operator: Operator,
     *,
     process: Lanczos | None = None,
+    basis: Basis | None = None,
     num_steps: int = NUM_STEPS,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -84,6 +86,7 @@ def spectral_density(
         operator: H.
         process: A run that began at a Gaussian vector, to take the rule from; it is extended to
             `num_steps`, unless it has restarted before: then a run of its own is made.
+        basis: Empty, where the basis of such a run goes.
         num_steps: m.
         seed: The user's seed.
         progress: Told of each product.
@@ -94,7 +97,7 @@ def spectral_density(
     before = operator.num_matvecs
     if process is None or (process.has_rule and len(process.rule().nodes) < num_steps):
         start = standard_normal(operator.dim, seed, "hessian", "density")
-        process = Lanczos(operator, start, seed)
+        process = Lanczos(operator, start, seed, basis)
     missing = max(0, min(num_steps, operator.dim) - process.size)
     if not process.has_rule and missing:
         with progress.task("density", missing, "products") as task:

@@ -11,6 +11,8 @@ Two rewrites of the traced graph (torch.fx), neither of which knows a model by i
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,7 +72,7 @@ class _Convolution(Function):
 
 
 class _ConvolutionBackward(Function):
-    """(grad, x, w) -> gradients of x, w and b, linear in each of the three."""
+    """(grad, x, w) -> gradients of x, w and b, all of them linear in grad."""
 
     @staticmethod
     def forward(
@@ -198,20 +200,31 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
     model = objective.model
     if not any(parameter.ndim > 2 for parameter in model.parameters()):
         return Rewritten(model, "no convolution to rewrite")
+    # Tracing runs a user's forward on proxies, and the result is code that fx wrote: anything may
+    # fail. The model itself, which the objective has run, then serves as it is.
     try:
         traced = fx.symbolic_trace(model)
         num_folded, num_convolutions = _rewrite(traced, own_derivatives=own_derivatives)
-        if not num_convolutions:
-            return Rewritten(model, "no convolution that tracing finds")
-        call = _channels_last(traced) if _wants_channels_last(objective) else traced
-        outputs, product = _differences(objective, call)
-    except torch.OutOfMemoryError:
-        raise
-    # Tracing runs a user's forward on proxies, where anything may fail. The model itself, which
-    # the objective has run, then serves as it is.
     except Exception as error:  # noqa: BLE001
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Rewritten(model, f"not rewritten: the model cannot be traced ({reason})")
+        return Rewritten(model, f"not rewritten: the model cannot be traced ({_reason(error)})")
+    if not num_convolutions:
+        return Rewritten(model, "no convolution that tracing finds")
+    candidates: list[Callable[[Tensor], Tensor]] = [traced]
+    if _wants_channels_last(objective):
+        candidates.insert(0, _channels_last(traced))
+    for call in candidates:
+        try:
+            # fx prints where its code failed.
+            with contextlib.redirect_stderr(io.StringIO()):
+                outputs, product = _differences(objective, call)
+            break
+        except torch.OutOfMemoryError:
+            raise
+        # A view of channels that come last is an error: such a model keeps them first.
+        except Exception as error:  # noqa: BLE001
+            failure = _reason(error)
+    else:
+        return Rewritten(model, f"not rewritten: the rewritten model fails ({failure})")
     if not (outputs <= OUTPUT_TOLERANCE and product <= PRODUCT_TOLERANCE):
         return Rewritten(
             model,
@@ -222,6 +235,10 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         f"{num_folded} batch norms folded into {num_convolutions} convolutions, "
         f"outputs equal to {outputs:.0e}, a product to {product:.0e}",
     )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _wants_channels_last(objective: Objective) -> bool:
@@ -323,11 +340,13 @@ def _as_convolution(
         module = modules[str(node.target)]
         if not isinstance(module, _CONVOLUTIONS) or _is_customised(module, _CONVOLUTIONS):
             return None
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        padding = _padding(module)
+        if module.padding_mode != "zeros" or padding is None:
             return None
-        geometry = _Geometry(module.stride, module.padding, module.dilation, module.groups)
+        geometry = _Geometry(module.stride, padding, module.dilation, module.groups)
         bias = None if module.bias is None else f"{node.target}.bias"
-        return node.args[0], f"{node.target}.weight", bias, geometry
+        inputs = node.args[0] if node.args else node.kwargs["input"]
+        return inputs, f"{node.target}.weight", bias, geometry
     if node.op == "call_function" and node.target in _CONVOLUTION_FUNCTIONS:
         dims = _CONVOLUTION_FUNCTIONS.index(node.target) + 1
         given = dict(zip(_FUNCTION_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
@@ -343,6 +362,16 @@ def _as_convolution(
 
 _FUNCTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _GEOMETRY_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+
+
+def _padding(module: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
+    """Padding in numbers; `None` for `same` where it is not the same on both sides."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(total % 2 for total in totals) else tuple(t // 2 for t in totals)
 
 
 def _tuple(value: Any, dims: int) -> tuple[Any, ...]:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+RESIDUAL_FLOOR = 0.01
+"""Share of max|θ| below which an eigenvalue's own size no longer sets its tolerance: float32
+products cannot resolve a small eigenvalue beside a large one."""
+
+
 class Ritz(NamedTuple):
     """What a Krylov space of m steps knows of the spectrum.
 
@@ -30,7 +35,8 @@ class Ritz(NamedTuple):
         values: Ritz values θ [m], ascending.
         coefficients: Eigenvectors s of T [m, m], in columns.
         residuals: Bounds on ‖Hy − θy‖/‖y‖ [m], of which `rounding` is a part.
-        estimates: min(r, r²/gap) [m]: the error of θ if its neighbours are what they seem.
+        estimates: min(r, r²/gap) [m]: the error of θ if its neighbours are what they seem; r where
+            |θ| is below the floor.
         rounding: Allowance for the rounding of products, which no further step lowers.
     """
 
@@ -113,7 +119,7 @@ class Lanczos:
 
     @property
     def squared_norm(self) -> float:
-        """‖HQᵀ‖²_F."""
+        """‖HQᵀ‖²_F; of what was left behind, the part that lies in the space counts twice."""
         outside = np.square(self._pending).sum() + np.square(self._lost).sum()
         return float(np.square(self._matrix).sum() + outside)
 
@@ -168,9 +174,13 @@ class Lanczos:
         residuals += self._lost @ np.abs(coefficients)
         eps = torch.finfo(self.operator.dtype).eps
         rounding = self._rounding_units * eps * np.abs(values).max()
+        rounding = max(rounding, self.operator.rounding_floor)
         rounding += np.linalg.norm(self._defect, axis=0).max() + self._carried
         residuals += rounding
         estimates = improved_by_gaps(values, residuals, rounding)
+        # So far down eigenvalues crowd: many may hide in what looks like a gap.
+        small = np.abs(values) < RESIDUAL_FLOOR * np.abs(values).max()
+        estimates[small] = residuals[small]
         return Ritz(values, coefficients, residuals, estimates, float(rounding))
 
     def rule(self) -> Rule:
@@ -235,9 +245,9 @@ class Lanczos:
         self.size = m + 1
 
     def _inside(self, coefficients: Array) -> Array:
-        """Norms [k] of what products held in the space and T does not."""
+        """Norms [k] of what products held in the space and T does not; restarts are in rounding."""
         defects: Array = np.linalg.norm(self._defect @ coefficients, axis=0)
-        return defects + self._carried
+        return defects
 
     def _lose_pending(self) -> None:
         self._lost = self._lost + np.abs(self._pending)

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
-from lgo_cli.curvature.search import Wanted
 from lgo_cli.curvature.trace import TraceEstimate, estimate_trace
 from lgo_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lgo_cli.curvature.basis import Basis
     from lgo_cli.curvature.networks import NetworkOperator
     from lgo_cli.curvature.operators import Operator
+    from lgo_cli.curvature.search import Wanted
 
 NUM_PROBES = 10
 """Probes for each layer's trace and norm, beside the basis of its largest eigenvalue."""
@@ -46,9 +47,9 @@ class LayerCurvature:
 def curvature_of_layers(
     network: NetworkOperator[Any],
     compose: Callable[[NetworkOperator[Any]], Operator],
+    wanted: Wanted,
     *,
-    rtol: float,
-    seed: int = 0,
+    basis: Callable[[Operator], Basis | None],
     progress: Progress = SILENT,
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
@@ -59,8 +60,8 @@ def curvature_of_layers(
     Args:
         network: The whole matrix.
         compose: What is measured of a block: the block itself, shifted or scaled.
-        rtol: Tolerance on each eigenvalue's error estimate.
-        seed: The user's seed.
+        wanted: Of each block; one eigenvalue.
+        basis: Where to put the basis of an operator.
         progress: Told of each layer.
 
     Returns:
@@ -72,7 +73,7 @@ def curvature_of_layers(
     with progress.task("layers", len(blocks), "layers") as task:
         for name, block in blocks.items():
             operator = compose(network.restricted(block))
-            pairs = extreme_eigenpairs(operator, Wanted(1, rtol=rtol, seed=seed))
+            pairs = extreme_eigenpairs(operator, wanted, basis=basis(operator))
             if pairs.process is None:
                 raise AssertionError("one eigenvalue was wanted")
             size = pairs.process.size
@@ -80,7 +81,7 @@ def curvature_of_layers(
                 pairs.process,
                 num_total=pairs.process.num_steps + NUM_PROBES,
                 max_basis=size,
-                seed=seed,
+                seed=wanted.seed,
             )
             layers.append(
                 LayerCurvature(

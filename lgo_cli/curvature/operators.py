@@ -24,7 +24,11 @@ class Operator(ABC):
         dtype: Of vectors and products.
         device: Where they are.
         num_matvecs: Products computed so far, the unit of cost.
+        rounding_floor: ‖fl(Hv) − Hv‖ to allow for at least, absolute: a block of a matrix rounds
+            as the whole does, however small it is itself.
     """
+
+    rounding_floor = 0.0
 
     def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.dim = dim

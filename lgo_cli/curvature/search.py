@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.curvature.lanczos import RESIDUAL_FLOOR
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from lgo_cli.progress import Task
 
 Array = np.ndarray[Any, Any]
-
-RESIDUAL_FLOOR = 0.01
-"""Share of max|θ| below which an eigenvalue's own size no longer sets its tolerance: float32
-products cannot resolve a small eigenvalue beside a large one."""
 
 DEFAULT_MAX_MATVECS = 300
 """Products before giving up, unless many pairs are wanted. The ten largest of a trained network
@@ -72,7 +69,7 @@ class Wanted:
 
 
 def matvec_limit(dim: int, wanted: Wanted) -> int:
-    """Products that `extreme_eigenpairs` may spend, without multiplicity never more than P.
+    """Products that `extreme_eigenpairs` may spend, in a single run never more than P.
 
     By default 300, or 20 for each wanted pair if that is more: wanting more, one goes deeper into
     the spectrum, where eigenvalues lie closer.
@@ -91,7 +88,8 @@ def matvec_limit(dim: int, wanted: Wanted) -> int:
         limit = max(DEFAULT_MAX_MATVECS, 20 * pairs)
     if limit < pairs:
         raise UsageError(f"--max-matvecs {limit} is fewer than the {pairs} eigenvalues wanted")
-    return min(dim, limit) if wanted.max_basis is None else limit
+    repeats = wanted.multiplicity or wanted.max_basis is not None
+    return limit if repeats else min(dim, limit)
 
 
 def basis_limit(operator: Operator, wanted: Wanted) -> int:

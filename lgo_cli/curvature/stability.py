@@ -68,8 +68,8 @@ class Preconditioner:
     """The diagonal P by which Adam divides its steps.
 
     Attributes:
-        diagonal: √(v/(1 − β₂ᵗ)) + ε for each parameter [P], float64; a parameter that never had a
-            gradient has ε alone.
+        diagonal: (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) for each parameter [P], float64; a parameter that
+            never had a gradient has ε alone.
         first_moment_decay: β₁.
     """
 
@@ -95,8 +95,10 @@ class Preconditioner:
                 second = state["exp_avg_sq"].double()
                 if second.shape != shape:
                     raise ValueError(f"a second moment has shape {tuple(second.shape)}")
-                corrected = second / (1 - second_decay ** float(state["step"]))
-                pieces.append(corrected.sqrt() + group["eps"])
+                steps = float(state["step"])
+                corrected = second / (1 - second_decay**steps)
+                # Adam divides its first moment by this too.
+                pieces.append((1 - decay**steps) * (corrected.sqrt() + group["eps"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"the saved optimiser state is not Adam's over these parameters: {error}"

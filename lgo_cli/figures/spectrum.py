@@ -108,15 +108,13 @@ def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str,
 
 def _eigenvalue_of(results: Mapping[str, Any]) -> str:
     names = {
-        "hessian": "Hessian",
-        "ggn": "GGN",
-        "fisher": "Fisher",
-        "empirical-fisher": "emp. Fisher",
+        "hessian": "the Hessian",
+        "ggn": "the GGN",
+        "fisher": "the Fisher matrix",
+        "empirical-fisher": "the empirical Fisher",
     }
-    scaled = {"none": "", "elementwise": "|w|·{}·|w|", "adam": "preconditioned {}"}
-    name = names[results["operator"]]
-    form = scaled[results["scaling"]]
-    return f"eigenvalue, {form.format(name) if form else name}"
+    scaled = {"none": "", "elementwise": ", times |w||w|", "adam": ", preconditioned"}
+    return f"eigenvalue of {names[results['operator']]}{scaled[results['scaling']]}"
 
 
 def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:

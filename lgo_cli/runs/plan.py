@@ -357,6 +357,10 @@ def _add_warm_start(builder: _Builder, config: HessianConfig, out: Path) -> None
         raise UsageError(
             f"--warm-start {directory} is where this step's own results go", hint="--out DIR"
         )
+    if not (directory / "hessian.json").is_file():
+        raise InputError(
+            f"--warm-start {directory} has no hessian.json", hint=f"lgo hessian {directory}, first"
+        )
     found = read_manifest(directory / "hessian.json")
     damaged = damaged_outputs(found, directory)
     if damaged:

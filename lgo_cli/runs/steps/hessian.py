@@ -35,7 +35,7 @@ class HessianStep(Step):
 
     def compute(self, context: Context) -> HessianResults:
         """Both ends of the spectrum, and what else was asked."""
-        from lgo_cli.curvature.spectrum import analyze_spectrum
+        from lgo_cli.curvature.analysis import analyze_spectrum
         from lgo_cli.runs.loaded import measured, objective
 
         config = typed(context.plan, HessianConfig)
@@ -118,6 +118,7 @@ def _setting(
         warm = torch.from_numpy(np.array(chosen)) if chosen else None
     return Setting(
         weight_decay=plan.trained.recipe.weight_decay if plan.trained else 0.0,
+        is_decay_coupled=plan.trained is not None and plan.trained.recipe.optimizer != "adamw",
         preconditioner=None if preconditioner is None else preconditioner.diagonal,
         warm_start=warm,
         memory_bytes=context.execution.memory_bytes,
@@ -181,8 +182,8 @@ def _stability(
     config = plan.config
     assert isinstance(config, HessianConfig)
     sharpest = _sharpest(spectrum, config, adaptive=adaptive)
-    # Decoupled decay is no curvature, and what the operator holds already is not added again; the
-    # coupled term of Adam is preconditioned too, so only the operator can hold it.
+    # Decoupled decay is no curvature, and what the operator holds already is not added again, as
+    # Adam's coupled decay is held by the preconditioned one.
     coupled = recipe.optimizer == "sgd" and not config.include_weight_decay
     preconditioned = spectrum.preconditioned
     return {
@@ -203,7 +204,7 @@ def _sharpest(spectrum: Spectrum, config: HessianConfig, *, adaptive: bool) -> f
     """λmax as the run's own steps see it, if that was measured."""
     if config.operator != "hessian" or not spectrum.block.is_whole or not config.top_k:
         return None
-    if adaptive and config.scaling == "none" and spectrum.preconditioned is not None:
+    if adaptive and spectrum.preconditioned is not None:
         return float(spectrum.preconditioned.values[0])
     if config.scaling == ("adam" if adaptive else "none"):
         return float(spectrum.eigenpairs.largest[0])

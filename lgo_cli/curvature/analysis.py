@@ -1,0 +1,349 @@
+"""All that `lgo hessian` measures at one point, from as few products as it takes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lgo_cli.curvature.audit import (
+    Rounding,
+    audit,
+    measure_rounding,
+    nonsmooth_operations,
+    takes_differences,
+)
+from lgo_cli.curvature.basis import Basis
+from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
+from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.folding import fold
+from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
+from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
+from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
+from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
+from lgo_cli.curvature.spectrum import Half, Setting, Spectrum
+from lgo_cli.curvature.trace import MIN_PROBES, TraceEstimate, estimate_trace
+from lgo_cli.objective import Objective, Samples
+from lgo_cli.progress import SILENT, Progress
+from lgo_cli.seeding import standard_normal
+from lgo_cli.vectors import Block, dot, norm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from lgo_cli.config import HessianConfig
+
+
+def analyze_spectrum(
+    objective: Objective,
+    config: HessianConfig,
+    setting: Setting | None = None,
+    progress: Progress = SILENT,
+) -> Spectrum:
+    """Measure the curvature at an objective's centre.
+
+    Args:
+        objective: Entered.
+        config: What to measure.
+        setting: What else is known.
+        progress: Listener.
+
+    Raises:
+        UsageError: if more is wanted than there is, or than products or vectors allow.
+        NumericsError: if a product is not finite.
+    """
+    return _Analysis(objective, config, setting or Setting(), progress).run()
+
+
+@dataclass
+class _Analysis:
+    objective: Objective
+    config: HessianConfig
+    setting: Setting
+    progress: Progress
+    matvecs: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def run(self) -> Spectrum:
+        objective, config = self.objective, self.config
+        block = Block.whole(objective.layout)
+        if config.layers:
+            block = Block.matching(objective.layout, config.layers)
+        wanted = self._wanted(block)
+        matvec_limit(block.dim, wanted)  # refused before anything is computed
+        kinks = nonsmooth_operations(objective) if config.audit else ()
+        network, rounding = self._network(objective, block, kinks)
+        operator = self._composed(network)
+        max_basis = basis_limit(operator, wanted)
+        checked = None
+        if config.audit:
+            checked = audit(objective, operator, rounding, kinks, config.seed)
+            self.matvecs["audit"] = checked.num_matvecs
+            self.warnings += [f"the audit found: {what}" for what in checked.complaints]
+        pairs = self._with_process(operator, wanted)
+        self._count_eigenpairs(pairs)
+        gradient = self._gradient(network)
+        share = _share(gradient, pairs, operator)
+        trace = self._trace(pairs, max_basis)
+        if trace is not None:
+            self.matvecs["trace"] = trace.num_matvecs
+        density = self._density(operator, pairs, max_basis)
+        layers = self._layers(network, pairs) if config.per_layer else None
+        preconditioned = self._preconditioned(network)
+        spectrum = Spectrum(
+            loss=objective.center.loss,
+            gradient_norm=norm(gradient),
+            gradient_share=share,
+            eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors), process=None),
+            preconditioned=preconditioned,
+            trace=trace,
+            density=density,
+            layers=layers,
+            halves=None,
+            audit=checked,
+            matvecs=self.matvecs,
+            plan=network.plan,
+            rewriting=network.model.note,
+            keeps_graph=network.keeps_graph,
+            block=block,
+            warnings=(),
+        )
+        if checked is not None and pairs.process is not None:
+            orthogonality = pairs.process.basis.orthogonality()
+            spectrum = replace(spectrum, audit=replace(checked, orthogonality=orthogonality))
+        network.release()
+        if config.halves:
+            spectrum = replace(spectrum, halves=self._halves(block))
+        return replace(spectrum, warnings=tuple(self.warnings))
+
+    def _wanted(self, block: Block) -> Wanted:
+        config = self.config
+        warm = self.setting.warm_start
+        if warm is not None:
+            warm = block.extract(warm)
+            warm = warm[torch.linalg.vector_norm(warm, dim=1) > 0]
+            if not len(warm):
+                warm = None
+                self.warnings.append("--warm-start has nothing in these layers: a cold start")
+        return Wanted(
+            top_k=config.top_k,
+            bottom_k=config.bottom_k,
+            rtol=config.rtol,
+            vector_rtol=config.vector_rtol,
+            max_matvecs=config.max_matvecs,
+            max_basis=config.max_basis,
+            multiplicity=config.multiplicity,
+            warm_start=warm,
+            recheck=config.recheck,
+            seed=config.seed,
+        )
+
+    def _network(
+        self, objective: Objective, block: Block, kinks: tuple[str, ...]
+    ) -> tuple[NetworkOperator[Any], Rounding]:
+        """The bare operator on some samples, and what its products round there."""
+        kind = OPERATORS[self.config.operator]
+        model = fold(objective, own_derivatives=kind.own_derivatives)
+        difference = self.config.audit and takes_differences(kind, kinks)
+        rounding = Rounding(0.0, None, None)
+        if difference or objective.dtype == torch.float32:
+            rounding = measure_rounding(
+                objective, kind, model, block, difference=difference, seed=self.config.seed
+            )
+        memory_bytes = self.setting.memory_bytes
+        network = kind(objective, block=block, memory_bytes=memory_bytes, model=model)
+        network.measured_rounding = rounding.units or 0.0
+        return network, rounding
+
+    def _with_process(self, operator: Operator, wanted: Wanted) -> Eigenpairs:
+        """Eigenpairs and the space that they leave, empty if none are wanted."""
+        basis = self._basis(operator)
+        pairs = extreme_eigenpairs(operator, wanted, basis=basis, progress=self.progress)
+        if pairs.process is None and (self.config.wants_trace or self.config.density):
+            start = standard_normal(operator.dim, self.config.seed, "hessian", "start")
+            process = Lanczos(operator, start, self.config.seed, self._basis(operator))
+            return replace(pairs, process=process)
+        return pairs
+
+    def _composed(self, network: NetworkOperator[Any]) -> Operator:
+        """The operator that is asked for: with weight decay, and scaled."""
+        operator: Operator = network
+        if self.config.include_weight_decay:
+            operator = ShiftedOperator(operator, self.setting.weight_decay)
+        scaling = self.config.scaling
+        if scaling == "elementwise":
+            theta = self.objective.theta.abs()
+            return ScaledOperator(operator, network.block.extract(theta))
+        if scaling == "adam" and self.setting.preconditioner is not None:
+            diagonal = network.block.extract(self.setting.preconditioner)
+            return ScaledOperator(operator, diagonal.double().rsqrt())
+        return operator
+
+    def _basis(self, operator: Operator) -> Basis | None:
+        where = self.setting.basis_device
+        if where == "auto":
+            return None
+        directory = self.setting.basis_directory if where == "disk" else None
+        return Basis(operator.dim, operator.dtype, torch.device("cpu"), directory)
+
+    def _count_eigenpairs(self, pairs: Eigenpairs) -> None:
+        self.matvecs["eigenvalues"] = pairs.num_matvecs - pairs.num_multiplicity_matvecs
+        if self.config.multiplicity:
+            self.matvecs["multiplicity"] = pairs.num_multiplicity_matvecs
+        if self.config.recheck:
+            self.matvecs["recheck"] = pairs.num_recheck_matvecs
+        self.warnings += pairs.warnings
+
+    def _gradient(self, network: NetworkOperator[Any]) -> Tensor:
+        """∇L, with the decay's part where the operator has it."""
+        block, theta = network.block, self.objective.theta
+        if isinstance(network, HessianOperator):
+            gradient = network.gradient()
+        else:
+            gradient = block.extract(self.objective.loss_and_gradient()[1])
+        if self.config.include_weight_decay:
+            gradient = gradient + self.setting.weight_decay * block.extract(theta)
+        return gradient
+
+    def _trace(self, pairs: Eigenpairs, max_basis: int) -> TraceEstimate | None:
+        """Trace and norm, from the space that the eigenvalues left."""
+        config, process = self.config, pairs.process
+        if process is None or not config.wants_trace:
+            return None
+        total = config.trace_matvecs
+        if total is not None and total < process.num_steps + 2 and not process.is_complete:
+            total = process.num_steps + MIN_PROBES
+            self.warnings.append(
+                f"the eigenvalues took {process.num_steps} products, all of --trace-matvecs "
+                f"{config.trace_matvecs}: the trace took {MIN_PROBES} beside"
+            )
+        trace = estimate_trace(
+            process,
+            rtol=config.trace_rtol,
+            num_total=total,
+            max_basis=max_basis,
+            seed=config.seed,
+            progress=self.progress,
+        )
+        if not trace.converged:
+            self.warnings.append(
+                f"the trace's standard error is above --trace-rtol {config.trace_rtol:g} of it "
+                f"after {trace.num_probes} probes"
+            )
+        return trace
+
+    def _density(
+        self, operator: Operator, pairs: Eigenpairs, max_basis: int
+    ) -> SpectralDensity | None:
+        if not self.config.density:
+            return None
+        density = spectral_density(
+            operator,
+            process=pairs.process if self.setting.warm_start is None else None,
+            basis=self._basis(operator),
+            num_steps=min(NUM_STEPS, max_basis),
+            seed=self.config.seed,
+            progress=self.progress,
+        )
+        self.matvecs["density"] = density.num_matvecs
+        return density
+
+    def _layers(
+        self, network: NetworkOperator[Any], pairs: Eigenpairs
+    ) -> tuple[LayerCurvature, ...]:
+        config = self.config
+
+        def compose(part: NetworkOperator[Any]) -> Operator:
+            operator = self._composed(part)
+            if pairs.process is not None:
+                operator.rounding_floor = pairs.process.ritz().rounding
+            return operator
+
+        wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
+        layers, spent = curvature_of_layers(
+            network, compose, wanted, basis=self._basis, progress=self.progress
+        )
+        self.matvecs["layers"] = spent
+        self.warnings += [f"{layer.name}: {layer.warning}" for layer in layers if layer.warning]
+        return layers
+
+    def _preconditioned(self, network: NetworkOperator[Any]) -> Eigenpairs | None:
+        """The largest curvature that Adam's steps see, where the main operator is another.
+
+        Adam's own decay is a part of the gradient that it preconditions.
+        """
+        config, setting = self.config, self.setting
+        decay = setting.weight_decay if setting.is_decay_coupled else 0.0
+        missing = 0.0 if config.include_weight_decay else decay
+        if (
+            setting.preconditioner is None
+            or (config.scaling == "adam" and not missing)
+            or config.scaling == "elementwise"
+            or config.operator != "hessian"
+            or not network.block.is_whole
+            or not config.top_k
+        ):
+            return None
+        operator = ScaledOperator(
+            ShiftedOperator(network, decay), setting.preconditioner.double().rsqrt()
+        )
+        wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
+        basis = self._basis(operator)
+        pairs = extreme_eigenpairs(operator, wanted, basis=basis, progress=self.progress)
+        self.matvecs["preconditioned"] = pairs.num_matvecs
+        self.warnings += [f"preconditioned: {warning}" for warning in pairs.warnings]
+        return replace(pairs, process=None)
+
+    def _halves(self, block: Block) -> tuple[Half, Half]:
+        samples, middle = self.objective.samples, len(self.objective.samples) // 2
+        first = samples.head(middle)
+        second = Samples(samples.inputs[middle:], samples.labels[middle:])
+        halves = (self._half(first, block), self._half(second, block))
+        self.matvecs["halves"] = sum(
+            half.eigenpairs.num_matvecs + (half.trace.num_matvecs if half.trace else 0)
+            for half in halves
+        )
+        return halves
+
+    def _half(self, samples: Samples, block: Block) -> Half:
+        with self._on(samples) as objective:
+            network, _ = self._network(objective, block, ("not asked",))
+            operator = self._composed(network)
+            wanted = replace(self._wanted(block), multiplicity=False, recheck=False)
+            said = len(self.warnings)
+            pairs = self._with_process(operator, wanted)
+            self.warnings += pairs.warnings
+            trace = self._trace(pairs, basis_limit(operator, wanted))
+            self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
+            return Half(len(samples), replace(pairs, process=None), trace)
+
+    @contextmanager
+    def _on(self, samples: Samples) -> Iterator[Objective]:
+        """The same objective on other samples."""
+        objective = self.objective
+        with Objective(
+            objective.model,
+            samples,
+            objective.loss_function,
+            micro_batch_size=objective.micro_batch_size,
+            dtype=objective.dtype,
+        ) as other:
+            yield other
+
+
+def _share(gradient: Tensor, pairs: Eigenpairs, operator: Operator) -> float | None:
+    """Share of the gradient's square in the space of the k largest eigenvectors.
+
+    In the coordinates that the operator's scaling makes, where it has one.
+    """
+    if isinstance(operator, ScaledOperator):
+        gradient = operator.scale * gradient
+    square = norm(gradient) ** 2
+    if not pairs.top_k or square == 0:
+        return None
+    return sum(dot(vector, gradient) ** 2 for vector in pairs.eigenvectors[: pairs.top_k]) / square
