@@ -39,13 +39,16 @@ class LossFunction:
     label_smoothing: float = 0.0
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n] from outputs [n, C] and labels [n]."""
+        """Losses [n] from outputs [n, C] and labels [n], or soft labels [n, C]."""
+        if labels.is_floating_point():
+            labels = labels.to(outputs.dtype)
         if self.name == "cross_entropy":
             return F.cross_entropy(
                 outputs, labels, reduction="none", label_smoothing=self.label_smoothing
             )
         num_classes = outputs.shape[1]
-        targets = F.one_hot(labels, num_classes).to(outputs.dtype)
+        targets = labels if labels.is_floating_point() else F.one_hot(labels, num_classes)
+        targets = targets.to(outputs.dtype)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         return 0.5 * (outputs - targets).square().sum(dim=1)
 
@@ -56,7 +59,7 @@ class Samples:
 
     Attributes:
         inputs: [N, *input_shape].
-        labels: [N], int64.
+        labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
     """
 
     inputs: Tensor
@@ -295,7 +298,8 @@ def check_outputs(model: nn.Module, samples: Samples) -> None:
         raise InputError(
             f"the model must return outputs of shape [samples, classes], it returned {got}"
         )
-    largest = int(samples.labels.max())
+    soft = samples.labels.ndim == 2
+    largest = samples.labels.shape[1] - 1 if soft else int(samples.labels.max())
     if largest >= outputs.shape[1]:
         raise InputError(
             f"the data have label {largest}, but the model puts out {outputs.shape[1]} classes"
@@ -314,7 +318,8 @@ def evaluate_model(
     for batch in samples.batches(batch_size):
         outputs = model(batch.inputs)
         losses = loss_function(outputs, batch.labels).double()
-        correct = (outputs.argmax(dim=1) == batch.labels).double()
+        labels = batch.labels.argmax(dim=1) if batch.labels.ndim == 2 else batch.labels
+        correct = (outputs.argmax(dim=1) == labels).double()
         totals += torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
     total, squares, correct_total = totals.tolist()
     n = len(samples)

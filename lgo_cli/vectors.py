@@ -226,9 +226,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return dot(a, b) / scale if scale > 0 else 0.0
 
 
-def fix_sign(vector: Tensor) -> Tensor:
-    """Return `vector` or its negative: the entry of largest magnitude is positive."""
-    return vector if vector[vector.abs().argmax()] >= 0 else -vector
+def fix_sign(vectors: Tensor) -> Tensor:
+    """Return vectors [..., P] or their negatives: the entry of largest magnitude is positive."""
+    largest = vectors.gather(-1, vectors.abs().argmax(dim=-1, keepdim=True))
+    return torch.where(largest >= 0, vectors, -vectors)
 
 
 def combine(origin: Tensor, terms: Sequence[tuple[float, Tensor]], out: Tensor) -> Tensor:

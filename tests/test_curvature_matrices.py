@@ -21,7 +21,7 @@ from lgo_cli.curvature.operators import Operator
 from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.curvature.stability import Preconditioner, stability_threshold
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.objective import LossFunction, Objective
+from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.vectors import Block, flatten
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))
@@ -269,3 +269,16 @@ def test_soft_labels_do_not_enter_the_gauss_newton_matrix() -> None:
         with Objective(model, samples, loss, dtype=torch.float64) as objective:
             matrices.append(_matrix(GaussNewtonOperator(objective)))
     assert torch.equal(*matrices)
+    for name in ("cross_entropy", "squared_error"):
+        hard = nn.functional.one_hot(samples.labels, 3).float()
+        soft = Samples(samples.inputs, 0.7 * hard + 0.1)
+        found, accuracies = [], []
+        for labels, smoothing in ((samples, 0.3), (soft, 0.0)):
+            loss = LossFunction(name, smoothing)
+            with Objective(model, labels, loss, dtype=torch.float64) as objective:
+                found.append((objective.center.loss, _matrix(HessianOperator(objective))))
+                accuracies.append(objective.center.accuracy)
+        assert accuracies[0] == accuracies[1]
+        # (1 − s)·onehot + s/C written out, in float32 labels.
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-7)

@@ -41,8 +41,10 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     assert (halves["first"]["num_samples"], halves["second"]["num_samples"]) == (32, 32)
     first, second = (halves[key]["largest"][0]["value"] for key in ("first", "second"))
     assert halves["spread_of_largest"] == pytest.approx(abs(first - second) / (first + second))
-    text = lgo("hessian", small_run, *FEW, "--trace", "--trace-rtol", 0.05, "--density", "--per-layer", "--halves",
-               "--multiplicity", "--recheck").stdout  # fmt: skip
+    text = lgo(
+        "hessian", small_run, *FEW, "--trace", "--trace-rtol", 0.05, "--density", "--per-layer",
+        "--halves", "--multiplicity", "--recheck",
+    ).stdout  # fmt: skip
     for word in ("per layer", "off blocks", "halves 1", "trace", "norm", "density", "gradient"):
         assert word in text
     with np.load(small_run / "hessian.npz") as arrays:

@@ -122,7 +122,7 @@ def measure_rounding(
     difference: bool,
     seed: int = 0,
 ) -> Rounding:
-    """Compare products in float32 and float64 on a sixteenth of a micro-batch.
+    """Compare products in float32 and float64 on a sixteenth of a micro-batch, 64 at most.
 
     An error of a product that is the same each time is symmetric, so that no asymmetry betrays it;
     a model that amplifies rounding within itself (a softmax over large scores) has one that its
@@ -138,7 +138,8 @@ def measure_rounding(
         difference: Whether to take central differences of the gradient too.
         seed: The user's seed.
     """
-    samples = objective.samples.head(max(1, objective.micro_batch_size // 16))
+    size = min(64, max(1, objective.micro_batch_size // 16))
+    samples = objective.samples.head(size)
     plain = Rewritten(objective.model, "as it is")
     block = block or Block.whole(objective.layout)
 

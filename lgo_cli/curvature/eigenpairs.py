@@ -177,7 +177,7 @@ def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
         values=torch.from_numpy(found.values),
         residual_bounds=torch.from_numpy(ritz.residuals[order]),
         error_estimates=torch.from_numpy(ritz.estimates[order]),
-        eigenvectors=torch.stack([fix_sign(vector) for vector in vectors]),
+        eigenvectors=fix_sign(vectors),
         clusters=_clusters(found.values, ritz.residuals[order], wanted.top_k),
         num_matvecs=0,
         num_multiplicity_matvecs=0,

@@ -23,6 +23,9 @@ DEFAULT_MAX_MATVECS = 300
 """Products before giving up, unless many pairs are wanted. The ten largest of a trained network
 take 20 to 80; the smallest, at the dense end of the spectrum, up to 200."""
 
+CLEARLY = 0.1
+"""Share of a tolerance below which an error is clearly within it."""
+
 DEFAULT_BASIS_BYTES = 3 * 2**30
 """Memory that a basis takes before a run restarts. A constant and not a share of the machine's,
 since a restart moves bits."""
@@ -176,7 +179,9 @@ class Search:
             steps = self.num_steps
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
-            lasting = 1 + max(0, self.process.size - PROMPT_STEPS) // 3
+            # Two steps in a row, three where the second is not far within its tolerance.
+            lasting = 1 + int(found.excess.max() > CLEARLY)
+            lasting += max(0, self.process.size - PROMPT_STEPS) // 3
             if at_end or (settled is not None and steps - settled >= lasting):
                 complete = self.process.is_complete
                 return replace(
