@@ -255,13 +255,13 @@ def memory(bench: Bench) -> Iterator[Record]:
     """Ten largest of an MLP of ten million parameters, in a process of its own."""
     out = bench.runs / "wide"
     lgo = [sys.executable, "-m", "lgo_cli"]
-    shape = ["--model-arg", "hidden=[2600,2600]", "--dataset-arg", "num_train=2048"]
+    shape = ["--model-arg", "hidden=[3160,3160]", "--dataset-arg", "num_train=2048"]
     subprocess.run(
         [*lgo, "train", *shape, "--epochs", "1", "--out", str(out), "--quiet", "--force"],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     results = []
-    for extra in ([], ["--memory", "1GiB"], ["--memory", "100MiB"], ["--basis-device", "disk"]):
+    for extra in ([], ["--memory", "1GiB"], ["--memory", "10MiB"], ["--basis-device", "disk"]):
         done = subprocess.run(
             [*lgo, "hessian", str(out), "--bottom-k", "0", "--force", "--json", *extra],
             check=True, capture_output=True, text=True,
