@@ -179,8 +179,10 @@ class Search:
             steps = self.num_steps
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
-            # Two steps in a row, three where the second is not far within its tolerance.
-            lasting = 1 + int(found.excess.max() > CLEARLY)
+            # Two steps in a row; of several pairs the last may be one that is passed over, hence a
+            # third where the second is not far within its tolerance.
+            several = self.wanted.num_pairs > 1
+            lasting = 1 + int(several and found.excess.max() > CLEARLY)
             lasting += max(0, self.process.size - PROMPT_STEPS) // 3
             if at_end or (settled is not None and steps - settled >= lasting):
                 complete = self.process.is_complete
