@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,6 @@ from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from lgo_cli.config import HessianConfig
@@ -257,11 +254,11 @@ class _Analysis:
         self, network: NetworkOperator[Any], pairs: Eigenpairs
     ) -> tuple[LayerCurvature, ...]:
         config = self.config
+        floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
 
         def compose(part: NetworkOperator[Any]) -> Operator:
             operator = self._composed(part)
-            if pairs.process is not None:
-                operator.rounding_floor = pairs.process.ritz().rounding
+            operator.rounding_floor = floor
             return operator
 
         wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
@@ -322,18 +319,16 @@ class _Analysis:
             self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
 
-    @contextmanager
-    def _on(self, samples: Samples) -> Iterator[Objective]:
-        """The same objective on other samples."""
+    def _on(self, samples: Samples) -> Objective:
+        """The same objective on other samples, to be entered."""
         objective = self.objective
-        with Objective(
+        return Objective(
             objective.model,
             samples,
             objective.loss_function,
             micro_batch_size=objective.micro_batch_size,
             dtype=objective.dtype,
-        ) as other:
-            yield other
+        )
 
 
 def _share(gradient: Tensor, pairs: Eigenpairs, operator: Operator) -> float | None:

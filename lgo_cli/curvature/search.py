@@ -67,7 +67,7 @@ class Wanted:
 
     @property
     def num_pairs(self) -> int:
-        """K + j."""
+        """How many are wanted at both ends, k + j."""
         return self.top_k + self.bottom_k
 
 
