@@ -102,6 +102,18 @@ def make(name: str, num_samples: int = 40) -> tuple[nn.Module, Samples, LossFunc
     return model, Samples(inputs, labels), network.loss
 
 
+def fit(model: nn.Module, samples: Samples, loss: LossFunction, num_steps: int) -> None:
+    """Train in eval mode by so many steps of Adam; many enough, and the samples are fitted."""
+    model.eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss(model(samples.inputs), samples.labels).mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
 def dense_hessian(objective: Objective) -> Tensor:
     """The Hessian [P, P] by reverse over reverse through `functional_call`, in float64."""
     model = objective.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import dense_hessian, make
+from small_networks import dense_hessian, fit, make
 from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
@@ -37,12 +37,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "num_steps"), CASES)
 def test_bounds_hold_for_fitted_float32_networks(name: str, num_steps: int) -> None:
     model, samples, loss = make(name)
-    model.eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for _ in range(num_steps):
-        optimizer.zero_grad()
-        loss(model(samples.inputs), samples.labels).mean().backward()
-        optimizer.step()
+    fit(model, samples, loss, num_steps)
     with Objective(model, samples, loss, dtype=torch.float64) as objective:
         truth = torch.linalg.eigvalsh(dense_hessian(objective))
     with Objective(model, samples, loss) as objective:

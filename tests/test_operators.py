@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import NETWORKS, dense_hessian, make
+from small_networks import NETWORKS, dense_hessian, fit, make
 from torch import Tensor, nn
 
 from lgo_cli.curvature import networks, operators
@@ -80,14 +80,7 @@ def _norm(matrix: Tensor) -> float:
 def _fitted(name: str, num_steps: int = 1500) -> nn.Module:
     """The network after so many steps of Adam that it fits its samples."""
     model, samples, loss = make(name)
-    model.eval()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.03)
-    for _ in range(num_steps):
-        optimizer.zero_grad()
-        loss(model(samples.inputs), samples.labels).mean().backward()
-        optimizer.step()
-    optimizer.zero_grad()
+    fit(model, samples, loss, num_steps)
     return model
 
 

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_networks import NETWORKS, dense_hessian, make
+from small_networks import NETWORKS, dense_hessian, fit, make
 from test_eigenpairs import SPECTRA, with_spectrum
 
 from lgo_cli.curvature.audit import measure_rounding
@@ -89,14 +89,7 @@ def main() -> None:
     for name in NETWORKS:
         for num_steps in (0, 100, 1500):
             model, samples, loss = make(name)
-            model.eval()
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.Adam(parameters, lr=0.03)
-            for _ in range(num_steps):
-                optimizer.zero_grad()
-                loss(model(samples.inputs), samples.labels).mean().backward()
-                optimizer.step()
-            optimizer.zero_grad()
+            fit(model, samples, loss, num_steps)
             with Objective(model, samples, loss, dtype=torch.float64) as objective:
                 total = Tally(torch.linalg.eigvalsh(dense_hessian(objective)))
             with Objective(model, samples, loss) as objective:
