@@ -53,6 +53,20 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.view(-1, 3, 4))[0][:, -1])
 
 
+class Padded(nn.Module):
+    """Tokens, one of which is padding: its row is used, and autograd holds it fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 2, padding_idx=0)
+        self.hidden = nn.Linear(24, 3)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (2 * x).long() % 5
+        return self.head(torch.tanh(self.hidden(self.embed(tokens).flatten(1))))
+
+
 CROSS_ENTROPY = LossFunction()
 
 
@@ -85,6 +99,7 @@ NETWORKS = {
     "attention and layer norm": Network(Attention),
     "tied, frozen and unused": Network(Tied),
     "LSTM": Network(Recurrent),
+    "embedding with padding": Network(Padded),
 }  # fmt: skip
 
 

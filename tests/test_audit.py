@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import NETWORKS, make
+from small_networks import NETWORKS, dense_hessian, make
 from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
@@ -177,3 +177,13 @@ def test_dropout_that_ignores_eval_mode_is_refused_by_name() -> None:
         Objective(model, Samples(samples.inputs, samples.labels)),
     ):
         pass
+
+
+def test_padding_row_is_named() -> None:
+    model, samples, loss = make("embedding with padding")
+    with Objective(model, samples, loss) as objective:
+        found = analyze_spectrum(objective, HessianConfig(top_k=1, bottom_k=0))
+    assert any("row 0 of embed is padding" in warning for warning in found.warnings)
+    with Objective(model, samples, loss) as objective:
+        rows = dense_hessian(objective)[:2]
+    assert not rows.any()

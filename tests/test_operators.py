@@ -109,6 +109,8 @@ def test_products_are_differences_of_gradients(name: str) -> None:
     model, samples, loss = make(name)
     with Objective(model, samples, loss, dtype=torch.float64) as objective:
         v = torch.randn(objective.dim, generator=torch.Generator().manual_seed(2)).double()
+        if name == "embedding with padding":
+            v[:2] = 0  # its row is held fixed (see test_audit)
         v /= v.norm()
         found = HessianOperator(objective).matvec(v)
         h = 1e-4

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lgo_cli.curvature.audit import (
     Rounding,
@@ -73,6 +74,12 @@ class _Analysis:
             block = Block.matching(objective.layout, config.layers)
         wanted = self._wanted(block)
         matvec_limit(block.dim, wanted)  # refused before anything is computed
+        self.warnings += [
+            f"row {module.padding_idx} of {name} is padding, which autograd holds fixed: "
+            "its curvature counts as zero"
+            for name, module in objective.model.named_modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        ]
         kinks = nonsmooth_operations(objective) if config.audit else ()
         network, rounding = self._network(objective, block, kinks)
         operator = self._composed(network)

@@ -76,13 +76,22 @@ class Basis:
         """Forget the last row."""
         self._num_rows -= 1
 
-    def project_out(self, vector: Tensor, num_rows: int | None = None) -> Tensor:
-        """Subtract from `vector`, in place, its part in the first rows, by default in all.
+    def project_out(
+        self, vector: Tensor, num_rows: int | None = None, *, last: int | None = None
+    ) -> Tensor:
+        """Subtract from `vector`, in place, its part in some rows, by default in all.
+
+        Args:
+            vector: [P].
+            num_rows: In the first rows only.
+            last: Of these, in the last only.
 
         Returns:
             The coefficients [m], float64.
         """
         rows = self.rows(num_rows)
+        if last is not None:
+            rows = [row for block in rows for row in torch.split(block, 1)][-last:]
         coefficients = [block @ vector for block in rows]
         for block, part in zip(rows, coefficients, strict=True):
             vector.addmv_(block.T, part, alpha=-1)

@@ -204,9 +204,9 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
     # fail. The model itself, which the objective has run, then serves as it is.
     try:
         traced = fx.symbolic_trace(model)
-        num_folded, num_convolutions = _rewrite(traced, own_derivatives=own_derivatives)
     except Exception as error:  # noqa: BLE001
         return Rewritten(model, f"not rewritten: the model cannot be traced ({_reason(error)})")
+    num_folded, num_convolutions = _rewrite(traced, own_derivatives=own_derivatives)
     if not num_convolutions:
         return Rewritten(model, "no convolution that tracing finds")
     candidates: list[Callable[[Tensor], Tensor]] = [traced]

@@ -180,17 +180,20 @@ class Search:
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
             # Two steps in a row; of several pairs the last may be one that is passed over, hence a
-            # third where the second is not far within its tolerance.
+            # third where the second is not far within its tolerance. After a warm start, that the
+            # rest is clear of it says more of a single pair than a second step.
             several = self.wanted.num_pairs > 1
-            lasting = 1 + int(several and found.excess.max() > CLEARLY)
+            clearly = bool(found.excess.max() <= CLEARLY)
+            shortest = int(self.wanted.warm_start is None or several or not clearly)
+            lasting = shortest + int(several and not clearly)
             lasting += max(0, self.process.size - PROMPT_STEPS) // 3
             if at_end or (settled is not None and steps - settled >= lasting):
                 complete = self.process.is_complete
                 return replace(
                     found,
-                    settled=complete or (settled is not None and steps > settled),
+                    settled=complete or (settled is not None and steps - settled >= shortest),
                     converged=found.converged
-                    and (complete or (passed is not None and steps > passed)),
+                    and (complete or (passed is not None and steps - passed >= shortest)),
                 )
 
     def _is_checked(self) -> bool:

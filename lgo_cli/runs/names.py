@@ -30,7 +30,7 @@ _FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
 
 
-ALGORITHM_VERSIONS = {"train": 1, "hessian": 2, "interp": 2, "contour": 2}
+ALGORITHM_VERSIONS = {"train": 1, "hessian": 3, "interp": 3, "contour": 3}
 """Raised when a command's results can change for an equal config."""
 
 
