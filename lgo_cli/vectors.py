@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from lgo_cli.arguments import did_you_mean
 from lgo_cli.errors import UsageError
+from lgo_cli.filters import Normalization, Role, roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMALIZATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,12 @@ class ParameterLayout:
     Attributes:
         names: Qualified names, in vector order.
         shapes: Shape of each parameter.
-        filter_dims: The dimension that counts output filters (0 for linear, convolution and
-            embedding weights, 1 for transposed convolutions), or `None` for biases and the
-            parameters of normalisation layers, which have no filters.
+        roles: How each falls into filters, if it does.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
-    filter_dims: tuple[int | None, ...]
+    roles: tuple[Role, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> ParameterLayout:
@@ -47,20 +43,14 @@ class ParameterLayout:
         Raises:
             UsageError: if the model has none.
         """
-        filter_dims: dict[int, int | None] = {}
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim < 2 or isinstance(module, _NORMALIZATION):
-                    filter_dims.setdefault(id(parameter), None)
-                else:
-                    filter_dims.setdefault(id(parameter), int(isinstance(module, _TRANSPOSED)))
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise UsageError("the model has no trainable parameter")
+        roles = roles_of(model)
         return cls(
             names=tuple(name for name, _ in named),
             shapes=tuple(p.shape for _, p in named),
-            filter_dims=tuple(filter_dims[id(p)] for _, p in named),
+            roles=tuple(roles[id(p)] for _, p in named),
         )
 
     @property
@@ -77,6 +67,21 @@ class ParameterLayout:
         """Views of a flat vector [P], one per parameter and in its shape."""
         pieces = torch.split(vector, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Movement:
+    """What a random direction does to one parameter.
+
+    Attributes:
+        name: Of the parameter.
+        shape: Of it.
+        treatment: In words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    treatment: str
 
 
 @dataclass(frozen=True)
@@ -180,34 +185,69 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def filter_normalize(direction: Tensor, theta: Tensor, layout: ParameterLayout) -> Tensor:
-    """Scale each filter of `direction` to the norm of the same filter of `theta`.
+def movements(layout: ParameterLayout, normalization: Normalization) -> list[Movement]:
+    """The policy spelled out for each trainable parameter, in vector order."""
+    return [
+        Movement(name, tuple(shape), role.treatment(shape, normalization))
+        for name, shape, role in zip(layout.names, layout.shapes, layout.roles, strict=True)
+    ]
 
-    d_ij <- d_ij ‖θ_ij‖ / ‖d_ij‖ for filter j of layer i (Li et al. 2018, section 4; theory.md,
-    section 5). Biases and the parameters of normalisation layers get zero:
-    the perturbation moves weights only. A filter that is zero in `theta` stays where it is.
+
+def normalize(
+    direction: Tensor, theta: Tensor, layout: ParameterLayout, normalization: Normalization
+) -> Tensor:
+    """Scale a drawn direction to the parameters that it is to move.
+
+    `filter`: d_j <- d_j ‖θ_j‖ / ‖d_j‖ for each filter j (Li et al. 2018, section 4; theory.md,
+    sections 5 and 24). `layer`: the same with whole parameter tensors. In both, biases and the
+    parameters of normalisation layers get zero: the perturbation moves weights only; what is zero
+    in `theta` stays where it is. `none`: one factor for all entries, so that ‖d‖ = ‖θ‖; everything
+    moves, biases and normalisation layers too, and a Gaussian direction stays isotropic.
 
     Args:
         direction: Flat vector [P].
         theta: Parameters [P] that set the scale.
         layout: Which entries form a filter.
+        normalization: Which of the three.
 
     Returns:
         A new flat vector [P] in the dtype of `direction`.
     """
+    if normalization == "none":
+        length = norm(direction)
+        return direction * (norm(theta) / length if length > 0 else 0.0)
     scaled = []
-    pieces = zip(layout.split(direction), layout.split(theta), layout.filter_dims, strict=True)
-    for d, w, filter_dim in pieces:
-        if filter_dim is None:
+    for d, w, role in zip(layout.split(direction), layout.split(theta), layout.roles, strict=True):
+        if role.dim is None:
             scaled.append(torch.zeros_like(d))
             continue
-        within = [dim for dim in range(d.ndim) if dim != filter_dim]
-        norm_d = torch.linalg.vector_norm(d.double(), dim=within, keepdim=True)
-        norm_w = torch.linalg.vector_norm(w.double(), dim=within, keepdim=True)
+        norm_d, norm_w = (role.norms(tensor, normalization) for tensor in (d, w))
         # A drawn filter is zero with probability 0, but a given one (a gradient) may be.
         ratio = torch.where(norm_d > 0, norm_w / norm_d, torch.zeros_like(norm_d))
-        scaled.append((d.double() * ratio).to(d.dtype))
+        scaled.append((role.grouped(d.double()) * ratio).to(d.dtype).view(d.shape))
     return flatten(scaled)
+
+
+def root_mean_square(
+    theta: Tensor, layout: ParameterLayout, normalization: Normalization
+) -> Tensor:
+    """The diagonal s [P], float64, with E ddᵀ = diag(s²) over normalised Gaussian directions d.
+
+    Each part of d is uniform on a sphere of radius ‖θ_j‖ in n_j dimensions, and parts are
+    independent, hence s = ‖θ_j‖/√n_j on filter (or layer) j, 0 on what is held, and with `none`
+    ‖θ‖/√P everywhere (theory.md, section 24).
+    """
+    if normalization == "none":
+        return torch.full_like(theta, norm(theta) / math.sqrt(len(theta)), dtype=torch.float64)
+    pieces = []
+    for w, role in zip(layout.split(theta), layout.roles, strict=True):
+        if role.dim is None:
+            pieces.append(torch.zeros_like(w, dtype=torch.float64))
+            continue
+        norms = role.norms(w, normalization)
+        size = w.numel() // norms.numel()
+        pieces.append((norms / math.sqrt(size)).expand_as(role.grouped(w)))
+    return flatten(pieces)
 
 
 def dot(a: Tensor, b: Tensor) -> float:

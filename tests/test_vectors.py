@@ -6,7 +6,14 @@ from torch import nn
 
 from lgo_cli.errors import UsageError
 from lgo_cli.seeding import derive_seed, rademacher, standard_normal
-from lgo_cli.vectors import ParameterLayout, combine, cosine, filter_normalize, fix_sign, flatten
+from lgo_cli.vectors import (
+    ParameterLayout,
+    combine,
+    cosine,
+    fix_sign,
+    flatten,
+    normalize,
+)
 
 
 class _Tied(nn.Module):
@@ -27,7 +34,7 @@ def test_layout_counts_tied_once_and_frozen_not_at_all() -> None:
         "embedding.weight", "norm.weight", "norm.bias", "up.weight", "up.bias", "head.bias",
     )  # fmt: skip
     # LayerNorm's weight is a matrix here, and still has no filters.
-    assert layout.filter_dims == (0, None, None, 1, None, None)
+    assert [role.dim for role in layout.roles] == [0, None, None, 1, None, None]
     assert layout.dim == 15 + 6 + 6 + 24 + 4 + 5
 
 
@@ -52,7 +59,7 @@ def test_filter_norms_equal_the_weights() -> None:
         model[0].weight[1] = 0.0  # a dead filter stays where it is
     layout = ParameterLayout.of(model)
     theta = flatten(p.detach() for p in model.parameters())
-    direction = filter_normalize(standard_normal(layout.dim, 0).float(), theta, layout)
+    direction = normalize(standard_normal(layout.dim, 0).float(), theta, layout, "filter")
     pieces = dict(zip(layout.names, layout.split(direction), strict=True))
     # float32 products and sums of 27 terms: a few ulps.
     torch.testing.assert_close(

@@ -1,0 +1,330 @@
+"""Planes through a point of parameter space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lgo_cli.errors import InputError, UsageError
+from lgo_cli.landscape.directions import (
+    DESCRIPTIONS,
+    ROUNDING,
+    gradient_direction,
+    is_line,
+    orthogonalize,
+    random_direction,
+)
+from lgo_cli.vectors import cosine, dot, norm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lgo_cli.config import Range
+    from lgo_cli.filters import Normalization
+    from lgo_cli.objective import Objective
+
+MARGIN = 0.25
+"""Room around the points that a plane was laid through, as a share of their extent."""
+
+OBLIQUE = 0.01
+"""Cosine between given directions from which on a reader is told that a picture is skewed."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A named point of a plane, in the plane's coordinates."""
+
+    label: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The centre and two directions: (x, y) is θ + x·d₀ + y·d₁.
+
+    Attributes:
+        kind: `random`, `eigen`, `pca`, `checkpoints`, `gradient`, `random+eigen` or `file`.
+        directions: The very bits used [2, P], in the objective's dtype.
+        axis_cosine: Of the angle between them.
+        x_range: Of the first coordinate, unless the user says otherwise.
+        y_range: Of the second.
+        axis_labels: What an axis is and in which unit.
+        markers: Points worth naming beside the centre.
+        trajectory: Coordinates of a trajectory's checkpoints projected on the plane, in order.
+        trajectory_labels: What each is called.
+        trajectory_distances: Of each from the plane, ‖θ_t − its projection‖.
+        explained_variance: Share of the trajectory's squared displacements along each axis.
+        warnings: What a reader must know.
+    """
+
+    kind: str
+    directions: Tensor
+    axis_cosine: float
+    x_range: Range
+    y_range: Range
+    axis_labels: tuple[str, str]
+    markers: tuple[Marker, ...] = ()
+    trajectory: tuple[tuple[float, float], ...] | None = None
+    trajectory_labels: tuple[str, ...] = ()
+    trajectory_distances: tuple[float, ...] = ()
+    explained_variance: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def random_plane(
+    objective: Objective, seed: int, *, normalization: Normalization = "filter", index: int = 0
+) -> Plane:
+    """Two random directions, normalised first and then orthogonalised.
+
+    The other order would undo itself: scaling filters turns a vector.
+
+    Args:
+        objective: Entered.
+        seed: The user's seed.
+        normalization: Of both directions.
+        index: Which of the seed's planes; plane 3 is the same whether 4 or 40 are drawn.
+
+    Raises:
+        UsageError: if the model's filters allow one direction only.
+    """
+    first, drawn = (_drawn(objective, seed, normalization, 2 * index + axis) for axis in (0, 1))
+    second = orthogonalize(first, drawn)
+    if is_line(first, second, drawn):
+        raise _one_direction_only(normalization)
+    unit = DESCRIPTIONS[normalization]
+    return build_plane(
+        "random", first, second, (-1.0, 1.0), (-1.0, 1.0), (f"x: {unit}", f"y: {unit}")
+    )
+
+
+def gradient_plane(
+    objective: Objective, seed: int, *, normalization: Normalization = "filter", index: int = 0
+) -> Plane:
+    """The gradient's direction and a random one, both of unit norm.
+
+    x points uphill. The random direction is normalised, orthogonalised, and then scaled as a whole,
+    so that both axes have one unit and the picture shows true distances.
+
+    Args:
+        objective: Entered.
+        seed: The user's seed.
+        normalization: Of the random direction.
+        index: Which of the seed's planes.
+
+    Raises:
+        NumericsError: if the gradient is zero or not finite.
+        UsageError: if the model's filters allow no second direction.
+    """
+    first = gradient_direction(objective)
+    second = _beside(objective, first, seed, normalization, index)
+    labels = ("x: gradient (uphill), unit norm", f"y: {DESCRIPTIONS[normalization]}, unit norm")
+    return build_plane("gradient", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+
+
+def random_eigen_plane(
+    objective: Objective,
+    eigenvalue: float,
+    eigenvector: Tensor,
+    seed: int,
+    *,
+    normalization: Normalization = "filter",
+    index: int = 0,
+) -> Plane:
+    """The sharpest direction and a random one, both of unit norm: how much steeper the one is.
+
+    The eigenvector is not rescaled; the random direction is normalised, orthogonalised, and then
+    scaled as a whole to the eigenvector's norm.
+
+    Args:
+        objective: Entered.
+        eigenvalue: λ₁.
+        eigenvector: Its eigenvector [P], of unit norm.
+        seed: The user's seed.
+        normalization: Of the random direction.
+        index: Which of the seed's planes.
+
+    Raises:
+        UsageError: if the model's filters allow no second direction.
+    """
+    first = eigenvector.to(objective.theta)
+    second = _beside(objective, first, seed, normalization, index)
+    labels = (
+        f"x: eigenvector 1 (λ = {eigenvalue:.4g}), unit norm",
+        f"y: {DESCRIPTIONS[normalization]}, unit norm",
+    )
+    return build_plane("random+eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+
+
+def given_plane(objective: Objective, directions: Tensor) -> Plane:
+    """A plane of a user's own directions, exactly as they are: never rescaled or turned.
+
+    Args:
+        objective: Entered.
+        directions: [2, P], in vector order.
+
+    Raises:
+        InputError: if they do not fit the model, are not finite, or lie on one line.
+    """
+    wanted = (2, objective.dim)
+    if tuple(directions.shape) != wanted or not directions.is_floating_point():
+        kind = str(directions.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the directions are {kind} {list(directions.shape)}, the model wants two of its "
+            f"{objective.dim} trainable parameters each: floats {list(wanted)}",
+            hint="as `directions` in contour.npz: parameters in the order of named_parameters()",
+        )
+    first, second = directions.to(objective.theta)
+    for name, vector in (("first", first), ("second", second)):
+        if not bool(torch.isfinite(vector).all()):
+            raise InputError(f"the {name} direction has values that are not finite")
+        if not bool(vector.any()):
+            raise InputError(f"the {name} direction is zero")
+    if is_line(first, orthogonalize(first, second), second):
+        raise InputError(
+            "the two directions lie on one line and span no plane",
+            hint="a line is measured by lgo interp",
+        )
+    lengths = f"{norm(first):.4g}", f"{norm(second):.4g}"
+    angle = cosine(first, second)
+    warnings = (
+        f"the directions are not orthogonal (cosine {angle:.3f}): the picture's distances and "
+        "angles are not those of parameter space",
+    )
+    return build_plane(
+        "file",
+        first,
+        second,
+        (-1.0, 1.0),
+        (-1.0, 1.0),
+        (f"x: given direction 1, norm {lengths[0]}", f"y: given direction 2, norm {lengths[1]}"),
+        warnings=warnings if abs(angle) > OBLIQUE else (),
+    )
+
+
+def eigen_plane(objective: Objective, eigenvalues: Tensor, eigenvectors: Tensor) -> Plane:
+    """The two sharpest directions, of unit norm and never rescaled.
+
+    Args:
+        objective: Entered.
+        eigenvalues: λ₁ ≥ λ₂, at least [2].
+        eigenvectors: Their eigenvectors, at least [2, P].
+    """
+    first, second = (vector.to(objective.device, objective.dtype) for vector in eigenvectors[:2])
+    labels = tuple(
+        f"{axis}: eigenvector {rank} (λ = {value:.4g}), unit norm"
+        for axis, rank, value in zip("xy", (1, 2), eigenvalues[:2].tolist(), strict=True)
+    )
+    return build_plane("eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), (labels[0], labels[1]))
+
+
+def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
+    """The plane through the centre and two other points (Garipov et al. 2018, appendix A.4).
+
+    The first axis is a − θ, so that a lies at (1, 0). The second is what is left of b − θ without
+    its part along the first, scaled to the length of the first, so that distances on the picture
+    are distances in parameter space, in units of ‖a − θ‖.
+
+    Args:
+        objective: Entered.
+        a: Parameters [P].
+        b: Parameters [P].
+
+    Raises:
+        InputError: if the three lie on one line, as far as the rounding of weights can tell.
+    """
+    first = a.to(objective.theta) - objective.theta
+    towards_b = b.to(objective.theta) - objective.theta
+    length, reach = norm(first), norm(towards_b)
+    # How far rounding of the weights alone moves a point off a line, carried on from A to B.
+    noise = ROUNDING * (norm(objective.theta) + length + reach)
+    if length <= noise:
+        raise InputError("checkpoint A is the run itself: the three points span no plane")
+    second = orthogonalize(first, towards_b)
+    height = norm(second)
+    if height <= noise * max(1.0, reach / length):
+        raise InputError(
+            "the three checkpoints lie on one line and span no plane",
+            hint="a line is measured by lgo interp --to OTHER",
+        )
+    second = second * (length / height)
+    x_of_b = dot(first, towards_b) / length**2
+    y_of_b = height / length
+    unit = f"in units of ‖A − run‖ = {length:.4g}"
+    return build_plane(
+        "checkpoints",
+        first,
+        second,
+        *range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
+        (f"x: towards A, {unit}", "y: orthogonal, towards B, same unit"),
+        markers=(
+            Marker("run", 0.0, 0.0),
+            Marker("A", 1.0, 0.0),
+            Marker("B", x_of_b, y_of_b),
+        ),
+    )
+
+
+def build_plane(
+    kind: str,
+    first: Tensor,
+    second: Tensor,
+    x_range: Range,
+    y_range: Range,
+    axis_labels: tuple[str, str],
+    **extra: object,
+) -> Plane:
+    """A plane of two directions as they are, with their cosine."""
+    return Plane(
+        kind=kind,
+        directions=torch.stack([first, second]),
+        axis_cosine=cosine(first, second),
+        x_range=x_range,
+        y_range=y_range,
+        axis_labels=axis_labels,
+        **extra,  # type: ignore[arg-type]
+    )
+
+
+def _drawn(objective: Objective, seed: int, normalization: Normalization, number: int) -> Tensor:
+    return random_direction(
+        objective, seed, "contour", "direction", number, normalization=normalization
+    )
+
+
+def _beside(
+    objective: Objective, first: Tensor, seed: int, normalization: Normalization, index: int
+) -> Tensor:
+    """A random direction orthogonal to `first` and as long."""
+    drawn = _drawn(objective, seed, normalization, 2 * index + 1)
+    second = orthogonalize(first, drawn)
+    if is_line(first, second, drawn):
+        raise _one_direction_only(normalization)
+    return second * (norm(first) / norm(second))
+
+
+def _one_direction_only(normalization: Normalization) -> UsageError:
+    what = "directions" if normalization == "none" else f"{normalization}-normalised directions"
+    return UsageError(
+        f"the model's weights span no plane of {what}",
+        hint="take a line instead: lgo interp --direction random",
+    )
+
+
+def range_around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
+    """Ranges of x and y with all points inside, and one margin all around.
+
+    Bounds are rounded to three digits of the larger extent, so that they read well.
+    """
+    extent = max(max(values) - min(values) for values in zip(*points, strict=True))
+    margin = MARGIN * extent
+    digits = 2 - math.floor(math.log10(extent))
+    x_range, y_range = (
+        (round(min(values) - margin, digits), round(max(values) + margin, digits))
+        for values in zip(*points, strict=True)
+    )
+    return x_range, y_range

@@ -1,0 +1,230 @@
+"""What several random planes have in common: one of them is one sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.curvature.operators import ScaledOperator
+from lgo_cli.curvature.trace import estimate_trace
+from lgo_cli.landscape.directions import random_direction
+from lgo_cli.progress import SILENT, Progress
+from lgo_cli.seeding import standard_normal
+from lgo_cli.vectors import dot, root_mean_square
+
+if TYPE_CHECKING:
+    from lgo_cli.filters import Normalization
+    from lgo_cli.objective import Objective
+
+Array = np.ndarray[Any, Any]
+
+NUM_ANGLES = 96
+"""Points on a circle of a profile; more than a 51 × 51 grid has cells on its largest."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Order statistics over K planes, of a number or an array each; NaN counts as infinite.
+
+    The range of K independent planes holds the median over all planes with probability
+    1 − 2^(1−K), whatever the distribution.
+
+    Attributes:
+        median: The middle value, or the mean of the middle two.
+        lower: Median of the lower half, the middle value included (Tukey's hinge).
+        upper: Of the upper half.
+        minimum: Least.
+        maximum: Largest.
+    """
+
+    median: Array
+    lower: Array
+    upper: Array
+    minimum: Array
+    maximum: Array
+
+
+@dataclass(frozen=True)
+class PlaneStatistics:
+    """Statistics of K surfaces over planes of one kind.
+
+    Attributes:
+        num_planes: K.
+        radii: Distances r from the centre, in the planes' coordinates [n].
+        profile: Mean loss over the circle of radius r [n].
+        loss_min: Smallest loss of a plane that is finite.
+        loss_max: Largest loss of a plane, infinite if a cell is not finite.
+    """
+
+    num_planes: int
+    radii: Array
+    profile: Band
+    loss_min: Band
+    loss_max: Band
+
+
+@dataclass(frozen=True)
+class LineCurvature:
+    """Curvature at the centre along random lines, per unit of squared length, beside its mean.
+
+    Attributes:
+        values: dᵀHd/‖d‖² of each line [n].
+        mean: Of them.
+        standard_error: Of the mean.
+        expected: What the mean estimates, tr(SHS)/tr S² from the curvature engine; tr H / P for
+            isotropic lines.
+        expected_standard_error: Of it.
+        deviation: mean − expected in units of both standard errors together.
+        num_matvecs: Products spent.
+    """
+
+    values: Array
+    mean: float
+    standard_error: float
+    expected: float
+    expected_standard_error: float
+    deviation: float
+    num_matvecs: int
+
+
+def band(values: Array) -> Band:
+    """Order statistics over the first axis of values [K, ...]."""
+    ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+    half = (len(ordered) + 1) // 2
+    return Band(
+        median=_middle(ordered),
+        lower=_middle(ordered[:half]),
+        upper=_middle(ordered[-half:]),
+        minimum=ordered[0],
+        maximum=ordered[-1],
+    )
+
+
+def profile(x: Array, y: Array, loss: Array, radii: Array) -> Array:
+    """Mean loss over circles about the centre [n], by bilinear interpolation between cells.
+
+    Infinite where a circle touches a cell that is not finite.
+
+    Args:
+        x: Coordinates [nx], ascending.
+        y: Coordinates [ny], ascending.
+        loss: [ny, nx].
+        radii: [n], each circle within the grid.
+    """
+    angles = 2 * np.pi * np.arange(NUM_ANGLES) / NUM_ANGLES
+    column, right = _between(x, radii[:, None] * np.cos(angles))
+    row, up = _between(y, radii[:, None] * np.sin(angles))
+    total = np.zeros(column.shape)
+    finite = np.where(np.isfinite(loss), loss, np.inf)
+    for i, weight_y in ((row, 1 - up), (row + 1, up)):
+        for j, weight_x in ((column, 1 - right), (column + 1, right)):
+            weight = weight_x * weight_y
+            # A neighbour of no weight has no say, infinite or not.
+            total += np.multiply(weight, finite[i, j], out=np.zeros(weight.shape), where=weight > 0)
+    return np.asarray(total.mean(axis=1))
+
+
+def plane_statistics(x: Array, y: Array, losses: Array, num_radii: int = 25) -> PlaneStatistics:
+    """Median and band of each statistic over surfaces on one grid.
+
+    Args:
+        x: Coordinates [nx], ascending, on both sides of 0.
+        y: Coordinates [ny], likewise.
+        losses: [K, ny, nx].
+        num_radii: Of the profile, up to the largest circle within the grid.
+
+    Raises:
+        ValueError: if the centre is not inside the grid.
+    """
+    reach = min(-x[0], x[-1], -y[0], y[-1])
+    if reach <= 0:
+        raise ValueError("a profile needs the centre inside the grid")
+    radii = reach * np.arange(num_radii + 1) / num_radii
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return PlaneStatistics(
+        num_planes=len(losses),
+        radii=radii,
+        profile=band(np.stack([profile(x, y, loss, radii) for loss in losses])),
+        loss_min=band(finite.min(axis=(1, 2))),
+        loss_max=band(finite.max(axis=(1, 2))),
+    )
+
+
+def line_curvature(
+    objective: Objective,
+    seed: int,
+    num_planes: int,
+    *,
+    normalization: Normalization = "filter",
+    rtol: float = 0.01,
+    progress: Progress = SILENT,
+) -> LineCurvature:
+    """Measure the curvature along the lines of K random planes, and check its mean.
+
+    The lines are both draws of each plane, the second before it was turned orthogonal to the
+    first: 2K independent directions d with E ddᵀ = S², ‖d‖² = tr S² and S the diagonal of
+    `root_mean_square`, whence E dᵀHd/‖d‖² = tr(SHS)/tr S² (theory.md, section 24). That trace is
+    estimated from other random numbers, by the curvature engine. Exact products at the centre, not
+    differences of the surface: kinks have no part in either.
+
+    Args:
+        objective: Entered.
+        seed: Of the planes.
+        num_planes: K.
+        normalization: Of the planes.
+        rtol: Of the engine's trace.
+        progress: Told of each product.
+
+    Raises:
+        NumericsError: if a product is not finite.
+        UsageError: if the model has no filters.
+
+    Cost: 2K matvecs for the lines, 50 or more for the trace.
+    """
+    operator = HessianOperator(objective)
+    values = np.empty(2 * num_planes)
+    with progress.task("lines", 2 * num_planes, "products") as task:
+        for number in range(2 * num_planes):
+            d = random_direction(
+                objective, seed, "contour", "direction", number, normalization=normalization
+            )
+            values[number] = dot(d, operator.matvec(d)) / dot(d, d)
+            task.advance(1)
+    scale = root_mean_square(objective.theta, objective.layout, normalization)
+    square = dot(scale, scale)
+    start = standard_normal(operator.dim, seed, "contour", "trace").to(objective.theta)
+    weighted = ScaledOperator(operator, scale / math.sqrt(square))
+    trace = estimate_trace(
+        Lanczos(weighted, weighted.scale * start, seed), rtol=rtol, seed=seed, progress=progress
+    )
+    mean = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    together = math.hypot(error, trace.standard_error)
+    return LineCurvature(
+        values=values,
+        mean=mean,
+        standard_error=error,
+        expected=trace.value,
+        expected_standard_error=trace.standard_error,
+        deviation=(mean - trace.value) / together if together > 0 else 0.0,
+        num_matvecs=operator.num_matvecs,
+    )
+
+
+def _middle(ordered: Array) -> Array:
+    """Median of values that are sorted along the first axis."""
+    count = len(ordered)
+    low, high = ordered[(count - 1) // 2], ordered[count // 2]
+    return np.asarray((low + high) / 2)
+
+
+def _between(grid: Array, points: Array) -> tuple[Array, Array]:
+    """Index of the interval that each point lies in, and how far along it in [0, 1]."""
+    index = np.clip(np.searchsorted(grid, points, side="right") - 1, 0, len(grid) - 2)
+    low, high = grid[index], grid[index + 1]
+    return index, np.clip((points - low) / (high - low), 0.0, 1.0)

@@ -1,0 +1,112 @@
+"""Directions from files: as they are, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_network import network, unit
+from torch import Tensor
+
+from lgo_cli import checkpoint
+from lgo_cli.errors import InputError, UsageError
+from lgo_cli.runs.directions import read_directions
+from lgo_cli.vectors import ParameterLayout, flatten
+
+
+def _layout() -> ParameterLayout:
+    return ParameterLayout.of(network())
+
+
+def test_both_kinds_of_files_hold_the_bits(tmp_path: Path) -> None:
+    layout = _layout()
+    both = torch.stack([unit(layout.dim, 1), unit(layout.dim, 2)])
+    np.savez(tmp_path / "d.npz", directions=both.numpy(), loss=np.zeros(3))
+    assert torch.equal(read_directions([tmp_path / "d.npz"], layout), both)
+    for index, vector in enumerate(both):
+        pieces = dict(zip(layout.names, layout.split(vector), strict=True))
+        # In another order, and with a buffer of the model's that no direction moves.
+        state = dict(reversed(pieces.items())) | {"1.running_mean": torch.ones(4)}
+        checkpoint.save({k: v.clone() for k, v in state.items()}, tmp_path / f"{index}.pth")
+    assert torch.equal(read_directions([tmp_path / "0.pth", tmp_path / "1.pth"], layout), both)
+    np.savez(tmp_path / "single.npz", directions=both.float().numpy())
+    assert torch.equal(read_directions([tmp_path / "single.npz"], layout), both.float().double())
+
+
+def test_difference_of_two_checkpoints(tmp_path: Path) -> None:
+    model, layout = network(), _layout()
+    state = {name: torch.randn_like(value) if value.is_floating_point() else value
+             for name, value in model.state_dict().items()}  # fmt: skip
+    checkpoint.save(state, tmp_path / "a.pth")
+    found = read_directions([tmp_path / "a.pth", tmp_path / "a.pth"], layout)
+    assert torch.equal(found[0], flatten(state[name].double() for name in layout.names))
+
+
+def _saved(path: Path, layout: ParameterLayout, bias: Tensor | None) -> Path:
+    """A direction of ones, but for the head's bias, which is left out if there is none."""
+    state = {
+        name: torch.ones(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)
+    }
+    del state["4.bias"]
+    checkpoint.save(state if bias is None else {**state, "4.bias": bias}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (None, "is no direction of the model: 4.bias is missing"),
+        (torch.zeros(2), r"4.bias has shape \[2\], the model's has \[3\]"),
+        (torch.full((3,), torch.nan), "4.bias has values that are not finite"),
+    ],
+)
+def test_state_dicts_that_are_no_directions(
+    bias: Tensor | None, message: str, tmp_path: Path
+) -> None:
+    layout = _layout()
+    good = _saved(tmp_path / "good.pth", layout, torch.ones(3))
+    bad = _saved(tmp_path / "bad.pth", layout, bias)
+    for paths in ([good, bad], [bad, good]):
+        with pytest.raises(InputError, match=message):
+            read_directions(paths, layout)
+
+
+def test_arrays_that_are_no_directions(tmp_path: Path) -> None:
+    layout = _layout()
+    path = tmp_path / "d.npz"
+    with pytest.raises(InputError, match="cannot read"):
+        read_directions([path], layout)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(InputError, match="no array called directions"):
+        read_directions([path], layout)
+    np.savez(path, directions=np.array(["a", "b"]))
+    with pytest.raises(InputError, match="not real numbers"):
+        read_directions([path], layout)
+    np.savez(path, directions=np.zeros((2, 3), complex))
+    with pytest.raises(InputError, match="complex128, not real"):
+        read_directions([path], layout)
+    # A pickle could run code.
+    np.savez(path, directions=np.array([{}, {}], dtype=object))
+    with pytest.raises(InputError, match="not a readable"):
+        read_directions([path], layout)
+    for damage in (b"", b"PK\x03\x04 cut", b"no zip at all"):
+        path.write_bytes(damage)
+        with pytest.raises(InputError, match="not a readable"):
+            read_directions([path], layout)
+    np.save(tmp_path / "one.npy", np.zeros((2, 3)))
+    with pytest.raises(InputError, match="a single array"):
+        read_directions([(tmp_path / "one.npy").rename(path)], layout)
+    np.savez(path, directions=np.zeros((2, 40_000)))
+    path.write_bytes(path.read_bytes()[:300_000])
+    with pytest.raises(InputError, match="not a readable"):
+        read_directions([path], layout)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["a.pth"], ["a.npz", "b.npz"], ["a.npz", "b.pth"], ["a.pth"] * 3]
+)
+def test_neither_one_nor_two(names: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"one \.npz with both, or from two"):
+        read_directions([Path(name) for name in names], _layout())

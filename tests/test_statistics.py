@@ -1,0 +1,162 @@
+"""Statistics over planes, against order statistics, closed forms and dense Hessians."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from small_networks import dense_hessian, make
+from torch import nn
+
+from lgo_cli.errors import UsageError
+from lgo_cli.filters import Normalization
+from lgo_cli.landscape.statistics import (
+    LineCurvature,
+    band,
+    line_curvature,
+    plane_statistics,
+    profile,
+)
+from lgo_cli.objective import Objective
+from lgo_cli.vectors import root_mean_square
+
+X, Y = np.linspace(-1.5, 1, 21), np.linspace(-1, 2, 31)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 10])
+def test_band_is_made_of_order_statistics(count: int) -> None:
+    values = np.random.default_rng(count).standard_normal((count, 3))
+    found = band(values)
+    for column in range(3):
+        ordered = sorted(values[:, column].tolist())
+        half = (count + 1) // 2
+        assert found.median[column] == statistics.median(ordered)
+        assert found.lower[column] == statistics.median(ordered[:half])
+        assert found.upper[column] == statistics.median(ordered[-half:])
+        assert (found.minimum[column], found.maximum[column]) == (ordered[0], ordered[-1])
+
+
+def test_planes_that_blow_up_are_the_largest() -> None:
+    found = band(np.array([2.0, math.nan, 1.0, math.inf, 3.0]))
+    assert (found.minimum, found.lower, found.median) == (1.0, 2.0, 3.0)
+    assert found.upper == found.maximum == math.inf
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_range_of_planes_holds_the_median_as_often_as_stated(count: int) -> None:
+    """For a skewed distribution, whose median is ln 2."""
+    draws = np.random.default_rng(0).exponential(size=(count, 20_000))
+    found = band(draws)
+    held = (found.minimum <= math.log(2)) & (math.log(2) <= found.maximum)
+    stated = 1 - 2 ** (1 - count)
+    # Four standard deviations of a share of 20,000.
+    assert abs(held.mean() - stated) <= 4 * math.sqrt(stated * (1 - stated) / 20_000)
+
+
+def test_profile_of_a_quadratic() -> None:
+    """Mean of 1 + (a·x² + b·y²)/2 + x over a circle of radius r: 1 + (a + b)/4·r²."""
+    a, b = 3.0, 0.5
+    loss = 1 + (a * X**2) / 2 + X + (b * Y[:, None] ** 2) / 2
+    radii = np.linspace(0, 1, 6)
+    found = profile(X, Y, loss, radii)
+    # Linear interpolation lies above, by h²/8 of each second derivative at most.
+    hx, hy = X[1] - X[0], Y[1] - Y[0]
+    excess = found - (1 + (a + b) / 4 * radii**2)
+    assert (excess >= -1e-12).all()
+    assert (excess <= (a * hx**2 + b * hy**2) / 8 + 1e-12).all()
+
+
+def test_profile_is_infinite_where_a_circle_touches_what_is_not_finite() -> None:
+    loss = np.ones((31, 21))
+    loss[10, 20] = math.nan  # (1, 0)
+    found = profile(X, Y, loss, np.array([0.0, 0.5, 0.87, 0.9, 1.0]))
+    assert found.tolist() == [1.0, 1.0, 1.0, math.inf, math.inf]
+    # The rim itself has neighbours beyond it of no weight.
+    loss[10, 20] = 1.0
+    loss[9, 20] = loss[11, 20] = math.inf
+    at_the_rim = profile(X, Y, loss, np.array([0.0]))
+    assert at_the_rim.tolist() == [1.0]
+
+
+def test_statistics_of_surfaces() -> None:
+    grid = X**2 + Y[:, None] ** 2
+    losses = np.stack([1 + k * grid for k in (1.0, 2.0, 4.0)])
+    losses[2, 0, 0] = math.nan
+    found = plane_statistics(X, Y, losses, num_radii=4)
+    assert found.num_planes == 3
+    assert found.radii.tolist() == [0, 0.25, 0.5, 0.75, 1.0]
+    room = 4 * (0.125**2 + 0.1**2) / 4
+    np.testing.assert_allclose(found.profile.median, 1 + 2 * found.radii**2, atol=room)
+    np.testing.assert_allclose(found.profile.maximum, 1 + 4 * found.radii**2, atol=room)
+    assert found.loss_max.maximum == math.inf
+    assert found.loss_max.median == pytest.approx(1 + 2 * (1.5**2 + 2**2))
+    assert found.loss_min.maximum == pytest.approx(1.0, abs=4 * grid.min() + 1e-12)
+    with pytest.raises(ValueError, match="centre inside"):
+        plane_statistics(X + 2, Y, losses)
+
+
+def _line_curvature(
+    name: str, normalization: Normalization, num_planes: int
+) -> tuple[LineCurvature, float, float]:
+    """What the lines say, and the dense twin's weighted trace and its largest eigenvalue."""
+    model, samples, loss = make(name)
+    with Objective(model.double(), samples, loss, dtype=torch.float64) as objective:
+        found = line_curvature(objective, 5, num_planes, normalization=normalization)
+        dense = dense_hessian(objective)
+        scale = root_mean_square(objective.theta, objective.layout, normalization)
+    weights = scale.square() / scale.square().sum()
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    return found, float((weights * dense.diagonal()).sum()), top
+
+
+@pytest.mark.parametrize("name", ["squared error", "attention and layer norm", "convolution"])
+@pytest.mark.parametrize("normalization", ["filter", "layer", "none"])
+def test_mean_curvature_along_random_lines_is_the_weighted_trace(
+    name: str, normalization: Normalization
+) -> None:
+    found, truth, top = _line_curvature(name, normalization, 150)
+    # 300 lines: beyond 4 standard errors in 1 of 16,000 seeds.
+    assert abs(found.mean - truth) <= 4 * found.standard_error
+    assert abs(found.expected - truth) <= 4 * found.expected_standard_error + 1e-12
+    assert abs(found.deviation) <= 4
+    # And the test could fail: the lines know their mean far better than they know λmax.
+    assert 0 < found.standard_error < 0.05 * top
+    assert len(found.values) == 300
+    assert found.num_matvecs > 300
+
+
+def test_isotropic_lines_show_the_trace_over_the_dimension() -> None:
+    model, samples, loss = make("squared error")
+    found, _, _ = _line_curvature("squared error", "none", 150)
+    with Objective(model.double(), samples, loss, dtype=torch.float64) as objective:
+        dense = dense_hessian(objective)
+    mean = float(dense.trace()) / len(dense)
+    assert abs(found.mean - mean) <= 4 * found.standard_error
+    # Var uᵀHu on the sphere (theory.md, section 7).
+    spread = float(dense.square().sum()) / len(dense) - mean**2
+    deviation = math.sqrt(2 * spread / (len(dense) + 2))
+    # The sample deviation of 300 lines, skewed ones, is known to about a tenth.
+    assert found.values.std(ddof=1) == pytest.approx(deviation, rel=0.3)
+
+
+def test_filter_normalised_lines_do_not_show_the_trace() -> None:
+    """The statement that holds for one normalisation fails for another, and is seen to."""
+    found, weighted, _ = _line_curvature("attention and layer norm", "filter", 150)
+    model, samples, loss = make("attention and layer norm")
+    with Objective(model.double(), samples, loss, dtype=torch.float64) as objective:
+        dense = dense_hessian(objective)
+    plain = float(dense.trace()) / len(dense)
+    assert abs(found.mean - weighted) <= 4 * found.standard_error
+    assert abs(found.mean - plain) > 6 * found.standard_error
+
+
+def test_model_without_filters_has_no_lines() -> None:
+    model, samples, loss = make("relu")
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim < 2)
+    assert isinstance(model, nn.Module)
+    with Objective(model, samples, loss) as objective, pytest.raises(UsageError, match="no weight"):
+        line_curvature(objective, 0, 2)
