@@ -106,7 +106,7 @@ class Objective:
     one flat contiguous buffer, so that moving to a point is one fused pass; on leaving, parameters,
     buffers, modes, `requires_grad` and the random generators' states are exactly what they were
     (the model's own tensors are set aside, never written). Batch norm uses its running statistics
-    wherever θ goes (policy `frozen`); buffers are never moved.
+    wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
@@ -316,17 +316,26 @@ def evaluate_model(
     """
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
     for batch in samples.batches(batch_size):
-        outputs = model(batch.inputs)
-        losses = loss_function(outputs, batch.labels).double()
-        labels = batch.labels.argmax(dim=1) if batch.labels.ndim == 2 else batch.labels
-        correct = (outputs.argmax(dim=1) == labels).double()
-        totals += torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
-    total, squares, correct_total = totals.tolist()
-    n = len(samples)
+        totals += loss_totals(model(batch.inputs), batch.labels, loss_function)
+    return evaluation_of(totals, len(samples))
+
+
+def loss_totals(outputs: Tensor, labels: Tensor, loss_function: LossFunction) -> Tensor:
+    """Sums over samples of loss, squared loss and correct answers [3], float64, on the device."""
+    losses = loss_function(outputs, labels).double()
+    classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
+    correct = (outputs.argmax(dim=1) == classes).double()
+    return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
+
+
+def evaluation_of(totals: Tensor, num_samples: int) -> Evaluation:
+    """What `loss_totals` of all samples amount to; one synchronisation."""
+    total, squares, correct = totals.tolist()
+    n = num_samples
     mean = total / n
     variance = max(squares / n - mean * mean, 0.0) if math.isfinite(squares) else math.nan
     standard_error = math.sqrt(variance / (n - 1)) if n > 1 else math.nan
-    return Evaluation(mean, standard_error, correct_total / n, n)
+    return Evaluation(mean, standard_error, correct / n, n)
 
 
 def default_micro_batch_size(model: nn.Module) -> int:

@@ -55,7 +55,7 @@ class Eigenpairs:
         converged: Whether each error estimate, and residual where vectors are meant, is within its
             tolerance.
         checked_multiplicity: Whether further copies were searched for.
-        residual_floor: rtol·0.01·max|θ|, the least tolerance of any.
+        residual_floor: rtol·floor·max|θ|, the least tolerance of any; the floor is 0.01 if unsaid.
         rounding: The part of each bound that allows for the rounding of products.
         warnings: What a reader must know.
         process: The Krylov space, `None` if nothing was wanted.
@@ -107,13 +107,13 @@ def extreme_eigenpairs(
 ) -> Eigenpairs:
     """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
 
-    Costs one product a step. Stops when every wanted error estimate is ≤ rtol·max(|λ|, 0.01·max|θ|)
-    at two steps in a row or more (PROMPT_STEPS), since an early step may look converged by chance,
-    or when those that are not have come down to the rounding of products, which no step lowers.
-    Eigenvalues are ordered by value, never by magnitude. A Krylov space holds one copy of a
-    repeated eigenvalue; others are found only by `multiplicity`, which begins anew from a random
-    vector beside the vectors found, for as many steps as the first run took and as long as that
-    brings up something new at the ends (theory.md, section 11).
+    Costs one product a step. Stops when every wanted error estimate is within
+    rtol·max(|λ|, floor·max|θ|) at two steps in a row or more (PROMPT_STEPS), since an early step
+    may look converged by chance, or when those that are not have come down to the rounding of
+    products, which no step lowers. Eigenvalues are ordered by value, never by magnitude. A Krylov
+    space holds one copy of a repeated eigenvalue; others are found only by `multiplicity`, which
+    begins anew from a random vector beside the vectors found, for as many steps as the first run
+    took and as long as that brings up something new at the ends (theory.md, section 11).
 
     Args:
         operator: H.

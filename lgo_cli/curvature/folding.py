@@ -200,13 +200,10 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
     model = objective.model
     if not any(parameter.ndim > 2 for parameter in model.parameters()):
         return Rewritten(model, "no convolution to rewrite")
-    # Tracing runs a user's forward on proxies, and the result is code that fx wrote: anything may
-    # fail. The model itself, which the objective has run, then serves as it is.
-    try:
-        traced = fx.symbolic_trace(model)
-    except Exception as error:  # noqa: BLE001
-        return Rewritten(model, f"not rewritten: the model cannot be traced ({_reason(error)})")
-    num_folded, num_convolutions = _rewrite(traced, own_derivatives=own_derivatives)
+    traced = trace(model)
+    if isinstance(traced, str):
+        return Rewritten(model, f"not rewritten: {traced}")
+    num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=own_derivatives)
     if not num_convolutions:
         return Rewritten(model, "no convolution that tracing finds")
     candidates: list[Callable[[Tensor], Tensor]] = [traced]
@@ -235,6 +232,14 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         f"{num_folded} batch norms folded into {num_convolutions} convolutions, "
         f"outputs equal to {outputs:.0e}, a product to {product:.0e}",
     )
+
+
+def trace(model: nn.Module) -> fx.GraphModule | str:
+    """A model's forward as a graph that shares its parameters, or why there is none."""
+    try:
+        return fx.symbolic_trace(model)
+    except Exception as error:  # noqa: BLE001 - a user's forward on proxies: anything may fail
+        return f"the model cannot be traced ({_reason(error)})"
 
 
 def _reason(error: Exception) -> str:
@@ -290,7 +295,7 @@ def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tupl
     return outputs, norm(rewritten - plain) / scale if scale > 0 else norm(rewritten)
 
 
-def _rewrite(traced: fx.GraphModule, *, own_derivatives: bool) -> tuple[int, int]:
+def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tuple[int, int]:
     """Rewrite in place; return how many batch norms were folded and convolutions seen."""
     modules = dict(traced.named_modules())
     num_folded = num_convolutions = 0

@@ -44,7 +44,7 @@ class Wanted:
     Attributes:
         top_k: How many of the largest eigenvalues.
         bottom_k: How many of the smallest.
-        rtol: Tolerance on the error estimate of each, relative to max(|θ|, 0.01·max|θ|).
+        rtol: Tolerance on the error estimate of each, relative to max(|θ|, floor·max|θ|).
         vector_rtol: Tolerance on each residual in the same measure, where eigenvectors are meant.
         max_matvecs: Products to spend at most; by default as `matvec_limit` says.
         max_basis: Vectors [P] to hold at most; by default as many as fit into 3 GiB.
@@ -52,6 +52,8 @@ class Wanted:
         warm_start: Vectors [n, P] to begin from, such as the eigenvectors of a step before.
         recheck: Whether to spend one product on each eigenvalue to see its residual.
         seed: Of the starting vector.
+        floor: Share of max|θ| below which an eigenvalue's size tightens its tolerance no further.
+            At one, all are wanted to the same absolute error.
     """
 
     top_k: int
@@ -64,6 +66,7 @@ class Wanted:
     warm_start: Tensor | None = None
     recheck: bool = False
     seed: int = 0
+    floor: float = RESIDUAL_FLOOR
 
     @property
     def num_pairs(self) -> int:
@@ -120,7 +123,7 @@ class Found:
         ritz: All of it.
         order: Indices of the wanted pairs [k + j].
         tolerances: On error estimates [k + j].
-        floor: 0.01·max|θ|.
+        floor: The wanted share of max|θ|.
         settled: Whether nothing is left to be gained: converged, or down to rounding.
         converged: Whether all is within its tolerance.
         excess: Error over tolerance, the worse of value and vector [k + j].
@@ -216,7 +219,7 @@ class Search:
         top, bottom = size - 1 - wanted.top_k, wanted.bottom_k
         if top < bottom:
             return False
-        enough = wanted.rtol * found.floor / RESIDUAL_FLOOR
+        enough = wanted.rtol * found.floor / wanted.floor
         clear = True
         if wanted.top_k:
             clear &= bool(high[top] < low[top + 1] or ritz.estimates[top] <= enough)
@@ -229,7 +232,7 @@ class Search:
         top = np.arange(size - 1, size - 1 - wanted.top_k, -1)
         order = np.r_[top, np.arange(wanted.bottom_k)].astype(int)
         values, residuals = ritz.values[order], ritz.residuals[order]
-        floor = RESIDUAL_FLOOR * float(np.abs(ritz.values).max())
+        floor = wanted.floor * float(np.abs(ritz.values).max())
         scales = np.maximum(np.abs(values), floor)
         tiny = np.finfo(float).tiny
         tolerances = wanted.rtol * scales
