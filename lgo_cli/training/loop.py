@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from lgo_cli.seeding import derive_seed, generator
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from lgo_cli.results import Recipe
 
@@ -56,7 +57,7 @@ class DivergenceError(NumericsError):
     """The loss left the finite numbers.
 
     Attributes:
-        state: The last state_dict known to be finite.
+        state: The last weights known to be finite: a state_dict, or the bends of a curve.
     """
 
     def __init__(self, message: str, state: dict[str, Tensor]) -> None:
@@ -64,34 +65,41 @@ class DivergenceError(NumericsError):
         self.state = state
 
 
-class Training:
-    """One training run, advanced epoch by epoch.
+class Descent(ABC):
+    """Epochs of mini-batch steps on weights that a subclass names, advanced epoch by epoch.
 
     Batches of an epoch follow a permutation drawn from (seed, epoch) alone, and what the model
-    draws itself (dropout) restarts from (seed, epoch), so that a run resumed at an epoch's end
+    draws itself (dropout) restarts from (seed, epoch), so that a descent resumed at an epoch's end
     goes on with the very bits of an undisturbed one. A last batch is short, not dropped; one of a
     single sample, which batch norm cannot normalise, is left out of that epoch.
 
     Args:
-        model: Trained in place; sits on the device to use.
+        model: Sits on the device to use.
         train: Training samples, in stored order.
-        test: Test samples.
         recipe: Everything that was chosen.
+        optimizer: Over the weights that descend.
         milestones: Fractions of the training at which schedule `step` drops.
         gamma: By what it drops.
         seed: The user's seed.
 
     Raises:
         InputError: if the model cannot take the samples.
-        UsageError: if it has no trainable parameter.
     """
+
+    stream: ClassVar[str]
+    """What descends: names the random streams, and the task to whoever listens."""
+
+    row_type: ClassVar[type]
+    """Of the rows of the log, a dataclass of numbers."""
+
+    rows: list[Any]
 
     def __init__(
         self,
         model: nn.Module,
         train: Samples,
-        test: Samples,
         recipe: Recipe,
+        optimizer: torch.optim.Optimizer,
         *,
         milestones: tuple[float, ...] = (0.5, 0.75),
         gamma: float = 0.1,
@@ -99,13 +107,12 @@ class Training:
     ) -> None:
         self.model = model
         self.train = train
-        self.test = test
         self.recipe = recipe
         self.milestones = milestones
         self.gamma = gamma
         self.seed = seed
         self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = optimizer
         self._devices = [train.inputs.device] if train.inputs.is_cuda else []
         with torch.random.fork_rng(devices=self._devices):
             model.eval()
@@ -113,8 +120,28 @@ class Training:
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
         self.step = 0
-        self.rows: list[EpochRow] = []
+        self.rows = []
         self._pending: list[Tensor] = []
+
+    @abstractmethod
+    def _weights(self) -> dict[str, Tensor]:
+        """Copy on the CPU of what descends: looked at for what is not finite, kept if all is."""
+
+    @abstractmethod
+    def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Give the optimiser its gradients of a mini-batch's loss; returns the loss, detached."""
+
+    @abstractmethod
+    def _log_epoch(self) -> dict[str, float]:
+        """Log the epoch that ended, or the start; returns figures to show beside the bar."""
+
+    @abstractmethod
+    def _model_state(self) -> State:
+        """What a continuation needs beside optimiser, position and log."""
+
+    @abstractmethod
+    def _load_model_state(self, state: State) -> None:
+        """Put back what `_model_state` returned."""
 
     @property
     def total_steps(self) -> int:
@@ -135,7 +162,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "rows": [list(astuple(row)) for row in self.rows],
-            "model": snapshot(self.model),
+            **self._model_state(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -146,10 +173,10 @@ class Training:
             InputError: if it is of another training.
         """
         try:
-            self.model.load_state_dict(state["model"])
+            self._load_model_state(state)
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step = state["epoch"], state["step"]
-            self.rows = [EpochRow(*row) for row in state["rows"]]
+            self.rows = [self.row_type(*row) for row in state["rows"]]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise InputError(f"the saved training state does not fit: {error}") from error
 
@@ -159,12 +186,12 @@ class Training:
         progress: Progress = SILENT,
         save_every: int | None = None,
         on_checkpoint: Callable[[int, dict[str, Tensor]], None] | None = None,
-        on_epoch: Callable[[Training], None] | None = None,
+        on_epoch: Callable[[Self], None] | None = None,
     ) -> None:
-        """Train to the end of the recipe.
+        """Go down to the end of the recipe.
 
         Args:
-            progress: Told of samples seen, with loss and accuracy.
+            progress: Told of samples seen, with the loss.
             save_every: Optimiser steps between checkpoints.
             on_checkpoint: Called with the step's number and the weights.
             on_epoch: Called after each epoch, when `state` may be taken.
@@ -173,17 +200,16 @@ class Training:
             DivergenceError: if a loss or a weight is not finite.
         """
         with torch.random.fork_rng(devices=self._devices):
-            self._last_finite = snapshot(self.model)
+            self._last_finite = self._weights()
             if not self.rows:
                 self._log_epoch()
             total = self.recipe.epochs * len(self.train)
-            with progress.task("train", total, "samples") as task:
+            with progress.task(self.stream, total, "samples") as task:
                 task.advance(self.epoch * len(self.train))
                 while self.epoch < self.recipe.epochs:
                     self._train_epoch(task, save_every, on_checkpoint)
                     self.epoch += 1
-                    row = self._log_epoch()
-                    task.advance(0, accuracy=row.test_accuracy)
+                    task.advance(0, **self._log_epoch())
                     if on_epoch:
                         on_epoch(self)
 
@@ -193,9 +219,9 @@ class Training:
         save_every: int | None,
         on_checkpoint: Callable[[int, dict[str, Tensor]], None] | None,
     ) -> None:
-        torch.manual_seed(derive_seed(self.seed, "train", "noise", self.epoch))
-        draw = generator(self.seed, "train", "order", self.epoch)
-        augment = generator(self.seed, "train", "augment", self.epoch)
+        torch.manual_seed(derive_seed(self.seed, self.stream, "noise", self.epoch))
+        draw = generator(self.seed, self.stream, "order", self.epoch)
+        augment = generator(self.seed, self.stream, "augment", self.epoch)
         order = torch.randperm(len(self.train), generator=draw).to(self.train.labels.device)
         self.model.train()
         seen = 0
@@ -219,12 +245,10 @@ class Training:
     def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(self.step)
-        loss = self.loss_function(self.model(inputs), labels).mean()
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(inputs, labels)
         self.optimizer.step()
         self.step += 1
-        return loss.detach()
+        return loss
 
     def _look(self) -> float:
         """Read the losses of the steps since the last look, and keep the weights if all is finite.
@@ -238,7 +262,7 @@ class Training:
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise self._diverged("training loss", loss, first_step + offset)
-        state = snapshot(self.model)
+        state = self._weights()
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise self._diverged(name, float("nan"), self.step)
@@ -253,7 +277,61 @@ class Training:
             self._last_finite,
         )
 
-    def _log_epoch(self) -> EpochRow:
+
+class Training(Descent):
+    """One training run: the model's own parameters descend, in place.
+
+    Args:
+        model: Trained in place; sits on the device to use.
+        train: Training samples, in stored order.
+        test: Test samples.
+        recipe: Everything that was chosen.
+        milestones: Fractions of the training at which schedule `step` drops.
+        gamma: By what it drops.
+        seed: The user's seed.
+
+    Raises:
+        InputError: if the model cannot take the samples.
+        UsageError: if it has no trainable parameter.
+    """
+
+    stream = "train"
+    row_type = EpochRow
+    rows: list[EpochRow]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Samples,
+        test: Samples,
+        recipe: Recipe,
+        *,
+        milestones: tuple[float, ...] = (0.5, 0.75),
+        gamma: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.test = test
+        optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), recipe)
+        super().__init__(
+            model, train, recipe, optimizer, milestones=milestones, gamma=gamma, seed=seed
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return snapshot(self.model)
+
+    def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        loss = self.loss_function(self.model(inputs), labels).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _model_state(self) -> State:
+        return {"model": snapshot(self.model)}
+
+    def _load_model_state(self, state: State) -> None:
+        self.model.load_state_dict(state["model"])
+
+    def _log_epoch(self) -> dict[str, float]:
         train, test = self.evaluate(self.train), self.evaluate(self.test)
         if not math.isfinite(train.loss):
             raise self._diverged("training loss", train.loss, self.step)
@@ -267,7 +345,7 @@ class Training:
             test_accuracy=test.accuracy,
         )
         self.rows.append(row)
-        return row
+        return {"accuracy": row.test_accuracy}
 
     def evaluate(self, samples: Samples) -> Evaluation:
         """The model as it stands, in eval mode, on all of `samples`."""
@@ -290,13 +368,13 @@ def num_batches(num_samples: int, batch_size: int) -> int:
     return full + int(rest > 1 or (rest == 1 and full == 0))
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Optimiser over all trainable parameters.
+def make_optimizer(weights: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """Optimiser over all that is to be trained.
 
     Weight decay is coupled (added to the gradient) for `sgd` and `adam`, decoupled for `adamw`, and
     falls on every parameter, biases and batch norm included, as in He et al. 2016.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(weights)
     if not parameters:
         raise UsageError("the model has no trainable parameter")
     if recipe.optimizer == "sgd":

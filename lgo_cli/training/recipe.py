@@ -9,14 +9,14 @@ from lgo_cli.errors import UsageError
 from lgo_cli.results import Recipe
 
 if TYPE_CHECKING:
-    from lgo_cli.config import TrainConfig
+    from lgo_cli.config import RecipeConfig
     from lgo_cli.models.registry import Recipe as ModelRecipe
 
 NATURAL_IMAGES = ("cifar10", "cifar100")
 """Data sets whose classes survive a shift and a mirror: crop-flip is a default only for these."""
 
 
-def resolve_recipe(config: TrainConfig, published: ModelRecipe) -> Recipe:
+def resolve_recipe(config: RecipeConfig, published: ModelRecipe) -> Recipe:
     """Fill each automatic value of the config from the model's published recipe.
 
     A user who names an optimiser other than the recipe's gets that optimiser's own usual rate
@@ -52,8 +52,8 @@ def resolve_recipe(config: TrainConfig, published: ModelRecipe) -> Recipe:
         schedule=config.schedule or published.schedule,
         warmup_epochs=config.warmup_epochs,
         augment=config.augment or augment,
-        loss=config.loss,
-        label_smoothing=config.label_smoothing,
+        loss=config.loss or "cross_entropy",
+        label_smoothing=config.label_smoothing or 0.0,
     )
 
 

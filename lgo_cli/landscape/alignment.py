@@ -1,0 +1,378 @@
+"""Permute one network's hidden units to lie as close to another's as can be found.
+
+Weight matching of Ainsworth, Hayase & Srinivasa 2022, algorithm 1: group by group of units, the
+permutation that maximises ⟨A, P(B)⟩ over all weights that have the group on an axis, the other
+groups held still, is a linear assignment problem (theory.md, section 26).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lgo_cli.errors import NumericsError
+from lgo_cli.landscape.permutations import (
+    Group,
+    State,
+    evaluating,
+    find_symmetries,
+    run,
+    tensors_of,
+)
+from lgo_cli.seeding import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lgo_cli.landscape.permutations import Symmetries
+
+Array = np.ndarray[Any, Any]
+Order = list[Tensor]
+
+GAIN_TOLERANCE = 1e-12
+"""Least gain of a step, relative to ‖A‖·‖B‖: float64 sums over millions of weights are good to
+1e-14, and a step that gains nothing would be taken back and forth."""
+
+PROOF_SAMPLES = 16
+"""Samples on which the permuted network is compared with the original. A wrong permutation shows on
+one; in float64, where rounding cannot be taken for it, convolutions are slow."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Network B with its units in the order that brings it close to A.
+
+    Attributes:
+        state: B's state_dict, permuted; it computes what B computes.
+        groups: Units that may be permuted among themselves.
+        order: For each group, which unit [size] of B each place is given.
+        num_units: Units in all groups.
+        num_moved: Units that are not where they were.
+        objective: ⟨A, P(B)⟩ over the trainable parameters at the start and after each sweep over
+            the groups; never decreasing.
+        start: Where the better of two ascents began: `identity`, or `forward`, each group matched
+            in turn by those weights whose other axes were matched before.
+        num_iterations: Sweeps of that ascent, until nothing changed.
+        distance_before: ‖θ_A − θ_B‖.
+        distance_after: ‖θ_A − P(θ_B)‖, never more.
+        output_difference: Largest difference between the outputs of B and of B permuted, relative
+            to the largest output.
+        output_tolerance: What it had to stay below.
+        output_dtype: Of the arithmetic in which outputs were compared.
+        not_permuted: Parameters with hidden axes that could not be permuted, and why.
+    """
+
+    state: State
+    groups: tuple[Group, ...]
+    order: tuple[Tensor, ...]
+    num_units: int
+    num_moved: int
+    objective: tuple[float, ...]
+    start: str
+    num_iterations: int
+    distance_before: float
+    distance_after: float
+    output_difference: float
+    output_tolerance: float
+    output_dtype: str
+    not_permuted: Mapping[str, str]
+
+
+def align(
+    model: nn.Module,
+    state_a: Mapping[str, Tensor],
+    state_b: Mapping[str, Tensor],
+    inputs: Tensor,
+    *,
+    seed: int = 0,
+) -> Alignment:
+    """Match the hidden units of network B to those of network A.
+
+    Args:
+        model: The structure of both; left as it was.
+        state_a: A state_dict that fits it.
+        state_b: Another.
+        inputs: Samples [n, *input_shape] on the model's device. Two are traced; on the first
+            `PROOF_SAMPLES` the permuted network is compared with the original.
+        seed: Of the order in which groups are visited.
+
+    Raises:
+        InputError: if the model cannot be traced.
+        NumericsError: if the permuted network should not compute the same function, or if the
+            outputs are not finite.
+    """
+    symmetries = find_symmetries(model, inputs)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    weights_a, weights_b = (
+        {name: tensors[name].double().cpu() for name in trainable}
+        for tensors in (tensors_of(model, state_a), tensors_of(model, state_b))
+    )
+    matching = _Matching(symmetries, weights_a, weights_b)
+    identity = [torch.arange(group.size) for group in symmetries.groups]
+    starts = {"identity": identity, "forward": matching.forward()}
+    found = {name: matching.ascend(order, seed) for name, order in starts.items()}
+    start = max(found, key=lambda name: found[name][1][-1])
+    order, objective = found[start]
+    state = symmetries.permute_state(state_b, order)
+    difference, dtype = _output_difference(model, state_b, state, inputs)
+    tolerance = float(torch.finfo(dtype).eps) ** 0.5
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"the aligned network's outputs differ from the original's by {difference:.1e} "
+            f"relative to the largest, more than rounding ({tolerance:.1e})",
+            hint="leave out --align, and report the model: its symmetries were misread",
+        )
+    return Alignment(
+        state=state,
+        groups=symmetries.groups,
+        order=tuple(order),
+        num_units=sum(group.size for group in symmetries.groups),
+        num_moved=sum(int((new != old).sum()) for new, old in zip(order, identity, strict=True)),
+        objective=tuple(objective),
+        start=start,
+        num_iterations=len(objective) - 1,
+        distance_before=matching.distance(identity),
+        distance_after=matching.distance(order),
+        output_difference=difference,
+        output_tolerance=tolerance,
+        output_dtype=str(dtype).removeprefix("torch."),
+        not_permuted=symmetries.not_permuted,
+    )
+
+
+class _Occurrence(NamedTuple):
+    """A stretch of a parameter's axis that holds a group's units."""
+
+    name: str
+    dim: int
+    start: int
+    inner: int
+
+
+class _Matching:
+    """⟨A, P(B)⟩ as a function of each group's permutation."""
+
+    def __init__(
+        self,
+        symmetries: Symmetries,
+        weights_a: Mapping[str, Tensor],
+        weights_b: Mapping[str, Tensor],
+    ) -> None:
+        self.symmetries = symmetries
+        self.a = weights_a
+        self.b = weights_b
+        self.occurrences: list[list[_Occurrence]] = [[] for _ in symmetries.groups]
+        for name in weights_a:
+            for dim, parts in enumerate(symmetries.axes[name]):
+                start = 0
+                for group, size, inner in parts:
+                    if group is not None:
+                        self.occurrences[group].append(_Occurrence(name, dim, start, inner))
+                    start += size * inner
+        norms = [
+            sum(float(value.square().sum()) for value in weights.values()) ** 0.5
+            for weights in (weights_a, weights_b)
+        ]
+        self.least_gain = GAIN_TOLERANCE * norms[0] * norms[1]
+
+    def inner_product(self, order: Order, names: Iterable[str] | None = None) -> float:
+        """⟨A, P(B)⟩ over all parameters, or some."""
+        return sum(
+            float((self.a[name] * self.symmetries.permute(name, self.b[name], order)).sum())
+            for name in (self.a if names is None else names)
+        )
+
+    def distance(self, order: Order) -> float:
+        """‖A − P(B)‖."""
+        squares = (
+            float((a - self.symmetries.permute(name, self.b[name], order)).square().sum())
+            for name, a in self.a.items()
+        )
+        return float(sum(squares) ** 0.5)
+
+    def gains(self, group: int, order: Order, occurrences: Sequence[_Occurrence]) -> Array:
+        """What each place [size] gains by each unit of B [size], the other groups held still."""
+        size = self.symmetries.groups[group].size
+        total = torch.zeros(size, size, dtype=torch.float64)
+        for name, dim, start, inner in occurrences:
+            a, b = (
+                value.movedim(dim, 0).narrow(0, start, size * inner).reshape(size, -1)
+                for value in (
+                    self.a[name],
+                    self.symmetries.permute(name, self.b[name], order, skip=dim),
+                )
+            )
+            total.addmm_(a, b.T)
+        return total.numpy()
+
+    def forward(self) -> Order:
+        """Match group after group, each by the weights whose other axes are matched already.
+
+        On a network and a permuted copy of it each group is matched on equal terms, and the
+        permutation is found exactly, which a start from the identity does not promise.
+        """
+        order = [torch.arange(group.size) for group in self.symmetries.groups]
+        waiting = list(range(len(order)))
+        while waiting:
+            ready = {group: self._ready(group, waiting) for group in waiting}
+            # Vectors, such as biases, are always ready, but tell units apart the least.
+            group = max(
+                waiting,
+                key=lambda group: (any(self.a[o.name].ndim > 1 for o in ready[group]), -group),
+            )
+            order[group] = _best(self.gains(group, order, ready[group]))
+            waiting.remove(group)
+        return order
+
+    def _ready(self, group: int, waiting: Sequence[int]) -> list[_Occurrence]:
+        """A group's occurrences in parameters with no group on another axis that is waiting."""
+        return [
+            occurrence
+            for occurrence in self.occurrences[group]
+            if not self._beside(occurrence) & set(waiting)
+        ]
+
+    def ascend(self, start: Order, seed: int) -> tuple[Order, list[float]]:
+        """Algorithm 1: sweeps over the groups in random order, until nothing changes.
+
+        A group is visited again only if one beside it, in some weight, has changed since.
+
+        A group on two axes of one weight makes the objective quadratic in its permutation, and the
+        assignment maximises the tangent; such a step is taken only where it gains.
+
+        Returns:
+            The permutations, and the objective at the start and after each sweep.
+        """
+        order = list(start)
+        objective = [self.inner_product(order)]
+        stale = set(range(len(order)))
+        while stale:
+            draw = generator(seed, "align", "order", len(objective))
+            for group in torch.randperm(len(order), generator=draw).tolist():
+                if group not in stale:
+                    continue
+                stale.remove(group)
+                best = _best(self.gains(group, order, self.occurrences[group]))
+                if torch.equal(best, order[group]):
+                    continue
+                moved = [*order[:group], best, *order[group + 1 :]]
+                names = self.symmetries.groups[group].parameters
+                gain = self.inner_product(moved, names) - self.inner_product(order, names)
+                if gain > self.least_gain:
+                    order = moved
+                    stale |= {
+                        other
+                        for occurrence in self.occurrences[group]
+                        for other in self._beside(occurrence)
+                    }
+            objective.append(self.inner_product(order))
+        return order, objective
+
+    def _beside(self, occurrence: _Occurrence) -> set[int]:
+        """Groups on the other axes of a parameter, among which may be the same."""
+        return {
+            part.group
+            for dim, parts in enumerate(self.symmetries.axes[occurrence.name])
+            for part in parts
+            if dim != occurrence.dim and part.group is not None
+        }
+
+
+def _best(gains: Array) -> Tensor:
+    return torch.from_numpy(assign(-gains)[0])
+
+
+def assign(cost: Array) -> tuple[Array, Array, Array]:
+    """The linear assignment problem: rows to columns, each once, at the least sum.
+
+    Shortest augmenting paths (Jonker & Volgenant 1987; Crouse 2016), O(n³).
+
+    Args:
+        cost: [n, n], finite.
+
+    Returns:
+        The column [n] of each row, and dual variables u, v [n], which prove that it is optimal:
+        u_i + v_j ≤ cost_ij for all pairs, with equality for those assigned.
+    """
+    n = len(cost)
+    v = cost.min(axis=0, initial=np.inf)
+    reduced = cost - v
+    u = reduced.min(axis=1, initial=np.inf)
+    row_of = np.full(n, -1)
+    column_of = np.full(n, -1)
+    for row, column in enumerate(reduced.argmin(axis=1) if n else ()):
+        if row_of[column] < 0:
+            row_of[column], column_of[row] = row, column
+    for start in np.flatnonzero(column_of < 0):
+        # Dijkstra over columns, with reduced costs as lengths, to the nearest that is free.
+        distance = cost[start] - u[start] - v
+        previous = np.full(n, start)
+        open_distance = distance.copy()
+        while True:
+            column = int(open_distance.argmin())
+            nearest = distance[column]
+            open_distance[column] = np.inf
+            row = row_of[column]
+            if row < 0:
+                break
+            through = cost[row] - v + (nearest - u[row])
+            shorter = (through < distance) & (open_distance < np.inf)
+            distance[shorter] = open_distance[shorter] = through[shorter]
+            previous[shorter] = row
+        visited = np.flatnonzero(open_distance == np.inf)
+        gained = nearest - distance[visited]
+        v[visited] -= gained
+        through_rows = row_of[visited] >= 0
+        u[row_of[visited[through_rows]]] += gained[through_rows]
+        u[start] += nearest
+        while True:
+            row = previous[column]
+            row_of[column] = row
+            column_of[row], column = column, column_of[row]
+            if row == start:
+                break
+    return column_of, u, v
+
+
+def _output_difference(
+    model: nn.Module, state: Mapping[str, Tensor], permuted: Mapping[str, Tensor], inputs: Tensor
+) -> tuple[float, torch.dtype]:
+    """Largest difference of outputs relative to the largest output, and the dtype it was taken in.
+
+    In float64, where rounding is farthest from what a wrong permutation does; in the model's own
+    where it insists on that.
+    """
+    try:
+        return _compared(model, state, permuted, inputs, torch.float64), torch.float64
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        dtype = next(model.parameters()).dtype
+        return _compared(model, state, permuted, inputs, dtype), dtype
+
+
+def _compared(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    permuted: Mapping[str, Tensor],
+    inputs: Tensor,
+    dtype: torch.dtype,
+) -> float:
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    both = [
+        {name: cast(value) for name, value in tensors_of(model, values).items()}
+        for values in (state, permuted)
+    ]
+    with evaluating(model):
+        original, moved = (
+            run(model, tensors, cast(inputs[:PROOF_SAMPLES])).double() for tensors in both
+        )
+    difference = float((original - moved).abs().max())
+    largest = float(original.abs().max())
+    return difference / largest if largest > 0 else difference

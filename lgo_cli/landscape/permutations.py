@@ -1,0 +1,353 @@
+"""Which hidden units of a network may change places without changing what it computes.
+
+The network is traced into a torch.fx graph of aten operators, whatever modules, functions, hooks or
+in-place operations it was written in. Every axis of every parameter begins as one block of units
+that may be permuted freely. Each operator then says which axes must be permuted together, and what
+is tied to inputs, outputs, kernel positions, or to an operator without a rule, is fixed. A rule
+only ever takes freedom away, so that whatever is left over is a symmetry (theory.md, section 26).
+"""
+
+from __future__ import annotations
+
+import operator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lgo_cli.errors import InputError
+from lgo_cli.landscape.blocks import (
+    INPUT,
+    NATURAL,
+    OUTPUT,
+    PLACE,
+    Axis,
+    Block,
+    fix,
+    fixed_axis,
+    free_axis,
+    is_fixed,
+    length_of,
+    resolve,
+)
+from lgo_cli.landscape.equivariance import ALIKE, Labelled, keeps_alike, rule_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+State = dict[str, Tensor]
+
+
+class Part(NamedTuple):
+    """A stretch of a parameter's axis: `size` units of `inner` consecutive entries each.
+
+    `group` is an index into `Symmetries.groups`, or `None` where the units keep their places.
+    """
+
+    group: int | None
+    size: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that may be permuted among themselves.
+
+    Attributes:
+        name: The module whose outputs they are first.
+        size: Number of units.
+        parameters: Every parameter that has them on an axis.
+    """
+
+    name: str
+    size: int
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The permutations under which a network computes the same function.
+
+    Attributes:
+        groups: Units that may be permuted, in the order of the parameters.
+        axes: For each parameter and buffer, by its first name, the parts of each axis.
+        names: For each entry of the state_dict, the first name of its tensor; tied ones share it.
+        output_parameters: Those with an axis that is an axis of the outputs.
+        not_permuted: Parameters with a hidden axis that had to be fixed, and why.
+    """
+
+    groups: tuple[Group, ...]
+    axes: Mapping[str, tuple[tuple[Part, ...], ...]]
+    names: Mapping[str, str]
+    output_parameters: frozenset[str]
+    not_permuted: Mapping[str, str]
+
+    def permute(self, name: str, tensor: Tensor, order: list[Tensor], skip: int = -1) -> Tensor:
+        """Permute a parameter or buffer along all of its axes but one.
+
+        Args:
+            name: Its first name.
+            tensor: Its values.
+            order: For each group, which old unit [size] each place is given.
+            skip: The axis to leave alone.
+        """
+        for dim, parts in enumerate(self.axes[name]):
+            if dim == skip or all(part.group is None for part in parts):
+                continue
+            index, start = [], 0
+            for group, size, inner in parts:
+                units = torch.arange(size) if group is None else order[group]
+                index.append((start + units[:, None] * inner + torch.arange(inner)).flatten())
+                start += size * inner
+            tensor = tensor.index_select(dim, torch.cat(index).to(tensor.device))
+        return tensor
+
+    def permute_state(self, state: Mapping[str, Tensor], order: list[Tensor]) -> State:
+        """A state_dict with its units permuted; new tensors."""
+        return {
+            key: self.permute(self.names[key], value, order).clone() if key in self.names else value
+            for key, value in state.items()
+        }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients and the random generators held, for a while."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For each tensor of the state_dict, the first name of the parameter or buffer it is."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    first = {id(tensor): name for name, tensor in named}
+    entries = model.state_dict(keep_vars=True).items()
+    return {key: first[id(value)] for key, value in entries if id(value) in first}
+
+
+def tensors_of(model: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """Parameters and buffers by their first names, a state_dict's values where it has them."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    values = {name: tensor.detach() for name, tensor in named}
+    return values | {
+        first: state[key].to(values[first]) for key, first in first_names(model).items()
+    }
+
+
+def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The model's outputs with other parameters and buffers, given by their first names."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    first = {id(tensor): name for name, tensor in named}
+    # One entry for each place that holds a tensor. `functional_call` would tie names by itself,
+    # but leaves a module that has two names with the tensors it was lent.
+    places = {
+        f"{prefix}.{attribute}".removeprefix("."): tensors[first[id(value)]]
+        for prefix, module in model.named_modules()
+        for attribute, value in (
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        )
+    }
+    outputs: Tensor = functional_call(model, places, (inputs,), tie_weights=False)
+    return outputs
+
+
+def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
+    """Trace a network and find which of its units may be permuted.
+
+    Frozen parameters are no part of a path and stay as they are, and so do the units they touch.
+
+    Args:
+        model: Maps inputs [n, *input_shape] to outputs; left as it was.
+        inputs: A few samples, on the model's device.
+
+    Raises:
+        InputError: if the network cannot be traced.
+    """
+    tensors = tensors_of(model, model.state_dict())
+    graph = _trace(model, tensors, inputs).graph
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    # Dictionaries flatten in the order of their insertion, the inputs come last.
+    placeholders = dict(zip(tensors, nodes[:-1], strict=True))
+    axes: dict[str, tuple[Axis, ...]] = {
+        name: tuple(free_axis(size) for size in tensor.shape) for name, tensor in tensors.items()
+    }
+    names = first_names(model)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, node in placeholders.items():
+        for axis in axes[name]:
+            if not node.users:
+                fix(axis, "the outputs do not depend on it")
+            elif name not in names.values():
+                fix(axis, "a buffer that is not in the state_dict")
+            elif name not in trainable and name in dict(model.named_parameters()):
+                fix(axis, "frozen weights keep their order")
+    labels = {node: axes[name] for name, node in placeholders.items()}
+    labels[nodes[-1]] = tuple(fixed_axis(size, INPUT) for size in inputs[:2].shape)
+    _propagate(graph, labels)
+    return _collect(axes, names, trainable)
+
+
+def _trace(model: nn.Module, tensors: State, inputs: Tensor) -> fx.GraphModule:
+    def call(tensors: State, inputs: Tensor) -> Tensor:
+        return run(model, tensors, inputs)
+
+    # The kernels that fuse a recurrent layer or attention have no rule; what they fuse has.
+    with evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
+        # Tracing runs a user's forward on proxies: anything may fail.
+        try:
+            traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"the model cannot be traced, so its symmetries are unknown: {reason}",
+                hint="a forward whose course depends on values cannot be aligned",
+            ) from error
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _propagate(graph: fx.Graph, labels: dict[fx.Node, Any]) -> None:
+    """Refine the blocks until every operator of a graph is equivariant under what is left.
+
+    Args:
+        graph: Traced by make_fx: aten operators, with `meta["val"]`.
+        labels: Axes of each placeholder; the others are put in.
+    """
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            for axis in _axes_in(node.args, labels):
+                fix(axis, OUTPUT)
+        elif node.op == "get_attr":
+            value = getattr(graph.owning_module, node.target)
+            labels[node] = tuple(fixed_axis(size) for size in value.shape)
+        elif node.target is operator.getitem:
+            source = labels[node.args[0]]
+            labels[node] = source if source is ALIKE else source[node.args[1]]
+        else:
+            labels[node] = _apply(node, labels)
+
+
+def _apply(node: fx.Node, labels: dict[fx.Node, Any]) -> Any:
+    target: Any = node.target
+    name = target._schema.name.removeprefix("aten::")
+    values = node.meta["val"]
+    rule = rule_of(node, name)
+    axes = list(_axes_in((node.args, node.kwargs), labels))
+    if rule is not None and keeps_alike(rule) and labels[node.all_input_nodes[0]] is ALIKE:
+        return ALIKE
+    if rule is not None and not any(length_of(axis) == 0 for axis in axes):
+        given = {a.name: a.default_value for a in target._schema.arguments}
+        given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+        given = {key: _labelled(value, labels) for key, value in given.items()}
+        shape = tuple(values.shape if isinstance(values, Tensor) else values[0].shape)
+        found = rule(given, shape)
+        if isinstance(found, list) or (isinstance(values, Tensor) and found is not None):
+            return found
+        if found is not None:
+            # A rule is about the first result; others that have its shape go along with it.
+            used = {user.args[1] for user in node.users}
+            return [
+                found if value.shape == shape else _tied(value, axes, name) if index in used else ()
+                for index, value in enumerate(values)
+            ]
+    return _tied(values, axes, name)
+
+
+def _tied(values: Any, axes: list[Axis], name: str) -> Any:
+    """Fix all axes that go into an operator, and those that come out."""
+    lost = not all(map(is_fixed, axes))
+    reason = f"{name} has no rule" if lost else PLACE
+    for axis in axes:
+        fix(axis, reason)
+    if isinstance(values, Tensor):
+        return tuple(fixed_axis(size, reason) for size in values.shape)
+    return [_tied(value, [], name) if isinstance(value, Tensor) else () for value in values]
+
+
+def _axes_in(arguments: Any, labels: dict[fx.Node, Any]) -> Iterable[Axis]:
+    found: list[fx.Node] = []
+
+    def note(node: fx.Node) -> fx.Node:
+        found.append(node)
+        return node
+
+    fx.node.map_arg(arguments, note)
+    return (axis for node in found for axis in labels[node])
+
+
+def _labelled(value: Any, labels: dict[fx.Node, Any]) -> Any:
+    def label(leaf: Any) -> Any:
+        if not isinstance(leaf, fx.Node):
+            return leaf
+        if labels[leaf] is ALIKE:
+            return Labelled(map(free_axis, leaf.meta["val"].shape))
+        return Labelled(labels[leaf])
+
+    return fx.node.map_aggregate(value, label)
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    # Not `torch.backends.mkldnn.flags`, which also sets flags that a machine may warn of.
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+def _collect(
+    axes: Mapping[str, tuple[Axis, ...]], names: dict[str, str], trainable: set[str]
+) -> Symmetries:
+    """Number the blocks that are still free, as they appear in the parameters."""
+    members: dict[Block, dict[str, None]] = {}
+    producers: dict[Block, str] = {}
+    not_permuted: dict[str, str] = {}
+    outputs = set()
+    resolved = {name: tuple(resolve(axis) for axis in parts) for name, parts in axes.items()}
+    for name, parts in resolved.items():
+        for dim, axis in enumerate(parts):
+            for block, _ in axis:
+                if block.fixed is None and block.size > 1 and name in trainable:
+                    members.setdefault(block, {})[name] = None
+                    if dim == 0:
+                        producers.setdefault(block, name.rpartition(".")[0] or name)
+                elif block.fixed == OUTPUT:
+                    outputs.add(name)
+                elif block.size > 1 and block.fixed not in {None, *NATURAL} and name in trainable:
+                    not_permuted.setdefault(name, str(block.fixed))
+    numbers = {block: index for index, block in enumerate(members)}
+    return Symmetries(
+        groups=tuple(
+            Group(producers.get(block, next(iter(using))), block.size, tuple(using))
+            for block, using in members.items()
+        ),
+        axes={
+            name: tuple(
+                tuple(Part(numbers.get(block), block.size, inner) for block, inner in axis)
+                for axis in parts
+            )
+            for name, parts in resolved.items()
+        },
+        names=names,
+        output_parameters=frozenset(outputs),
+        not_permuted=not_permuted,
+    )

@@ -1,0 +1,379 @@
+"""Permutation symmetries and weight matching, against what they must not change."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import NETWORKS as SMALL
+from small_networks import make
+from symmetric_networks import (
+    CASES,
+    IMAGES,
+    Case,
+    CoarseAndFine,
+    OuterProduct,
+    State,
+    perturbed,
+    trained_on_digits,
+)
+from torch import Tensor, nn
+
+from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.landscape import equivariance
+from lgo_cli.landscape.alignment import align, assign
+from lgo_cli.landscape.barriers import barrier
+from lgo_cli.landscape.permutations import find_symmetries
+from lgo_cli.models.mlp import mlp
+from lgo_cli.objective import LossFunction, Objective
+from lgo_cli.training.loop import snapshot
+from lgo_cli.vectors import flatten
+
+FLOAT64 = 1e-12
+"""Relative difference of outputs in float64 after sums of some hundred terms in another order,
+through a few layers: 1e-15 was seen, a wrong permutation moves them by the order of 1."""
+
+
+def _outputs(model: nn.Module, state: State, inputs: Tensor) -> Tensor:
+    """In float64, of a copy that has loaded the state as anyone would."""
+    copied = copy.deepcopy(model).double()
+    copied.load_state_dict(state)
+    with torch.no_grad():
+        outputs: Tensor = copied(inputs.double())
+    return outputs
+
+
+def _shuffled(model: nn.Module, inputs: Tensor, seed: int = 0) -> State:
+    symmetries = find_symmetries(model, inputs)
+    draw = torch.Generator().manual_seed(seed)
+    order = [torch.randperm(group.size, generator=draw) for group in symmetries.groups]
+    return symmetries.permute_state(snapshot(model), order)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_permutation_found_is_a_symmetry_and_none_is_lost(name: str) -> None:
+    case = CASES[name]
+    model, inputs = perturbed(case)
+    symmetries = find_symmetries(model, inputs)
+    assert [group.size for group in symmetries.groups] == case.groups
+    expected = _outputs(model, snapshot(model), inputs)
+    for seed in range(3):
+        state = _shuffled(model, inputs, seed)
+        found = _outputs(model, state, inputs)
+        assert (found - expected).abs().max() <= FLOAT64 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_permuted_copy_is_recovered_exactly(name: str) -> None:
+    model, inputs = perturbed(CASES[name])
+    state = snapshot(model)
+    permuted = _shuffled(model, inputs)
+    assert any(not torch.equal(permuted[key], state[key]) for key in state)
+    result = align(model, state, permuted, inputs)
+    for key, value in state.items():
+        assert torch.equal(result.state[key], value), key
+    assert result.distance_after == 0.0 < result.distance_before
+    assert result.output_difference <= FLOAT64
+    assert result.num_units == sum(CASES[name].groups)
+
+
+def test_the_published_start_alone_may_stop_short_of_the_copy() -> None:
+    """Why there is a second start: ascents from the identity end at local maxima on some seeds."""
+    model, inputs = perturbed(Case(lambda: mlp((12,), 3, (6,) * 8), []))
+    state = snapshot(model)
+    starts = set()
+    for seed in range(8):
+        result = align(model, state, _shuffled(model, inputs, seed), inputs)
+        assert result.distance_after == 0.0
+        starts.add(result.start)
+    assert "forward" in starts
+
+
+@pytest.mark.parametrize("name", ["mlp", "lgo's resnet", "stream into itself", "tied weights"])
+@pytest.mark.parametrize("seed", range(4))
+def test_objective_never_falls_and_is_the_distance(name: str, seed: int) -> None:
+    """Networks that have nothing in common, where the tangent of a quadratic may mislead."""
+    model, inputs = perturbed(CASES[name])
+    a = snapshot(model)
+    draw = torch.Generator().manual_seed(seed)
+    b = {
+        key: torch.randn(value.shape, generator=draw).abs() if value.ndim else value
+        for key, value in a.items()
+    }
+    b["same.weight"], b["same.bias"] = b.get("again.weight"), b.get("again.bias")  # type: ignore[assignment]
+    b = {key: value for key, value in b.items() if value is not None}
+    result = align(model, a, b, inputs, seed=seed)
+    assert np.all(np.diff(result.objective) >= 0)
+    assert len(result.objective) == result.num_iterations + 1 > 1
+    names = [name for name, _ in model.named_parameters()]
+    theta_a, theta_b, aligned = (
+        flatten(state[name].double() for name in names) for state in (a, b, result.state)
+    )
+    # float64 sums of a few thousand terms in another order: 1e-13.
+    assert result.objective[-1] == pytest.approx(float(theta_a @ aligned), rel=1e-12)
+    assert result.distance_before == pytest.approx(float((theta_a - theta_b).norm()), rel=1e-12)
+    assert result.distance_after == pytest.approx(float((theta_a - aligned).norm()), rel=1e-12)
+    assert result.distance_after <= result.distance_before
+
+
+def test_the_maximum_over_all_permutations_is_found_on_a_layer() -> None:
+    model, inputs = perturbed(Case(lambda: mlp((12,), 3, (5,)), [5]))
+    a = snapshot(model)
+    draw = torch.Generator().manual_seed(0)
+    b = {key: torch.randn(value.shape, generator=draw) for key, value in a.items()}
+    symmetries = find_symmetries(model, inputs)
+
+    def inner_product(order: Tensor) -> float:
+        state = symmetries.permute_state(b, [order])
+        return sum(float((a[key].double() * state[key].double()).sum()) for key in a)
+
+    best = max(inner_product(torch.tensor(p)) for p in itertools.permutations(range(5)))
+    assert align(model, a, b, inputs).objective[-1] == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_assignment_is_the_best_of_all(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for draw in (rng.normal, lambda size: rng.integers(-2, 3, size).astype(float)):
+        for _ in range(10):
+            cost = draw(size=(n, n))
+            columns, _, _ = assign(cost)
+            best = min(
+                sum(cost[i, p[i]] for i in range(n)) for p in itertools.permutations(range(n))
+            )
+            assert sorted(columns) == list(range(n))
+            # Sums of six numbers.
+            assert cost[np.arange(n), columns].sum() == pytest.approx(best, abs=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["noise", "low rank", "ties", "all alike"])
+def test_assignment_is_proved_by_its_dual(kind: str) -> None:
+    n = 150
+    rng = np.random.default_rng(0)
+    cost = {
+        "noise": rng.normal(size=(n, n)),
+        "low rank": rng.normal(size=(n, 3)) @ rng.normal(size=(3, n)),
+        "ties": rng.integers(0, 4, (n, n)).astype(float),
+        "all alike": np.ones((n, n)),
+    }[kind]
+    columns, u, v = assign(cost)
+    assert sorted(columns) == list(range(n))
+    # Feasible up to rounding of entries of the order of 10, and no gap in a sum of 150 of them.
+    assert (cost - u[:, None] - v).min() >= -1e-12
+    assert cost[np.arange(n), columns].sum() == pytest.approx(u.sum() + v.sum(), abs=1e-10)
+
+
+class Cumulative(nn.Module):
+    """A sum along the hidden units, in their order, which no permutation leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 5)
+        self.second = nn.Linear(5, 6)
+        self.third = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(torch.relu(self.second(torch.relu(self.first(x)).cumsum(dim=1))))
+
+
+def _heads() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+    return nn.Sequential(
+        nn.Unflatten(1, (3, 4)), nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 3)
+    )
+
+
+class PickedUnit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 5)
+        self.head = nn.Linear(5, 3)
+        self.register_buffer("scale", torch.arange(5.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        return self.head(hidden * self.scale) + hidden[:, 2:3]
+
+
+@pytest.mark.parametrize(
+    ("build", "groups", "not_permuted"),
+    [
+        (
+            Cumulative,
+            [6],
+            {
+                "first.weight": "cumsum has no rule",
+                "first.bias": "cumsum has no rule",
+                "second.weight": "cumsum has no rule",
+            },
+        ),
+        # Which units are a head's is fixed; the stream and the hidden units of its MLP are not.
+        (
+            _heads,
+            [8, 6],
+            {
+                "2.self_attn.in_proj_weight": "a view splits its units",
+                "2.self_attn.in_proj_bias": "a view splits its units",
+                "2.self_attn.out_proj.weight": "a view splits its units",
+            },
+        ),
+        (
+            OuterProduct,
+            [3],
+            dict.fromkeys(
+                ("b.weight", "b.bias"),
+                "two axes of hidden units are flattened into one",
+            ),
+        ),
+        (
+            CoarseAndFine,
+            [],
+            dict.fromkeys(
+                (
+                    "a.weight",
+                    "a.bias",
+                    "b.weight",
+                    "b.bias",
+                    "twice.weight",
+                    "twice.bias",
+                    "thrice.weight",
+                    "thrice.bias",
+                ),
+                "its units do not line up with another axis's",
+            )
+            | dict.fromkeys(
+                ("up.weight", "up.bias", "head.weight"), "a grouped transposed convolution"
+            ),
+        ),
+        (
+            PickedUnit,
+            [],
+            dict.fromkeys(
+                ("hidden.weight", "hidden.bias", "head.weight"),
+                "a buffer that is not in the state_dict",
+            ),
+        ),
+        (
+            SMALL["tied, frozen and unused"].build,
+            [],
+            {
+                "encode.weight": "frozen weights keep their order",
+                "unused.weight": "the outputs do not depend on it",
+                "unused.bias": "the outputs do not depend on it",
+            },
+        ),
+    ],
+)
+def test_what_cannot_be_permuted_is_named(
+    build: Callable[[], nn.Module], groups: list[int], not_permuted: dict[str, str]
+) -> None:
+    model, inputs = perturbed(Case(build, groups, IMAGES if build is CoarseAndFine else (12,)))
+    result = align(model, snapshot(model), _shuffled(model, inputs), inputs)
+    assert [group.size for group in result.groups] == groups
+    assert dict(result.not_permuted) == not_permuted
+    assert result.distance_after == 0.0
+
+
+def test_a_wrong_permutation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof does not trust the rules: one that lies is found out."""
+    monkeypatch.setitem(equivariance._RULES, "cumsum", equivariance._same)
+    model, inputs = perturbed(Case(Cumulative, []))
+    with pytest.raises(NumericsError, match="more than rounding"):
+        align(model, snapshot(model), _shuffled(model, inputs), inputs)
+
+
+def test_outputs_that_are_not_finite_prove_nothing() -> None:
+    model, inputs = perturbed(CASES["mlp"])
+    state = snapshot(model)
+    broken = {
+        key: value * 1e200 if key == "output.weight" else value for key, value in state.items()
+    }
+    with pytest.raises(NumericsError, match="differ from the original's by nan"):
+        align(model, state, broken, inputs)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        return hidden if bool(hidden.sum() > 0) else -hidden
+
+
+def test_a_forward_that_depends_on_values_is_refused() -> None:
+    model = Branching()
+    with pytest.raises(InputError, match="cannot be traced"):
+        align(model, snapshot(model), snapshot(model), torch.zeros(2, 12))
+
+
+class SinglePrecision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(x)).float())
+
+
+def test_a_model_that_insists_on_its_dtype_is_compared_in_it() -> None:
+    model, inputs = perturbed(Case(SinglePrecision, []))
+    result = align(model, snapshot(model), _shuffled(model, inputs), inputs)
+    assert result.output_dtype == "float32"
+    assert result.output_difference <= result.output_tolerance == pytest.approx(2**-11.5)
+    assert result.distance_after == 0.0
+
+
+def test_the_model_is_left_as_it_was_and_the_seed_decides() -> None:
+    model, inputs = perturbed(CASES["lgo's resnet"])
+    model.train()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    before = snapshot(model)
+    state = {k: v + torch.rand_like(v) if v.ndim else v for k, v in snapshot(model).items()}
+    given = {key: value.clone() for key, value in state.items()}
+    random_state = torch.get_rng_state()
+    first, second = (align(model, before, state, inputs, seed=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.backends.mkldnn.enabled
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert torch.equal(given[key], state[key])
+        assert torch.equal(first.state[key], second.state[key])
+    assert first.objective == second.objective
+
+
+def test_two_networks_trained_apart_have_a_lower_barrier_once_aligned() -> None:
+    model, samples, (a, b) = trained_on_digits((256, 256), (1, 2))
+    result = align(model, a, b, samples.inputs)
+    barriers = []
+    model.load_state_dict(a)
+    with Objective(model, samples, LossFunction()) as objective:
+        for state in (b, result.state):
+            target = flatten(state[name] for name in objective.layout.names)
+            alphas = np.linspace(0, 1, 5)
+            losses = [objective.loss(torch.lerp(objective.theta, target, a)) for a in alphas]
+            barriers.append(barrier(alphas, np.array(losses)))
+            # The aligned network is the other one: the same loss, to float32's sums.
+            outputs = _outputs(model, b, samples.inputs)
+            expected = float(F.cross_entropy(outputs, samples.labels))
+            assert losses[-1] == pytest.approx(expected, rel=1e-4)
+    assert barriers[1] < 0.5 * barriers[0]
+    assert result.distance_after < result.distance_before
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_small_network_is_aligned_with_itself(name: str) -> None:
+    model, samples, _ = make(name)
+    state = snapshot(model)
+    result = align(model, state, state, samples.inputs)
+    assert result.num_moved == 0
+    assert result.distance_before == result.distance_after == 0.0
