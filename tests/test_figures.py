@@ -14,13 +14,20 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
+from lgo_cli.config import FigureConfig
+from lgo_cli.figures.bands import draw_bands
+from lgo_cli.figures.catalogue import DRAWINGS as CATALOGUE
+from lgo_cli.figures.catalogue import draw as draw_all
 from lgo_cli.figures.files import save_figure
 from lgo_cli.figures.interpolation import draw_interpolation
-from lgo_cli.figures.scale import LossScale
+from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, error_share
+from lgo_cli.figures.perspective import draw_surface_3d
+from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
 from lgo_cli.figures.style import round_levels, tick_names
-from lgo_cli.figures.surface import bilinear, draw_contour, draw_surface_3d
+from lgo_cli.figures.surface import draw_contour
 from lgo_cli.figures.training import draw_training
+from lgo_cli.runs.names import FIGURES
 
 Arrays = dict[str, Any]
 FORMATS = ("png", "pdf", "svg")
@@ -50,6 +57,7 @@ def _surface(
         plane=plane,
         loss_at_center=float(finite.min()) if len(finite) else 1.0,
         num_measured=loss.size,
+        num_cells=loss.size,
         axis_labels=["x: direction, filter-normalised", "y: direction, filter-normalised"],
         markers=[],
         trajectory=None,
@@ -133,12 +141,60 @@ def _course(epochs: int = 5) -> tuple[Arrays, Arrays]:
     return columns, {"model": "mlp", "dataset": "digits", "recipe": recipe}
 
 
+def _everything() -> tuple[Arrays, Arrays]:
+    """A surface with all that `lgo contour` can measure beside it."""
+    loss = _holes()
+    points = [
+        {"label": "init", "x": -0.8, "y": -0.5, "distance": 3.0, "loss": 0.8},
+        {"label": "100", "x": -0.3, "y": 0.1, "distance": 1.5},
+        {"label": "end", "x": 0.0, "y": 0.0, "distance": 0.0},
+    ]
+    quadratic = {"gradient": [0.0, 0.0], "hessian": [1.0, 0.0, 0.8], "max_error": 0.25}
+    markers = [{"label": "run", "x": 0.0, "y": 0.0}, {"label": "A", "x": 0.5, "y": 0.1}]
+    arrays, results = _surface(
+        loss, plane="eigen", trajectory=points, quadratic=quadratic, markers=markers
+    )
+    measured = np.zeros(loss.shape, bool)
+    measured[::3, ::4] = True
+    error = np.where(measured, 0.0, 0.01 * loss * np.linspace(0.1, 1, loss.size).reshape(15, 21))
+    coarse, median = np.linspace(-1, 1, 5), np.linspace(0.3, 0.8, 9)
+    X, Y = np.meshgrid(coarse, coarse)
+    smallest = -0.2 - X**2
+    smallest[0, 0] = np.nan
+    arrays |= {
+        "measured": measured, "error_estimate": error, "convexity_x": coarse,
+        "convexity_y": coarse, "convexity_largest": 4 + Y**2, "convexity_smallest": smallest,
+        "planes_loss": np.stack([loss, loss, loss]), "profile_radius": np.linspace(0, 1, 9),
+        "profile_median": median, "profile_low": 0.9 * median, "profile_high": 1.2 * median,
+    }  # fmt: skip
+    return arrays, {**results, "num_measured": int(measured.sum()), "filling": {"floor": 0.0}}
+
+
+def _matrix(k: int = 4) -> tuple[Arrays, Arrays]:
+    barrier = np.add.outer(np.arange(k), np.arange(k)) / 7.0
+    barrier[0, 1] = barrier[1, 0] = np.inf
+    names = [f"runs/seed-{i}" for i in range(k)]
+    arrays = {"matrix_barrier": barrier, "matrix_standard_error": barrier / 10}
+    return arrays, _results(along="to", barrier=None, matrix={"names": names})
+
+
+def _beside(prefix: str) -> tuple[Arrays, Arrays]:
+    """A path with another one beside it: `line_` beside a curve, `unaligned_` beside aligned."""
+    arrays, results = _line()
+    arrays |= {f"{prefix}loss": 2 * arrays["loss"], f"{prefix}standard_error": arrays["loss"] / 9}
+    return arrays, {**results, "barrier_interval": [0.8, 1.1]}
+
+
 DRAWINGS: dict[str, Any] = {
     "training": lambda: draw_training(*_course()),
     "spectrum": lambda: draw_spectrum(*_spectrum()),
-    "interpolation": lambda: draw_interpolation(*_line()),
-    "contour": lambda: draw_contour(*_surface(_holes()[::2, ::2])),
     "surface": lambda: draw_surface_3d(*_surface(_holes()[::2, ::2])),
+    "everything": lambda: draw_contour(*_everything(), show_cells=True),
+    "error": lambda: draw_error_map(*_everything()),
+    "convexity": lambda: draw_convexity(*_everything()),
+    "bands": lambda: draw_bands(*_everything()),
+    "curve": lambda: draw_interpolation(*_beside("line_")),
+    "matrix": lambda: draw_matrix(*_matrix()),
 }
 
 
@@ -174,8 +230,7 @@ def test_drawn_twice_has_the_same_bytes(
 def test_figures_need_neither_torch_nor_pyplot() -> None:
     code = (
         "import sys\n"
-        "from lgo_cli.figures import files, interpolation, scale, spectrum, style, surface\n"
-        "from lgo_cli.figures import training\n"
+        "from lgo_cli.figures import captions, catalogue, files\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -200,6 +255,7 @@ def test_any_surface_can_be_drawn(draw: Any, name: str) -> None:
 def test_caption_says_what_was_measured_and_fits() -> None:
     for figure in (draw_contour(*_surface(_bowl())), draw_surface_3d(*_surface(_decades()))):
         words = figure.get_supxlabel().replace("\n", " · ")
+        figure.draw_without_rendering()
         for part in ("resnet20 on digits", "cross entropy", "1,024 train samples", "batch norm"):
             assert part in words
         figure.draw_without_rendering()
@@ -296,7 +352,7 @@ def test_centre_is_marked_only_where_it_is() -> None:
 )
 def test_units_have_one_length_on_both_axes(x_reach: float, y_reach: float, to_scale: bool) -> None:
     x, y = np.linspace(-x_reach, x_reach, 21), np.linspace(-y_reach, y_reach, 15)
-    figure = draw_contour(*_surface(_bowl(), x=x, y=y, plane="eigen"))
+    figure = draw_contour(*_surface(_bowl(), x=x, y=y, plane="eigen"), size=(7.0, None))
     figure.draw_without_rendering()
     box = figure.axes[0].get_window_extent()
     # Within a pixel.
@@ -306,18 +362,54 @@ def test_units_have_one_length_on_both_axes(x_reach: float, y_reach: float, to_s
 
 def test_trajectory_goes_through_its_points() -> None:
     points = [
-        {"label": "init", "x": -0.8, "y": -0.5}, {"label": "100", "x": -0.3, "y": 0.1},
-        {"label": "end", "x": 0.0, "y": 0.0},
+        {"label": "init", "x": -0.8, "y": -0.5, "distance": 0.0},
+        {"label": "100", "x": -0.3, "y": 0.1, "distance": 0.0},
+        {"label": "end", "x": 0.0, "y": 0.0, "distance": 0.0},
     ]  # fmt: skip
     arrays, results = _surface(_bowl(), trajectory=points, plane="pca")
     flat, tall = draw_contour(arrays, results), draw_surface_3d(arrays, results)
     for figure in (flat, tall):
         assert "trajectory, projected" in _texts(figure)
     assert "init" in _texts(flat)
+    assert "off the plane" not in _texts(flat)
     (line,) = (
         line for line in flat.axes[0].lines if str(line.get_label()).startswith("trajectory")
     )
     assert np.array_equal(line.get_xydata(), [[p["x"], p["y"]] for p in points])
+
+
+def test_circles_are_as_wide_as_checkpoints_are_off_the_plane() -> None:
+    figure = draw_contour(*_everything())
+    assert "off the plane by ≤ 3" in _texts(figure)
+    (circles,) = (
+        c for c in figure.axes[0].collections if str(c.get_label()).startswith("off the plane")
+    )
+    # Areas are squares of diameters, which are in proportion to 3, 1.5 and 0.
+    areas = circles.get_sizes()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(areas / areas[0], [1, 0.25, 0], rtol=1e-12)
+
+
+def test_stems_stand_on_the_surface_and_end_at_the_loss_of_the_checkpoint() -> None:
+    arrays, results = _everything()
+    figure = draw_surface_3d(arrays, results)
+    (ends,) = (line for line in figure.axes[0].lines if line.get_label() == "checkpoint's own loss")
+    (xs, ys, heights) = ends.get_data_3d()  # type: ignore[attr-defined]
+    # Only the first has a loss; the linear scale's heights are losses.
+    assert (list(xs), list(ys), list(heights)) == ([-0.8], [-0.5], [0.8])
+    stems = [line.get_data_3d() for line in figure.axes[0].lines if len(line.get_data_3d()[0]) == 2]  # type: ignore[attr-defined]
+    ((_, _, (foot, top)),) = stems
+    assert top == 0.8
+    at = np.array([-0.8]), np.array([-0.5])
+    assert foot == bilinear(arrays["x"], arrays["y"], arrays["loss"], *at)[0]
+
+
+def test_error_share_counts_as_the_tolerance_does() -> None:
+    """Relative to max(|loss|, floor)."""
+    arrays, results = _everything()
+    share = error_share(arrays, {**results, "filling": {"floor": 1.0}})
+    filled = np.isfinite(share)
+    scale = np.maximum(arrays["loss"][filled], 1.0)
+    np.testing.assert_array_equal(share[filled], arrays["error_estimate"][filled] / scale)
 
 
 def test_bilinear_is_exact_on_what_is_bilinear_and_nan_beyond() -> None:
@@ -432,7 +524,7 @@ def test_any_number_of_epochs(epochs: int) -> None:
 
 def test_no_accuracy_is_a_percentage() -> None:
     for figure in (draw_training(*_course()), draw_interpolation(*_line())):
-        assert "accuracy (fraction)" in _texts(figure)
+        assert "accuracy (fraction)" in _texts(figure).replace("\n", " ")
 
 
 def _paraboloid(x: Any, y: Any) -> Any:
@@ -466,3 +558,187 @@ def test_height_is_the_loss_over_its_place(monkeypatch: pytest.MonkeyPatch) -> N
     # So many cells are drawn as they are.
     assert height.shape == (31, 41)
     np.testing.assert_allclose(height, _paraboloid(x, y), rtol=1e-12)
+
+
+def _words_inside(figure: Figure) -> None:
+    """No legend, caption or label of an axis is cut off by the edge of the picture."""
+    figure.draw_without_rendering()
+    texts = [t for legend in figure.legends for t in legend.get_texts()]
+    texts += [t for axes in figure.axes for t in (axes.xaxis.label, axes.yaxis.label)]
+    texts += [t for axes in figure.axes if (inner := axes.get_legend()) for t in inner.get_texts()]
+    for text in [*texts, figure._supxlabel]:  # type: ignore[attr-defined]
+        box = text.get_window_extent()
+        if text.get_text():
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= figure.bbox.x1, text
+            assert box.y1 <= figure.bbox.y1, text
+
+
+SIZES = [(3.4, None), (7.0, None), (4.0, 4.0)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stem", CATALOGUE)
+def test_every_figure_fits_every_size(stem: str, size: Any) -> None:
+    data = {
+        "train": _course, "hessian": _spectrum, "interp_1d": lambda: _beside("unaligned_"),
+        "interp_matrix": _matrix,
+    }.get(stem, _everything)  # fmt: skip
+    figure = CATALOGUE[stem][1](*data(), size)
+    assert figure.get_figwidth() == size[0]
+    if size[1] is not None:
+        assert figure.get_figheight() == size[1]
+    _words_inside(figure)
+
+
+def test_catalogue_has_all_that_commands_may_draw() -> None:
+    assert sorted(CATALOGUE) == sorted(stem for stems in FIGURES.values() for stem in stems)
+
+
+def test_figures_without_arrays_are_not_drawn() -> None:
+    arrays, results = _surface(_bowl())
+    plain = draw_all(FIGURES["contour"], arrays, results, FigureConfig())
+    assert list(plain) == ["contour_2d", "contour_3d"]
+    figure = FigureConfig(size="5x3.5", show_cells=True)
+    everything = draw_all(FIGURES["contour"], *_everything(), figure)
+    assert list(everything) == list(FIGURES["contour"])
+    assert tuple(everything["contour_2d"].get_size_inches()) == (5, 3.5)
+    assert list(draw_all(FIGURES["interp"], *_matrix(), FigureConfig())) == ["interp_matrix"]
+
+
+def test_pixels_are_inches_times_dpi() -> None:
+    handle = io.BytesIO()
+    save_figure(draw_contour(*_surface(_bowl()), size=(4.0, 3.0)), handle, "png", 123)
+    width, height = (int.from_bytes(handle.getvalue()[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) == (492, 369)
+
+
+def _dots(figure: Figure) -> Any:
+    (dots,) = (line for line in figure.axes[0].lines if line.get_label() == "measured")
+    return dots.get_xydata()
+
+
+def test_dots_are_at_the_measured_cells() -> None:
+    arrays, results = _everything()
+    rows, columns = np.nonzero(arrays["measured"])
+    expected = np.column_stack([arrays["x"][columns], arrays["y"][rows]])
+    for figure in (
+        draw_contour(arrays, results, show_cells=True),
+        draw_error_map(arrays, results),
+    ):
+        assert np.array_equal(_dots(figure), expected)
+        assert f"{len(expected)} of 315 cells measured" in figure.get_supxlabel()
+    assert "measured" not in _texts(draw_contour(arrays, results)).split("\n")
+
+
+def test_error_map_shows_shares_of_the_loss_and_nothing_where_measured() -> None:
+    arrays, results = _everything()
+    share = error_share(arrays, results)
+    filled = ~arrays["measured"] & np.isfinite(arrays["loss"])
+    assert np.array_equal(np.isfinite(share), filled)
+    expected = 0.01 * np.linspace(0.1, 1, share.size).reshape(share.shape)
+    np.testing.assert_allclose(share[filled], expected[filled], rtol=1e-12)
+    figure = draw_error_map(arrays, results)
+    (mesh,) = (c for c in figure.axes[0].collections if c.colorbar)
+    assert np.array_equal(np.ma.getmaskarray(mesh.get_array()), ~filled)
+    # Colours have a logarithmic scale of at most three decades; no value here is below it.
+    np.testing.assert_allclose(mesh.get_array()[filled], share[filled], rtol=1e-12)
+    assert f"largest estimate {share[filled].max():.2g}" in figure.get_supxlabel()
+
+
+def test_convexity_is_the_ratio_of_the_ends_on_its_own_grid() -> None:
+    arrays, results = _everything()
+    figure = draw_convexity(arrays, results)
+    (mesh,) = (c for c in figure.axes[0].collections if c.colorbar)
+    ratio = mesh.get_array()
+    assert ratio is not None
+    assert np.ma.getmaskarray(ratio).sum() == 1
+    np.testing.assert_allclose(ratio[2], (0.2 + arrays["convexity_x"] ** 2) / 4, rtol=1e-12)
+    # Cells lie around their points: a fifth of the plane, the outer ones half outside.
+    corners = mesh.get_coordinates()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(corners[0, :, 0], [-1.25, -0.75, -0.25, 0.25, 0.75, 1.25])
+    assert "no ratio (1)" in _texts(figure)
+    _contour_set(figure, filled=False)
+
+
+def test_dashes_are_levels_of_the_quadratic_model() -> None:
+    model = {"gradient": [0.1, -0.2], "hessian": [0.6, 0.1, 0.4], "max_error": 0.25}
+    loss = 1 + _bowl(41, 41) ** 2
+    figure = draw_contour(*_surface(loss, plane="eigen", quadratic=model, loss_at_center=1.0))
+    assert "off by up to 25 %" in figure.get_supxlabel()
+    (dashed,) = (
+        c
+        for c in figure.axes[0].findobj(ContourSet)
+        if not c.filled and c.linestyles == "--"  # type: ignore[attr-defined]
+    )
+    assert len(dashed.levels)
+    for level, path in zip(dashed.levels, dashed.get_paths(), strict=True):
+        x, y = path.vertices.T
+        at = 1 + 0.1 * x - 0.2 * y + (0.6 * x**2 + 2 * 0.1 * x * y + 0.4 * y**2) / 2
+        # Linear interpolation along an edge of 2 / 40 errs by at most f'' h² / 8.
+        np.testing.assert_allclose(at, level, rtol=0, atol=0.6 * 0.05**2 / 8)
+
+
+def test_band_is_what_the_arrays_say() -> None:
+    arrays, results = _everything()
+    figure = draw_bands(arrays, results)
+    median = next(line for line in figure.axes[0].lines if line.get_label() == "median")
+    np.testing.assert_array_equal(median.get_ydata(), arrays["profile_median"])
+    assert "range of 3 planes" in _texts(figure)
+
+
+def test_matrix_writes_each_barrier_in_its_cell() -> None:
+    arrays, results = _matrix()
+    figure = draw_matrix(arrays, results)
+    cells = {
+        (round(t.get_position()[0]), round(t.get_position()[1])): t.get_text()
+        for t in figure.axes[0].texts
+    }
+    assert len(cells) == 12  # all but the diagonal
+    assert cells[1, 0] == cells[0, 1] == "∞"
+    assert cells[3, 2] == "0.71\n±0.07"
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == results["matrix"]["names"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name", "own"),
+    [
+        ("line_", "train, line", "train, curve"),
+        ("unaligned_", "train, unaligned", "train, aligned"),
+    ],
+)
+def test_other_path_is_drawn_beside(prefix: str, name: str, own: str) -> None:
+    arrays, results = _beside(prefix)
+    figure = draw_interpolation(arrays, results)
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    np.testing.assert_array_equal(lines[name].get_ydata(), arrays[f"{prefix}loss"])
+    np.testing.assert_array_equal(lines[own].get_ydata(), arrays["loss"])
+    assert len(figure.axes[0].collections) >= 3  # a band each
+
+
+def test_whisker_is_the_interval_over_the_chord() -> None:
+    arrays, results = _beside("line_")
+    figure = draw_interpolation(arrays, results)
+    assert "barrier 0.9 [0.8, 1.1]" in _texts(figure)
+    (whisker,) = figure.axes[0].containers
+    (bars,) = whisker.lines[2]  # type: ignore[attr-defined]
+    ((_, low), (_, high)) = bars.get_segments()[0]
+    # 0.8 to 1.1 above the chord, whose top lies 0.9 below the loss.
+    assert high - low == pytest.approx(0.3, rel=1e-9)
+    top = float(whisker.lines[0].get_ydata()[0])  # type: ignore[attr-defined]
+    assert (low, high) == pytest.approx((top - 0.1, top + 0.2), rel=1e-9)
+
+
+@pytest.mark.parametrize("height", [0.3, 0.5, 0.6, 1.0, 1.9])
+def test_long_axis_labels_leave_room_for_the_picture(height: float) -> None:
+    labels = [
+        "x: principal axis 1 (91.3% of the trajectory), unit norm",
+        "y: principal axis 2 (7.6%), unit norm",
+    ]
+    y = np.linspace(-height, height, 15)
+    arrays, results = _surface(_decades(), y=y, plane="pca", axis_labels=labels)
+    for figure in (draw_contour(arrays, results), draw_surface_3d(arrays, results)):
+        _words_inside(figure)
+    box = draw_contour(arrays, results).axes[0].get_window_extent()
+    assert box.width > 0.4 * 340  # of a hundred pixels an inch

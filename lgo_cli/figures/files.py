@@ -16,13 +16,14 @@ _METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-def save_figure(figure: Figure, handle: BinaryIO, format: str) -> None:
+def save_figure(figure: Figure, handle: BinaryIO, format: str, dpi: int = 300) -> None:
     """Write a figure without dates and versions.
 
     Args:
         figure: Drawn in the house style.
         handle: Open for writing bytes.
         format: `png`, `pdf` or `svg`.
+        dpi: Pixels per inch, of a `png`.
     """
     with house_style():
-        figure.savefig(handle, format=format, metadata=_METADATA[format])
+        figure.savefig(handle, format=format, dpi=dpi, metadata=_METADATA[format])

@@ -1,22 +1,29 @@
-"""Loss and accuracy along a line."""
+"""Loss and accuracy along a line or a curve."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lgo_cli.figures.style import (
     ACCENT,
+    COLUMN,
+    FAINT,
     INK,
+    NARROW,
     TEST,
     TRAIN,
+    Size,
     caption,
     house_style,
+    legend,
     log_axis_if_wide,
     loss_label,
     new_figure,
     number,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -38,59 +45,76 @@ _DIRECTIONS = {
 }
 
 
-def draw_interpolation(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+def draw_interpolation(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
     """Loss above, accuracy below, over α; train and test with one standard error on each side.
+
+    Beside them, where they were measured: the straight line that a trained curve is an
+    alternative to, and the path before the permutations were matched.
 
     Args:
         arrays: Of `interp.npz`.
         results: Of `lgo interp`.
+        size: Inches.
     """
     with house_style():
-        figure = new_figure(6.4, 4.6)
+        figure = new_figure(size, 0.6 * size[0] + 1.25)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
-        for prefix, name, colour, style in (
-            ("", "train", TRAIN, "-"),
-            ("test_", "test", TEST, "--"),
-        ):
-            loss, error = arrays[f"{prefix}loss"], arrays[f"{prefix}standard_error"]
-            if np.isnan(loss).all():
+        what = "curve" if "line_loss" in arrays else "aligned"
+        plain = "line_loss" not in arrays and "unaligned_loss" not in arrays
+        series = [
+            ("", "train" if plain else f"train, {what}", TRAIN, "-"),
+            ("test_", "test" if plain else f"test, {what}", TEST, "--"),
+            ("line_", "train, line", INK, "-."),
+            ("unaligned_", "train, unaligned", FAINT, (0, (1, 1))),
+        ]
+        drawn = []
+        for prefix, name, colour, style in series:
+            if f"{prefix}loss" not in arrays or np.isnan(arrays[f"{prefix}loss"]).all():
                 continue  # not measured
-            finite = np.isfinite(loss) & np.isfinite(error)
-            # A mean may be less than its standard error, which no logarithm shows.
-            lowest = np.where(loss > error, loss - error, np.minimum(loss, 1e-300))
-            above.fill_between(
-                alpha, lowest, loss + error, where=finite.tolist(), color=colour, alpha=0.2,
-                linewidth=0,
-            )  # fmt: skip
+            loss, error = arrays[f"{prefix}loss"], arrays[f"{prefix}standard_error"]
+            drawn.append(loss)
+            _draw_band(above, alpha, loss, error, colour)
             marker = "." if len(alpha) <= FEW_POINTS else ""
-            above.plot(alpha, loss, style, color=colour, label=name, marker=marker)
-            below.plot(
-                alpha, arrays[f"{prefix}accuracy"], style, color=colour, label=name, marker=marker
-            )
-        log_axis_if_wide(above, arrays["loss"], arrays["test_loss"])
+            how: dict[str, Any] = {"linestyle": style, "color": colour, "marker": marker}
+            above.plot(alpha, loss, label=name, **how)
+            if f"{prefix}accuracy" in arrays:
+                below.plot(alpha, arrays[f"{prefix}accuracy"], label=name, **how)
+        logarithmic = log_axis_if_wide(above, *drawn) if drawn else False
         _hatch_missing(above, alpha, arrays["loss"])
         _mark_ends(above, below, results)
         if results["barrier"] is not None:
-            _mark_barrier(above, arrays, number(results["barrier"]))
-        above.set_ylabel(loss_label(results))
-        below.set_ylabel("accuracy (fraction)")
+            _mark_barrier(above, arrays, results)
+        above.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
+        below.set_ylabel("accuracy\n(fraction)")
         below.set_ylim(-0.03, 1.03)
-        below.set_xlabel(_axis_label(results))
-        if above.get_legend_handles_labels()[0]:
-            above.legend(
-                loc="lower right", bbox_to_anchor=(1.0, 1.07), ncols=5, borderaxespad=0,
-                columnspacing=1.2, handletextpad=0.5,
-            )  # fmt: skip
-        caption(figure, results, "band: ±1 standard error")
+        below.set_xlabel(_axis_label(arrays, results))
+        below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
+        legend(figure, above.get_legend_handles_labels()[0])
+        whisker = ["whisker: 95 % interval"] if results.get("barrier_interval") else []
+        caption(figure, results, "bands: ±1 standard error", *whisker)
+        settle(figure, size)
     return figure
 
 
-def _axis_label(results: Mapping[str, Any]) -> str:
+def _draw_band(axes: Axes, alpha: Array, loss: Array, error: Array, colour: str) -> None:
+    """One standard error on each side, down to nothing where a mean is less than its error."""
+    finite = np.isfinite(loss) & np.isfinite(error)
+    # No logarithm shows what is not positive.
+    lowest = np.where(loss > error, loss - error, np.minimum(loss, 1e-300))
+    axes.fill_between(
+        alpha, lowest, loss + error, where=finite.tolist(), color=colour, alpha=0.2, linewidth=0
+    )
+
+
+def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     along = results["along"]
     length = f"‖d‖ = {results['direction_norm']:.4g}"
     if along in _ENDS:
-        return f"α (0: run, 1: {_ENDS[along]}; {length})"
+        name = "α on the line, t on the curve\n" if "line_loss" in arrays else "α "
+        return f"{name}(0: run, 1: {_ENDS[along]}; {length})"
     return f"α along {_DIRECTIONS[along]} ({length})"
 
 
@@ -102,7 +126,7 @@ def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
     points = "point" if len(missing) == 1 else "points"
     for rank, index in enumerate(missing):
         axes.axvspan(
-            edges[index], edges[index + 1], facecolor="white", edgecolor="#999999", hatch="////",
+            edges[index], edges[index + 1], facecolor="white", edgecolor="#999999", hatch="/////",
             linewidth=0, label=None if rank else f"not finite ({len(missing)} {points})",
         )  # fmt: skip
 
@@ -113,34 +137,50 @@ def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
         points[_ENDS[results["along"]]] = 1.0
     for axes in (above, below):
         for at in points.values():
-            axes.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+            axes.axvline(at, color=INK, linewidth=0.7, linestyle=":")
+    low, high = above.get_xlim()
     for name, at in points.items():
+        # Near a border a name goes inwards, so that it takes no room from the picture.
+        share = (at - low) / (high - low)
+        side = "left" if share < 0.15 else "right" if share > 0.85 else "center"
         above.annotate(
             name, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
-            textcoords="offset points", ha="center", va="bottom", fontsize=8,
+            textcoords="offset points", ha=side, va="bottom", fontsize=7,
         )  # fmt: skip
 
 
-def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], barrier: float) -> None:
-    """Draw the straight line between the ends and, where there is one, the barrier above it."""
+def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Draw the chord between the ends and, where there is one, the barrier above it.
+
+    A whisker at its top is the barrier's interval, as high above the chord as its ends.
+    """
+    barrier = number(results["barrier"])
     alpha, loss = arrays["alpha"], arrays["loss"]
     within = (alpha >= 0) & (alpha <= 1)
     a, losses = alpha[within], loss[within]
     if not np.isfinite(losses[[0, -1]]).all():
         return
     chord = (1 - a) * losses[0] + a * losses[-1]
-    fine = np.linspace(0, 1, 200)  # on a logarithmic axis the straight line is a curve
+    fine = np.linspace(0, 1, 200)  # on a logarithmic axis the chord is a curve
     axes.plot(
-        fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.8,
-        label="straight line",
-    )  # fmt: skip
+        fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.6, label="chord"
+    )
     if not np.isfinite(barrier):
         axes.plot([], [], color=ACCENT, linewidth=2, label=f"barrier {barrier:g}")
         return
     if barrier <= 0:
         return
     top = int(np.argmax(losses - chord))
+    label = f"barrier {barrier:.3g}"
+    interval = results.get("barrier_interval")
+    if interval is not None:
+        low, high = map(number, interval)
+        label += f" [{low:.3g}, {high:.3g}]"
+        axes.errorbar(
+            [a[top]], [losses[top]], yerr=[[barrier - low], [high - barrier]], color=INK,
+            capsize=2.5, linewidth=0.9, zorder=5,
+        )  # fmt: skip
     axes.plot(
         [a[top], a[top]], [chord[top], losses[top]], color=ACCENT, linewidth=2,
-        solid_capstyle="butt", label=f"barrier {barrier:.3g}",
+        solid_capstyle="butt", label=label,
     )  # fmt: skip

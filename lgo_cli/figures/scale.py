@@ -97,6 +97,27 @@ class LossScale:
         return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
 
 
+def bilinear(x: Array, y: Array, values: Array, at_x: Array, at_y: Array) -> Array:
+    """Interpolate a grid's values [ny, nx] at points of any shape; NaN outside of the grid.
+
+    A value that is not finite spoils the squares that it is a corner of, and no others.
+    """
+    j = np.clip(np.searchsorted(x, at_x) - 1, 0, len(x) - 2)
+    i = np.clip(np.searchsorted(y, at_y) - 1, 0, len(y) - 2)
+    s, t = (at_x - x[j]) / (x[j + 1] - x[j]), (at_y - y[i]) / (y[i + 1] - y[i])
+    low = _mix(values[i, j], values[i, j + 1], s)
+    high = _mix(values[i + 1, j], values[i + 1, j + 1], s)
+    inside = (s >= 0) & (s <= 1) & (t >= 0) & (t <= 1)
+    values_at: Array = np.where(inside, _mix(low, high, t), np.nan)
+    return values_at
+
+
+def _mix(a: Array, b: Array, share: Array) -> Array:
+    """(1 − share)·a + share·b, where a share of nothing takes nothing, not even a NaN."""
+    mixed: Array = np.where(share == 0, a, np.where(share == 1, b, (1 - share) * a + share * b))
+    return mixed
+
+
 def center_on(results: Mapping[str, Any], x: Array, y: Array) -> float | None:
     """The loss at the centre, or `None` if the grid does not reach that far."""
     reaches = x[0] <= 0 <= x[-1] and y[0] <= 0 <= y[-1]

@@ -10,13 +10,17 @@ from matplotlib.ticker import MaxNLocator
 from lgo_cli.curvature.smoothing import default_width, smooth
 from lgo_cli.figures.style import (
     ACCENT,
+    COLUMN,
     FAINT,
     INK,
     TEST,
     TRAIN,
+    Size,
     caption,
     house_style,
+    legend,
     new_figure,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -28,28 +32,32 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-def draw_spectrum(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+def draw_spectrum(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
     """Eigenvalues at both ends by rank, and below them density and layers if they were measured.
 
     Args:
         arrays: Of `hessian.npz`.
         results: Of `lgo hessian`.
+        size: Inches.
     """
-    panels: list[tuple[Any, float]] = [(lambda axes: _draw_eigenvalues(axes, arrays, results), 3.2)]
+    panels: list[tuple[Any, float]] = [(lambda axes: _draw_eigenvalues(axes, arrays, results), 2.5)]
     if "density_nodes" in arrays:
-        panels.append((lambda axes: _draw_density(axes, arrays, results), 2.6))
+        panels.append((lambda axes: _draw_density(axes, arrays, results), 2.2))
     if "layer_names" in arrays:
-        height = 1.1 + 0.2 * len(arrays["layer_names"])
+        height = 0.9 + 0.2 * len(arrays["layer_names"])
         panels.append((lambda axes: _draw_layers(axes, arrays), height))
     heights = [height for _, height in panels]
     with house_style():
-        figure = new_figure(7.2, sum(heights))
+        figure = new_figure(size, sum(heights))
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
         for (draw, _), axes in zip(panels, grid[:, 0], strict=True):
             draw(axes)
         state = "converged" if results["converged"] else "NOT CONVERGED"
         products = f"{results['num_matvecs']:,} products, {state}"
         caption(figure, results, products, "bars: residual bounds")
+        settle(figure, size)
     return figure
 
 
@@ -71,7 +79,7 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
         positions = np.arange(start, start + len(values))
         axes.errorbar(
             positions, order, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
-            markersize=5, linewidth=1, label=f"{len(values)} {name}",
+            markersize=3.5, linewidth=0.9, label=f"{len(values)} {name}",
         )  # fmt: skip
         ranks = np.arange(1, len(values) + 1)
         ticks += positions.tolist()
@@ -80,18 +88,14 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     if not ticks:
         axes.text(0.5, 0.6, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
-    step = max(1, len(ticks) // 24)
+    step = max(1, len(ticks) // 16)
     axes.set_xticks(ticks[::step], names[::step])
     axes.set_xlabel("rank, from either end")
     axes.set_ylabel(_eigenvalue_of(results))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
     _draw_threshold(axes, arrays, results)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2,
-            columnspacing=1.2,
-        )  # fmt: skip
+    legend(axes)
 
 
 def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -133,16 +137,16 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(grid, np.maximum(density, floor), color=TRAIN)
     axes.plot(
         nodes, np.maximum(peaks, floor), linestyle="none", marker="o", markersize=2.5, color=INK,
-        label=f"{len(nodes)} quadrature nodes, as high as their weights",
+        label=f"{len(nodes)} quadrature nodes, high as their weights",
     )  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(floor, top * 4)
     axes.set_xlim(grid[0], grid[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(8))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(_eigenvalue_of(results))
     axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    legend(axes)
 
 
 def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
@@ -171,6 +175,4 @@ def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("of the module's diagonal block")
     axes.grid(visible=False, axis="y")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, columnspacing=1.2
-    )
+    legend(axes)

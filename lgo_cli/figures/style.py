@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from matplotlib.axes import Axes
 
 Array = np.ndarray[Any, Any]
 
@@ -27,9 +26,9 @@ FAINT = "#888888"
 
 _RC: Any = {
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -40,11 +39,13 @@ _RC: Any = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": 200,
+    "legend.fontsize": 7,
+    "legend.handlelength": 1.8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.3,
     "svg.hashsalt": "lgo",
     "pdf.fonttype": 42,
     "hatch.linewidth": 0.6,
@@ -54,8 +55,17 @@ LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "½ squared distance"}
 LOG_RATIO = 5.0
 """Ratio of the largest to the smallest loss from which on an axis is logarithmic."""
 
-CHARACTERS_PER_INCH = 15
+CHARACTERS_PER_INCH = 17
 """Of a caption, on average."""
+
+Size = tuple[float, float | None]
+"""Width and height in inches; without a height, each kind of figure has its own."""
+
+COLUMN: Size = (3.4, None)
+"""As wide as a column of a paper of two."""
+
+NARROW = 5.0
+"""Inches: figures that are less wide have their parts below each other."""
 
 
 @contextmanager
@@ -67,9 +77,54 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, outside of any global state."""
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(size: Size, height: float) -> Figure:
+    """A figure outside of any global state.
+
+    Args:
+        size: What is asked for.
+        height: In inches, where no height is asked for.
+    """
+    return Figure(figsize=(size[0], size[1] or height), layout="constrained")
+
+
+def legend(over: Axes | Figure, handles: list[Any] | None = None) -> None:
+    """Explain over a panel, or over the whole figure, in as few rows as its width allows.
+
+    Args:
+        over: The panel or figure.
+        handles: What is explained; all that has a label in the panel by default.
+    """
+    if handles is None:
+        handles = over.get_legend_handles_labels()[0] if isinstance(over, Axes) else []
+    if not handles:
+        return
+    figure = over if isinstance(over, Figure) else over.get_figure(root=True)
+    room = 0.97 * figure.get_figwidth() if figure is not None else math.inf
+    lengths = [len(str(handle.get_label())) for handle in handles]
+    columns = next(n for n in range(len(handles), 0, -1) if n == 1 or _width(lengths, n) <= room)
+    how: dict[str, Any] = {
+        "handles": handles, "ncols": columns, "borderpad": 0.1, "columnspacing": 1.0,
+        "handletextpad": 0.5, "labelspacing": 0.3,
+    }  # fmt: skip
+    if isinstance(over, Figure):
+        over.legend(loc="outside upper right", borderaxespad=0.3, **how)
+    else:
+        over.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **how)
+
+
+def _width(lengths: list[int], columns: int) -> float:
+    """Inches that labels of so many characters take: 7 pt make 0.05 a character, handles 0.4."""
+    return sum(0.4 + 0.05 * float(part.max()) for part in np.array_split(lengths, columns))
+
+
+def settle(figure: Figure, size: Size) -> None:
+    """Make room for legend and caption, unless the height was asked for."""
+    if size[1] is not None:
+        return
+    figure.draw_without_rendering()
+    parts = [*figure.legends, figure._supxlabel]  # type: ignore[attr-defined]
+    heights = [part.get_window_extent().height for part in parts if part is not None]
+    figure.set_figheight(figure.get_figheight() + sum(heights) / figure.dpi)
 
 
 def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
@@ -98,7 +153,7 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
             lines[-1] = joined
         else:
             lines.append(part)
-    figure.supxlabel("\n".join(lines), fontsize=7.5, color=FAINT)
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
 
 
 def spans_decades(values: Array) -> bool:

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import MaxNLocator
 
 from lgo_cli.figures.style import (
+    COLUMN,
     FAINT,
+    NARROW,
     TEST,
     TRAIN,
+    Size,
     caption,
     house_style,
     log_axis_if_wide,
     loss_label,
     new_figure,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -23,16 +27,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_training(columns: Mapping[str, Any], results: Mapping[str, Any]) -> Figure:
+def draw_training(
+    columns: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
     """Loss and accuracy by epoch, on both splits.
 
     Args:
         columns: `train.csv` as arrays, one entry an epoch.
         results: Of `lgo train`.
+        size: Inches.
     """
     with house_style():
-        figure = new_figure(7.2, 3.0)
-        left, right = figure.subplots(1, 2)
+        narrow = size[0] < NARROW
+        figure = new_figure(size, 4.0 if narrow else 2.7)
+        left, right = figure.subplots(*((2, 1) if narrow else (1, 2)))
         epochs = columns["epoch"]
         marker = "o" if len(epochs) <= 12 else ""
         for split, colour, style in (("train", TRAIN, "-"), ("test", TEST, "--")):
@@ -52,7 +60,7 @@ def draw_training(columns: Mapping[str, Any], results: Mapping[str, Any]) -> Fig
             if len(epochs) == 1:
                 axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
             axes.legend(
-                title="at the end", title_fontsize=8, frameon=True, framealpha=0.85,
+                title="at the end", title_fontsize=7, frameon=True, framealpha=0.85,
                 edgecolor="none",
             )  # fmt: skip
         recipe = results["recipe"]
@@ -69,4 +77,5 @@ def draw_training(columns: Mapping[str, Any], results: Mapping[str, Any]) -> Fig
             results,
             f"{recipe['optimizer']}, lr {recipe['lr']:g}, batches of {recipe['batch_size']}",
         )
+        settle(figure, size)
     return figure

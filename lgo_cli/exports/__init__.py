@@ -1,0 +1,1 @@
+"""A step's arrays in the formats of other programs."""

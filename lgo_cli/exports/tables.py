@@ -1,0 +1,124 @@
+"""Arrays as tidy tables: a row is one measurement, a column one variable (Wickham 2014)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Columns = dict[str, Any]
+
+
+def csv_files(
+    command: str, arrays: Mapping[str, Any], results: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The tables of a step as CSV, by file name.
+
+    Numbers have the shortest text that reads back as the same float; what is not finite is `nan`,
+    `inf` or `-inf`. Vectors in parameter space stay in the `.npz`.
+
+    Args:
+        command: `hessian`, `interp` or `contour`.
+        arrays: Of its `.npz`.
+        results: Its results, as plain JSON values.
+    """
+    tables = {"hessian": _hessian, "interp": _interp, "contour": _contour}[command](arrays, results)
+    return {f"{stem}.csv": _csv(columns) for stem, columns in tables.items()}
+
+
+def _csv(columns: Columns) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    values = [np.asarray(column).tolist() for column in columns.values()]
+    writer.writerows(zip(*values, strict=True))
+    return text.getvalue().encode()
+
+
+def _contour(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
+    del results
+    cells = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
+    tables = {"contour": _grid(arrays["x"], arrays["y"], _present(arrays, cells))}
+    if "convexity_x" in arrays:
+        ends = {"lambda_max": "convexity_largest", "lambda_min": "convexity_smallest"}
+        tables["contour_convexity"] = _grid(
+            arrays["convexity_x"],
+            arrays["convexity_y"],
+            {name: arrays[key] for name, key in ends.items()},
+        )
+    if "planes_loss" in arrays:
+        loss = arrays["planes_loss"]
+        each = [_grid(arrays["x"], arrays["y"], {"loss": plane}) for plane in loss]
+        tables["contour_planes"] = {
+            "plane": np.repeat(np.arange(len(loss)), loss[0].size),
+            **{name: np.concatenate([grid[name] for grid in each]) for name in ("x", "y", "loss")},
+        }
+    if "profile_radius" in arrays:
+        names = ("radius", "median", "low", "high")
+        tables["contour_profile"] = {name: arrays[f"profile_{name}"] for name in names}
+    return tables
+
+
+def _grid(x: Any, y: Any, values: Mapping[str, Any]) -> Columns:
+    """A row for each cell, x running fastest as in the arrays [ny, nx]."""
+    X, Y = np.meshgrid(x, y)
+    return {"x": X.ravel(), "y": Y.ravel(), **{key: array.ravel() for key, array in values.items()}}
+
+
+def _interp(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
+    tables = {}
+    if "alpha" in arrays:
+        shape = arrays["alpha"].shape
+        along = {
+            key: array
+            for key, array in arrays.items()
+            if array.shape == shape and key not in ("alpha", "direction")
+        }
+        tables["interp"] = {"alpha": arrays["alpha"], **along}
+    if "matrix_barrier" in arrays:
+        names = results["matrix"]["names"]
+        pairs = [(a, b) for a in names for b in names]
+        tables["interp_matrix"] = {
+            "from": [a for a, _ in pairs],
+            "to": [b for _, b in pairs],
+            "barrier": arrays["matrix_barrier"].ravel(),
+            "standard_error": arrays["matrix_standard_error"].ravel(),
+        }
+    return tables
+
+
+def _hessian(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
+    del results
+    ends = ("largest", "smallest")
+    counts = [len(arrays[end]) for end in ends]
+    tables: dict[str, Columns] = {
+        "hessian": {
+            "end": [end for end, count in zip(ends, counts, strict=True) for _ in range(count)],
+            "rank": [rank + 1 for count in counts for rank in range(count)],
+            "eigenvalue": np.concatenate([arrays[end] for end in ends]),
+            "residual_bound": np.concatenate([arrays[f"{end}_residual_bounds"] for end in ends]),
+        }
+    }
+    if "density_nodes" in arrays:
+        tables["hessian_density"] = {
+            "eigenvalue": arrays["density_nodes"],
+            "weight": arrays["density_weights"],
+        }
+    if "layer_names" in arrays:
+        tables["hessian_layers"] = {
+            "layer": arrays["layer_names"],
+            "largest": arrays["layer_largest"],
+            "residual_bound": arrays["layer_residual_bounds"],
+            "trace": arrays["layer_traces"],
+            "trace_standard_error": arrays["layer_trace_standard_errors"],
+        }
+    return tables
+
+
+def _present(arrays: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: arrays[name] for name in names if name in arrays}

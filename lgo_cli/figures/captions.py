@@ -1,0 +1,219 @@
+"""What was measured, in sentences that can go under a figure of a paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_BATCHNORM = {
+    "frozen": "Batch-norm statistics are frozen: the run's own at every point.",
+    "recompute": "Batch-norm statistics are recomputed at every point over {samples} samples.",
+    "interpolate": "Batch-norm statistics are interpolated between those of the checkpoints.",
+    "batch": "Batch norm uses the statistics of each micro-batch of {micro} samples.",
+    "none": "The model has no batch norm.",
+}
+_DIRECTIONS = {
+    "random": "a random direction with the norms of the filters",
+    "gradient": "the gradient, scaled to unit norm",
+    "eigen": "the Hessian's top eigenvector",
+}
+_SHAPES = {
+    "line": "the straight line",
+    "arc": "the spherical arc",
+    "bezier": "a trained Bezier curve",
+    "polychain": "a trained polygonal chain",
+}
+_OTHER = {"init": "its initialisation", "to": "another checkpoint"}
+
+
+def describe(
+    command: str,
+    stems: Iterable[str],
+    arrays: Mapping[str, Any],
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> str:
+    """The text of a step's caption file: a paragraph on what was measured, then one per figure.
+
+    Args:
+        command: `interp` or `contour`.
+        stems: Of the figures that were drawn.
+        arrays: Of the step's `.npz`.
+        results: Of the step, as plain JSON values.
+        config: What was asked for, as the manifest has it.
+    """
+    of = _contour if command == "contour" else _interp
+    paragraphs = [[*_objective(results, config), *of(arrays, results, config)]]
+    figures = _contour_figures if command == "contour" else _interp_figures
+    sentences = figures(arrays, results)
+    paragraphs += [[f"{stem}:", *sentences[stem]] for stem in stems]
+    return "\n\n".join(" ".join(paragraph) for paragraph in paragraphs) + "\n"
+
+
+def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Model, loss, samples, precision, batch norm and seed."""
+    measured = results["measured"]
+    loss = measured["loss"]
+    smoothing = measured["label_smoothing"]
+    smoothed = f" with label smoothing {smoothing:g}" if smoothing else ""
+    policy = _BATCHNORM[measured["batchnorm"]].format(
+        samples=f"{measured.get('batchnorm_samples') or measured['num_samples']:,}",
+        micro=f"{measured['micro_batch_size']:,}",
+    )
+    return [
+        f"Model: {results['model']} with {results['num_parameters']:,} parameters, on "
+        f"{results['dataset']}.",
+        f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
+        f"decay, over the first {measured['num_samples']:,} of {measured['num_available']:,} "
+        f"{measured['split']} samples, in evaluation mode and {measured['dtype']} arithmetic.",
+        policy,
+        f"Seed: {config['seed']}.",
+    ]
+
+
+def _contour(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    x_label, y_label = (label.partition(": ")[2] or label for label in results["axis_labels"])
+    (x0, x1), (y0, y1) = results["x_range"], results["y_range"]
+    text = [
+        f"Plane: {results['plane']}; x: {x_label}, from {x0:g} to {x1:g}; y: {y_label}, from "
+        f"{y0:g} to {y1:g}; the run is at (0, 0), where the loss is "
+        f"{number(results['loss_at_center']):.6g}.",
+    ]
+    if results["normalization"] is not None:
+        found = [move.partition(": held: ") for move in results["movements"]]
+        held = sorted({why for _, separator, why in found if separator})
+        kept = f"; parameters that do not move: {', '.join(held)}" if held else ""
+        text.append(f"Normalisation of directions: {results['normalization']}{kept}.")
+    text += _cells(arrays, results)
+    missing = int(np.sum(~np.isfinite(arrays["loss"])))
+    if missing:
+        text.append(f"The loss of {_count(missing, 'cell')} is not finite; none is imputed.")
+    if missing < arrays["loss"].size:
+        low, high = number(results["loss_min"]), number(results["loss_max"])
+        text.append(f"Finite losses range from {low:.6g} to {high:.6g}.")
+    if results.get("explained_variance"):
+        first, second = (100 * number(share) for share in results["explained_variance"])
+        text.append(
+            f"The axes explain {first:.1f} % and {second:.1f} % of the trajectory's variance."
+        )
+    return text
+
+
+def _cells(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    """How many cells there are, how many were measured, and how far the others may be off."""
+    ny, nx = arrays["loss"].shape
+    filling = results["filling"]
+    if filling is None:
+        return [f"All {nx} × {ny} = {nx * ny:,} cells were measured."]
+    percent = {
+        key: f"{100 * number(filling[key]):.2g} %"
+        for key in ("tolerance", "largest_relative_estimate")
+    }
+    text = [
+        f"Of {nx} × {ny} = {nx * ny:,} cells {int(arrays['measured'].sum()):,} were measured, at a "
+        f"tolerance of {percent['tolerance']} of each cell's loss; the others are filled by a "
+        "spline of the logarithm of the loss, and the largest error estimate is "
+        f"{percent['largest_relative_estimate']}."
+    ]
+    check = filling["check"]
+    if check is not None:
+        text.append(
+            f"{check['num_cells']:,} filled cells, drawn at random, were measured as a check: the "
+            f"largest error was {100 * number(check['worst_error']):.2g} %."
+        )
+    return text
+
+
+def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
+    loss = arrays["loss"]
+    scale = "logarithmic" if spans_decades(loss) else "linear"
+    flat = [f"Loss on the plane from above; levels are {scale}; the star is the run."]
+    if not np.isfinite(loss).all():
+        flat.append("Hatched cells are not finite.")
+    if results.get("trajectory"):
+        points = _count(len(results["trajectory"]), "checkpoint")
+        flat.append(f"The line is the training trajectory, {points} projected onto the plane.")
+        farthest = max(number(point["distance"]) for point in results["trajectory"])
+        flat.append(f"Circles show how far checkpoints are off the plane, {farthest:.3g} at most.")
+    if results.get("quadratic"):
+        error = 100 * number(results["quadratic"]["max_error"])
+        flat.append(
+            "Dashed: the same levels of the quadratic model by gradient and Hessian at the run, "
+            f"which is off by {error:.3g} % of the loss at most."
+        )
+    figures = {
+        "contour_2d": flat,
+        "contour_3d": [f"The same surface in perspective; its height is {scale}."],
+        "contour_error": ["Error estimate of each filled cell as a share of its loss; dots were "
+                          "measured."],
+    }  # fmt: skip
+    if "convexity_largest" in arrays:
+        cy, cx = arrays["convexity_largest"].shape
+        figures["contour_convexity"] = [
+            f"|λmin / λmax| of the Hessian on {cx} × {cy} points of the plane, under the loss's "
+            "contour lines; near 0 the loss is almost convex there."
+        ]
+    if "planes_loss" in arrays:
+        figures["contour_bands"] = [
+            f"Mean loss over circles around the run on {len(arrays['planes_loss'])} planes: their "
+            "median and their range."
+        ]
+    return figures
+
+
+def _interp(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    measured = results["measured"]
+    text = []
+    if measured.get("num_test_samples"):
+        text.append(f"Test: {measured['num_test_samples']:,} samples of the test split.")
+    if "matrix_barrier" in arrays:
+        return [*text, f"Lines between each two of {len(results['matrix']['names'])} checkpoints."]
+    along = results["along"]
+    low, high = results["range"]
+    if along in _DIRECTIONS:
+        what = f"along {_DIRECTIONS[along]}"
+    else:
+        what = f"along {_SHAPES[results.get('shape', 'line')]} from the run to {_OTHER[along]}"
+    text.append(
+        f"Path: {what}, {results['num_points']} points on [{low:g}, {high:g}], where the run is "
+        f"at 0{'' if along in _DIRECTIONS else ' and the other end at 1'}."
+    )
+    if results["barrier"] is not None:
+        interval = results.get("barrier_interval")
+        within = ""
+        if interval is not None:
+            bottom, top = map(number, interval)
+            within = f" (95 % interval from {bottom:.4g} to {top:.4g}, from paired differences)"
+        text.append(
+            f"Barrier: {number(results['barrier']):.4g}{within}, the most by which the loss "
+            "exceeds the straight line between the losses at the ends."
+        )
+    return text
+
+
+def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
+    line = ["Loss and accuracy along the path; bands are one standard error on each side."]
+    if "line_loss" in arrays:
+        line.append("Dash-dotted: the straight line in parameter space between the same ends.")
+    if "unaligned_loss" in arrays:
+        line.append("Dotted: the path to the other checkpoint before its units were permuted.")
+    if results["barrier"] is not None:
+        line.append("Thin: the straight line between the end losses, from which barriers count.")
+    return {
+        "interp_1d": line,
+        "interp_matrix": ["Barrier between each two checkpoints ± one standard error."],
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

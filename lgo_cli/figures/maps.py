@@ -1,0 +1,243 @@
+"""Heat maps: how far a surface may be off, how convex it is, barriers between checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+
+from lgo_cli.figures.plane import (
+    HATCH,
+    add_bar,
+    cell_edges,
+    draw_cells,
+    draw_points,
+    hatch_missing,
+    label_lines,
+    new_plane,
+    remarks,
+)
+from lgo_cli.figures.scale import LossScale
+from lgo_cli.figures.style import (
+    COLUMN,
+    INK,
+    Size,
+    caption,
+    house_style,
+    legend,
+    loss_label,
+    new_figure,
+    number,
+    round_levels,
+    settle,
+    tick_names,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+SHADES = "YlOrBr"
+"""From light to dark, steadily: more ink is more."""
+
+_WHITE = ListedColormap(["white"])
+
+
+def draw_error_map(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
+    """How far each filled cell may be off, as a share of its loss, and which were measured.
+
+    Cells that were filled with nothing, between others that are not finite, are hatched as these.
+
+    Args:
+        arrays: Of `contour.npz`, with `measured` and `error_estimate`, both [ny, nx]; the latter
+            in units of the loss.
+        results: Of `lgo contour`.
+        size: Inches.
+    """
+    x, y, measured = arrays["x"], arrays["y"], arrays["measured"]
+    share = error_share(arrays, results)
+    with house_style():
+        figure, axes, to_scale = new_plane(x, y, results, size)
+        handles: list[Any] = []
+        positive = share[np.isfinite(share) & (share > 0)]
+        if len(positive):
+            # Below a thousandth of the largest, one error is as good as another.
+            high = float(positive.max())
+            low = max(float(positive.min()), high / 1000)
+            norm = LogNorm(low, high * 1.001)  # also where all are equal
+            _draw_heat(figure, axes, x, y, np.maximum(share, low), norm,
+                       "error estimate / loss")  # fmt: skip
+        known = np.where(measured & np.isfinite(arrays["loss"]), 0.0, np.nan)
+        axes.pcolormesh(
+            cell_edges(x), cell_edges(y), np.ma.masked_invalid(known), cmap=_WHITE, zorder=0.5
+        )
+        hatch_missing(axes, arrays["loss"], handles)
+        draw_cells(axes, x, y, measured, handles)
+        legend(figure, handles)
+        largest = f"largest estimate {np.nanmax(share):.2g}" if len(positive) else "nothing filled"
+        caption(figure, results, *remarks(results, to_scale=to_scale), largest)
+        settle(figure, size)
+    return figure
+
+
+def error_share(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> Array:
+    """Error estimates [ny, nx] over max(|loss|, floor), as the tolerance counts them.
+
+    NaN where a cell was measured or filled with nothing.
+    """
+    loss = np.asarray(arrays["loss"], dtype=float)
+    filled = ~arrays["measured"] & np.isfinite(loss)
+    floor = number(results["filling"]["floor"])
+    share: Array = np.full(loss.shape, np.nan)
+    share[filled] = arrays["error_estimate"][filled] / np.maximum(np.abs(loss[filled]), floor)
+    return share
+
+
+def draw_convexity(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
+    """|λmin / λmax| of the Hessian on a coarse grid, under the loss's contour lines.
+
+    Near zero the loss is almost convex, whatever the plane shows (Li et al. 2018, section 6).
+    Cells without a converged pair of eigenvalues are hatched.
+
+    Args:
+        arrays: Of `contour.npz`, with `convexity_x` [cx], `convexity_y` [cy] and both ends of the
+            spectrum, `convexity_largest` and `convexity_smallest` [cy, cx].
+        results: Of `lgo contour`.
+        size: Inches.
+    """
+    x, y, loss = arrays["x"], arrays["y"], arrays["loss"]
+    largest, smallest = arrays["convexity_largest"], arrays["convexity_smallest"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(smallest / largest)
+    ratio[~np.isfinite(ratio)] = np.nan
+    with house_style():
+        figure, axes, to_scale = new_plane(x, y, results, size)
+        handles: list[Any] = []
+        missing = int(np.sum(np.isnan(ratio)))
+        if missing:
+            axes.patch.set(**HATCH)
+            handles.append(Patch(label=f"no ratio ({missing})", linewidth=0.5, **HATCH))
+        if missing < ratio.size:
+            high = float(np.nanmax(ratio)) or 1.0
+            _draw_heat(
+                figure, axes, arrays["convexity_x"], arrays["convexity_y"], ratio,
+                Normalize(0, high), "|λmin / λmax| of the Hessian",
+            )  # fmt: skip
+        points = draw_points(axes, results, handles)
+        legend(figure, handles)
+        caption(
+            figure, results, f"{ratio.size} cells, lines: {loss_label(results)}",
+            *remarks(results, to_scale=to_scale)[1:],
+        )  # fmt: skip
+        settle(figure, size)
+        if np.isfinite(loss).any():
+            _draw_lines(figure, axes, x, y, loss, LossScale.of(loss, results), points)
+    return figure
+
+
+def _draw_heat(
+    figure: Figure, axes: Axes, x: Array, y: Array, values: Array, norm: Normalize, label: str
+) -> None:
+    """Cells [ny, nx] as patches of colour around their coordinates, with a bar."""
+    mesh = axes.pcolormesh(
+        cell_edges(x), cell_edges(y), np.ma.masked_invalid(values), norm=norm, cmap=SHADES,
+        edgecolors="face", linewidth=0.2,
+    )  # fmt: skip
+    bar = add_bar(figure, axes, mesh, label)
+    if isinstance(norm, LogNorm):
+        ticks = round_levels(
+            float(norm.vmin or 0), float(norm.vmax or 1), logarithmic=True, about=6
+        )
+        bar.set_ticks(ticks.tolist(), labels=tick_names(ticks))
+
+
+def _draw_lines(
+    figure: Figure, axes: Axes, x: Array, y: Array, loss: Array, scale: LossScale,
+    points: list[Any],
+) -> None:  # fmt: skip
+    finite = loss[np.isfinite(loss)]
+    crossed = (scale.levels > finite.min()) & (scale.levels < finite.max())
+    if not crossed.any():
+        return
+    lines = axes.contour(
+        x, y, np.ma.masked_invalid(loss), levels=scale.levels[crossed].tolist(), colors=INK,
+        linewidths=0.6,
+    )  # fmt: skip
+    names = dict(zip(scale.levels.tolist(), scale.names, strict=True))
+    label_lines(figure, axes, lines, names, points, lambda level: "white")
+
+
+def draw_matrix(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
+    """Barriers between each two of k checkpoints, written out with their standard errors.
+
+    Args:
+        arrays: Of `interp.npz`, with `matrix_barrier` and `matrix_standard_error`, both [k, k].
+        results: Of `lgo interp`, with the checkpoints' names in `matrix`.
+        size: Inches.
+    """
+    barriers = np.array(arrays["matrix_barrier"], dtype=float)
+    errors = arrays["matrix_standard_error"]
+    names = [_short(str(name)) for name in results["matrix"]["names"]]
+    k = len(names)
+    np.fill_diagonal(barriers, 0.0)
+    finite = barriers[np.isfinite(barriers)]
+    with house_style():
+        figure = new_figure(size, size[0] - 0.3)
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.set_aspect("equal")
+        high = max(float(finite.max(initial=0.0)), 1e-12)
+        norm, colours = Normalize(0, high), colormaps[SHADES]
+        axes.patch.set(**HATCH)
+        mesh = axes.pcolormesh(
+            np.arange(k + 1) - 0.5, np.arange(k + 1) - 0.5, np.ma.masked_invalid(barriers),
+            norm=norm, cmap=SHADES, edgecolors="white", linewidth=1,
+        )  # fmt: skip
+        # As many characters as "0.123" fit into a cell's width.
+        font = min(7.0, 72 * 0.62 * size[0] / k / 3.4)
+        for i, j in np.ndindex(k, k):
+            if i == j:
+                # A checkpoint has no barrier to itself.
+                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white"))
+                continue
+            red, green, blue, _ = colours(norm(min(float(barriers[i, j]), high)))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            known = np.isfinite(barriers[i, j])
+            text = f"{barriers[i, j]:.2g}\n±{errors[i, j]:.1g}" if known else "∞"
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=font,
+                color="white" if dark and known else INK,
+                path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
+        longest = max(map(len, names))
+        axes.set_xticks(range(k), names, rotation=0 if longest * k <= 32 else 40,
+                        ha="center" if longest * k <= 32 else "right",
+                        rotation_mode="anchor" if longest * k > 32 else None)  # fmt: skip
+        axes.set_yticks(range(k), names)
+        axes.invert_yaxis()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03)
+        bar.set_label(loss_label(results, "barrier"))
+        caption(figure, results, "± one standard error")
+        settle(figure, size)
+    return figure
+
+
+def _short(name: str) -> str:
+    """A name that fits beside a cell: a long one keeps its end, which tells runs apart."""
+    return name if len(name) <= 16 else f"…{name[-15:]}"

@@ -1,0 +1,184 @@
+"""Loss on a plane, in perspective."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from lgo_cli.figures.plane import TRAJECTORY, missing_label, remarks, wrapped
+from lgo_cli.figures.scale import COLOURS, LossScale, bilinear, center_on
+from lgo_cli.figures.style import (
+    COLUMN,
+    INK,
+    NARROW,
+    Size,
+    caption,
+    house_style,
+    new_figure,
+    number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+MOST_FACES, FEWEST_FACES = 100, 30
+"""Along an axis: a finer grid is thinned out, and the faces of a coarser one are cut up, so that
+the colour follows the height."""
+
+
+def draw_surface_3d(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
+    """The surface in perspective, its colours and its height on the contours' scale.
+
+    Args:
+        arrays: Of `contour.npz`.
+        results: Of `lgo contour`.
+        size: Inches.
+    """
+    x, y, loss = arrays["x"], arrays["y"], np.array(arrays["loss"], dtype=float)
+    missing = ~np.isfinite(loss)
+    loss[missing] = np.nan
+    with house_style():
+        figure = new_figure(size, 0.82 * size[0] + 0.25)
+        small = size[0] < NARROW
+        # Layout engines do not see the slanted labels; the margins are fixed.
+        figure.set_layout_engine("none")
+        box = (-0.02, 0.15, 0.92, 0.82) if small else (0.0, 0.1, 0.94, 0.86)
+        axes: Any = figure.add_axes(box, projection="3d", computed_zorder=False)
+        handles: list[Any] = []
+        for set_label, text in zip(
+            (axes.set_xlabel, axes.set_ylabel), results["axis_labels"], strict=True
+        ):
+            set_label(wrapped(text, 1.9 if small else 2.2), labelpad=-1 if small else 8, fontsize=7)
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(y[0], y[-1])
+        axes.tick_params(pad=-2 if small else 2)
+        # Where both axes end, their labels would meet.
+        for axis, prune in ((axes.xaxis, "upper"), (axes.yaxis, "lower")):
+            axis.set_major_locator(
+                MaxNLocator(4 if small else 5, steps=[1, 2, 2.5, 5, 10], prune=prune)
+            )
+        if missing.any():
+            label = f"hole: {missing_label(int(missing.sum()))}"
+            handles.append(Patch(label=label, facecolor="none", edgecolor="#999999"))
+        if missing.all():
+            axes.set_zticks([])
+        else:
+            scale = LossScale.of(loss, results)
+            _draw_faces(axes, x, y, loss, scale)
+            _draw_points(axes, x, y, loss, scale, results, handles)
+            _scale_height(axes, scale, small=small)
+        if handles:
+            figure.legend(handles=handles, loc="upper left", borderaxespad=0.2, handletextpad=0.5)
+        axes.view_init(elev=32, azim=-58)
+        axes.set_box_aspect((1, 1, 0.75), zoom=0.94 if small else 1.0)
+        square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
+        caption(figure, results, *remarks(results, to_scale=square))
+    return figure
+
+
+def _draw_faces(axes: Any, x: Array, y: Array, loss: Array, scale: LossScale) -> None:
+    """The surface itself: a face has the colour of the mean height of its corners."""
+    height = scale.height(loss)
+    xs, ys = _face_edges(x), _face_edges(y)
+    X, Y = np.meshgrid(xs, ys)
+    Z = bilinear(x, y, height, X, Y)
+    middle = (Z[:-1, :-1] + Z[:-1, 1:] + Z[1:, :-1] + Z[1:, 1:]) / 4
+    low, high = float(scale.height(scale.low)), float(scale.height(scale.high))
+    colours = colormaps[COLOURS](np.ma.masked_invalid((middle - low) / (high - low)))
+    axes.plot_surface(
+        X, Y, Z, facecolors=colours, rstride=1, cstride=1, linewidth=0.1,
+        edgecolor=(0, 0, 0, 0.25), antialiased=True, shade=False, zorder=1,
+    )  # fmt: skip
+
+
+def _face_edges(coordinates: Array) -> Array:
+    """Coordinates of the cells, thinned out or with more between them."""
+    n = len(coordinates)
+    if n - 1 > MOST_FACES:
+        ranks = np.linspace(0, n - 1, MOST_FACES + 1).round()
+    else:
+        parts = math.ceil(FEWEST_FACES / (n - 1))
+        ranks = np.arange((n - 1) * parts + 1) / parts
+    edges: Array = np.interp(ranks, np.arange(n), coordinates)
+    return edges
+
+
+def _draw_points(
+    axes: Any, x: Array, y: Array, loss: Array, scale: LossScale, results: Mapping[str, Any],
+    handles: list[Any],
+) -> None:  # fmt: skip
+    """The run at its loss; trajectory and other points on the surface under them.
+
+    Stems go from the trajectory's projection to each checkpoint's own loss, which is off the plane.
+    """
+    height = scale.height(loss)
+    trajectory = results["trajectory"] or []
+    if trajectory:
+        xs, ys = (np.array([point[key] for point in trajectory]) for key in "xy")
+        heights = bilinear(x, y, height, xs, ys)
+        handles += axes.plot(
+            xs, ys, heights, "-o", color=TRAJECTORY, markeredgecolor=INK,
+            markeredgewidth=0.3, markersize=2.5, linewidth=1.1, zorder=2,
+            label="trajectory, projected",
+        )  # fmt: skip
+        _draw_stems(axes, trajectory, heights, scale, handles)
+    for marker in results["markers"]:
+        at = np.array([marker["x"]]), np.array([marker["y"]])
+        level = bilinear(x, y, height, *at)
+        if marker["label"] == "run" or not np.isfinite(level[0]):
+            continue
+        axes.plot(
+            *at, level, "D", color="white", markeredgecolor=INK, markeredgewidth=0.7,
+            markersize=4, zorder=3,
+        )  # fmt: skip
+        axes.text(
+            at[0][0], at[1][0], level[0], f"  {marker['label']}", fontsize=7, zorder=4,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+    center = center_on(results, x, y)
+    if center is not None and not (scale.logarithmic and center <= 0):
+        handles += axes.plot(
+            [0], [0], [scale.height(center)], "*", color="white", markeredgecolor=INK,
+            markeredgewidth=0.7, markersize=8, zorder=5, label="run", linestyle="",
+        )  # fmt: skip
+
+
+def _draw_stems(
+    axes: Any, trajectory: Any, heights: Array, scale: LossScale, handles: list[Any]
+) -> None:
+    points = []
+    for point, foot in zip(trajectory, heights, strict=True):
+        loss = number(point.get("loss"))
+        if not (np.isfinite(foot) and scale.low <= loss <= scale.high):
+            continue
+        points.append((point["x"], point["y"], scale.height(loss)))
+        ends = [foot, scale.height(loss)]
+        axes.plot([point["x"]] * 2, [point["y"]] * 2, ends, color=INK, linewidth=0.6, zorder=2.5)
+    if points:
+        handles += axes.plot(
+            *zip(*points, strict=True), linestyle="", marker="_", color=INK, markersize=4,
+            zorder=2.5, label="checkpoint's own loss",
+        )  # fmt: skip
+
+
+def _scale_height(axes: Any, scale: LossScale, *, small: bool) -> None:
+    """Ticks at every level, or at as many as have room."""
+    step = -(-len(scale.levels) // (5 if small else 7))
+    names = scale.names[::step]
+    axes.set_zlim(scale.height(scale.low), scale.height(scale.high))
+    axes.set_zticks(scale.height(scale.levels[::step]).tolist(), labels=names)
+    for tick in axes.zaxis.get_major_ticks():
+        tick.label1.set_horizontalalignment("left")
+    axes.set_zlabel(scale.label, labelpad=(-4 if small else 0) + 2.0 * max(map(len, names)))

@@ -1,0 +1,146 @@
+"""Figures of a step as files: sizes, what redraws them, and the caption beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig, parse_config
+from lgo_cli.errors import UsageError
+from lgo_cli.figures.captions import describe
+from lgo_cli.runs import Status, execute
+from lgo_cli.runs.names import FIGURES
+
+CONTOUR = ContourConfig(resolution="7x5", analysis_samples=64)
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+@pytest.mark.parametrize("size", ["row", "5", "1x4", "5x21", "5x4cm", "-5x4"])
+def test_bad_size_is_refused(size: str) -> None:
+    with pytest.raises(UsageError, match="--size: must be column, page, or width and height"):
+        parse_config(FigureConfig, {"size": size}, "--")
+
+
+def test_sizes_in_inches() -> None:
+    assert FigureConfig().inches == (3.4, None)
+    assert FigureConfig(size="page").inches == (7.0, None)
+    assert FigureConfig(size="5.5x4").inches == (5.5, 4.0)
+
+
+def test_size_and_dpi_redraw_without_computing(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = execute(CONTOUR, small_run).manifest
+    assert first is not None
+    assert _png_size(small_run / "contour_2d.png")[0] == round(3.4 * 300)
+    caption = small_run / "contour_caption.txt"
+    written = caption.read_text()
+    assert "contour_caption.txt" in first.outputs
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("lgo_cli.runs.steps.contour.ContourStep.compute", refuse)
+    caption.unlink()  # it is drawn like a figure: from what is there
+    assert execute(CONTOUR, small_run).status is Status.REDRAWN
+    assert caption.read_text() == written
+    large = execute(CONTOUR, small_run, figure=FigureConfig(size="5x4", dpi=100))
+    assert large.status is Status.REDRAWN
+    assert large.manifest is not None
+    assert _png_size(small_run / "contour_2d.png") == (500, 400)
+    assert large.manifest.fingerprint == first.fingerprint
+    payload = "contour.npz"
+    assert large.manifest.outputs[payload] == first.outputs[payload]
+    back = execute(CONTOUR, small_run).manifest
+    assert back is not None
+    assert back.outputs == first.outputs
+
+
+def test_caption_of_a_surface_says_what_was_measured(small_run: Path) -> None:
+    execute(CONTOUR, small_run)
+    text = (small_run / "contour_caption.txt").read_text()
+    results = json.loads((small_run / "contour.json").read_text())["results"]
+    for sentence in (
+        "Model: mlp with",
+        "Loss: mean cross entropy (nats), without weight decay, over the first 64 of 256 train "
+        "samples, in evaluation mode and float32 arithmetic.",
+        "The model has no batch norm.",
+        "Seed: 0.",
+        "Plane: random",
+        "All 7 × 5 = 35 cells were measured.",
+        f"where the loss is {results['loss_at_center']:.6g}.",
+    ):
+        assert sentence in text
+    paragraphs = text.strip().split("\n\n")
+    assert [part.partition(":")[0] for part in paragraphs[1:]] == ["contour_2d", "contour_3d"]
+    assert text.endswith(".\n")
+
+
+def test_caption_of_a_path_says_what_was_measured(small_run: Path) -> None:
+    execute(InterpConfig(num_points=5, analysis_samples=64), small_run)
+    text = (small_run / "interp_caption.txt").read_text()
+    results = json.loads((small_run / "interp.json").read_text())["results"]
+    assert "along the straight line from the run to its initialisation" in text
+    assert f"Barrier: {results['barrier']:.4g}" in text
+    assert re.search(r"Test: 64 samples of the test split\.", text)
+
+
+def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    loss = np.full((3, 4), 2.0)
+    measured = np.zeros((3, 4), bool)
+    measured[::2, ::3] = True
+    loss[1, 2] = np.inf
+    arrays = {
+        "loss": loss, "measured": measured, "convexity_largest": np.ones((5, 6)),
+        "planes_loss": np.stack([loss] * 7),
+    }  # fmt: skip
+    results = {
+        "model": "resnet20", "dataset": "cifar10", "num_parameters": 272474, "plane": "random",
+        "measured": {
+            "loss": "cross_entropy", "label_smoothing": 0.1, "batchnorm": "recompute",
+            "batchnorm_samples": 512, "dtype": "float64", "split": "train", "num_samples": 1024,
+            "num_available": 50000, "micro_batch_size": 64,
+        },
+        "axis_labels": ["x: direction", "y: direction"], "x_range": [-1, 1], "y_range": [-2, 2],
+        "loss_at_center": 0.5, "loss_min": 0.5, "loss_max": 2.0,
+        "trajectory": [{"label": "init", "x": 0, "y": 0, "distance": 2.5}],
+        "quadratic": {"max_error": 0.125, "gradient": [0, 0], "hessian": [1, 0, 1]},
+    }  # fmt: skip
+    check = {"num_cells": 30, "worst_error": 0.0042}
+    results |= {
+        "normalization": "filter",
+        "movements": ["fc.weight [3, 2]: 3 filters", "fc.bias [3]: held: bias"],
+        "filling": {"tolerance": 0.01, "largest_relative_estimate": 0.0075, "check": check},
+    }  # fmt: skip
+    return arrays, results, {"seed": 3}
+
+
+def test_caption_of_all_that_a_surface_may_have() -> None:
+    text = describe("contour", FIGURES["contour"], *_adaptive())
+    for part in (
+        "with label smoothing 0.1,",
+        "recomputed at every point over 512 samples",
+        "float64",
+        "Seed: 3.",
+        "Normalisation of directions: filter; parameters that do not move: bias.",
+        "Of 4 × 3 = 12 cells 4 were measured, at a tolerance of 1 % of each cell's loss",
+        "the largest error estimate is 0.75 %.",
+        "30 filled cells, drawn at random, were measured as a check: the largest error was 0.42 %.",
+        "The loss of 1 cell is not finite",
+        "contour_2d: ",
+        "1 checkpoint projected onto the plane",
+        "2.5 at most",
+        "12.5 % of the loss at most",
+        "on 6 × 5 points of the plane",
+        "on 7 planes",
+    ):
+        assert part in text, part

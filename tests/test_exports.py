@@ -1,0 +1,255 @@
+"""Exports: the same numbers in the formats of other programs, and nobody's file overwritten."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Lgo
+
+from lgo_cli.exports.hdf5 import h5_files
+from lgo_cli.exports.tables import csv_files
+from lgo_cli.exports.vtk import vti_files
+
+Arrays = dict[str, Any]
+
+
+def _surface() -> Arrays:
+    """nx ≠ ny, missing cells, numbers without a short decimal form, all that is optional."""
+    draw = np.random.default_rng(0)
+    x, y = np.linspace(-1, 1, 5), np.linspace(0, 2 / 3, 3)
+    loss = draw.lognormal(size=(3, 5))
+    loss[0, 1], loss[1, 2], loss[2, 4] = np.nan, np.inf, 0.0
+    measured = draw.random((3, 5)) < 0.5
+    coarse = np.linspace(-1, 1, 2)
+    return {
+        "x": x, "y": y, "loss": loss, "standard_error": loss / 10,
+        "accuracy": draw.random((3, 5)), "directions": draw.normal(size=(2, 9)),
+        "measured": measured, "error_estimate": np.where(measured, 0, 0.01 * loss),
+        "convexity_x": coarse, "convexity_y": coarse, "convexity_largest": draw.random((2, 2)),
+        "convexity_smallest": -draw.random((2, 2)), "planes_loss": np.stack([loss, 2 * loss]),
+        "profile_radius": coarse, "profile_median": coarse, "profile_low": coarse,
+        "profile_high": coarse,
+    }  # fmt: skip
+
+
+def _line() -> Arrays:
+    draw = np.random.default_rng(1)
+    names = ("alpha", "loss", "standard_error", "accuracy", "test_loss", "test_accuracy")
+    return {**{name: draw.random(4) for name in names}, "direction": draw.random(9)}
+
+
+def _read(data: bytes) -> dict[str, list[str]]:
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_csv_holds_every_cell_to_the_last_bit() -> None:
+    arrays = _surface()
+    table = _read(csv_files("contour", arrays, {})["contour.csv"])
+    X, Y = np.meshgrid(arrays["x"], arrays["y"])
+    expected = {"x": X, "y": Y, **{k: arrays[k] for k in list(table)[2:] if k != "measured"}}
+    for name, values in expected.items():
+        np.testing.assert_array_equal([float(text) for text in table[name]], values.ravel())
+    assert [text == "True" for text in table["measured"]] == arrays["measured"].ravel().tolist()
+    assert table["loss"][1] == "nan"
+    assert table["loss"][7] == "inf"
+
+
+def test_csv_has_a_table_for_each_shape() -> None:
+    arrays = _surface()
+    files = csv_files("contour", arrays, {})
+    assert list(files) == [
+        "contour.csv", "contour_convexity.csv", "contour_planes.csv", "contour_profile.csv",
+    ]  # fmt: skip
+    planes = _read(files["contour_planes.csv"])
+    assert planes["plane"] == ["0"] * 15 + ["1"] * 15
+    np.testing.assert_array_equal(
+        [float(text) for text in planes["loss"]], arrays["planes_loss"].ravel()
+    )
+    convexity = _read(files["contour_convexity.csv"])
+    assert [float(t) for t in convexity["lambda_min"]] == list(arrays["convexity_smallest"].ravel())
+
+
+def test_csv_of_a_path_and_of_a_matrix() -> None:
+    arrays = _line()
+    table = _read(csv_files("interp", arrays, {})["interp.csv"])
+    assert list(table) == [name for name in arrays if name != "direction"]
+    assert [float(text) for text in table["loss"]] == arrays["loss"].tolist()
+    barrier = np.array([[0.0, 0.5], [0.25, 0.0]])
+    matrix = {"matrix_barrier": barrier, "matrix_standard_error": barrier / 10}
+    files = csv_files("interp", matrix, {"matrix": {"names": ["run", "b,c"]}})
+    assert files["interp_matrix.csv"].decode().splitlines() == [
+        "from,to,barrier,standard_error", "run,run,0.0,0.0", 'run,"b,c",0.5,0.05',
+        '"b,c",run,0.25,0.025', '"b,c","b,c",0.0,0.0',
+    ]  # fmt: skip
+
+
+def _vti(data: bytes) -> tuple[ElementTree.Element, dict[str, Any]]:
+    root = ElementTree.fromstring(data)
+    assert root.tag == "VTKFile"
+    assert root.get("type") == "ImageData"
+    image = root.find("ImageData")
+    assert image is not None
+    arrays = {}
+    for element in root.iter("DataArray"):
+        assert element.get("format") == "ascii"
+        kind = {"Float64": np.float64, "UInt8": np.uint8}[element.get("type") or ""]
+        arrays[element.get("Name") or ""] = np.array((element.text or "").split(), dtype=kind)
+    return image, arrays
+
+
+def test_vtk_image_has_the_grid_and_its_values() -> None:
+    """Read again as VTK's own reader does: x runs fastest, a point at origin + spacing · index."""
+    arrays = _surface()
+    files = vti_files("contour", arrays, {})
+    image, values = _vti(files["contour.vti"])
+    assert image.get("WholeExtent") == image[0].get("Extent") == "0 4 0 2 0 0"
+    origin, spacing = (
+        [float(text) for text in (image.get(key) or "").split()] for key in ("Origin", "Spacing")
+    )
+    np.testing.assert_allclose(origin[0] + spacing[0] * np.arange(5), arrays["x"], rtol=1e-15)
+    # One rounding of the spacing, two of the sum.
+    np.testing.assert_allclose(origin[1] + spacing[1] * np.arange(3), arrays["y"], rtol=5e-16)
+    finite = np.where(np.isfinite(arrays["loss"]), arrays["loss"], np.nan).ravel()
+    np.testing.assert_array_equal(values["loss"], finite)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log10(finite)
+    np.testing.assert_array_equal(
+        values["log10_loss"], np.where(np.isfinite(logarithm), logarithm, np.nan)
+    )
+    np.testing.assert_array_equal(values["accuracy"], arrays["accuracy"].ravel())
+    np.testing.assert_array_equal(values["measured"], arrays["measured"].ravel())
+    np.testing.assert_array_equal(values["y"].reshape(3, 5)[:, 0], arrays["y"])
+    assert b"inf" not in files["contour.vti"].lower()
+    _, convexity = _vti(files["contour_convexity.vti"])
+    expected = np.abs(arrays["convexity_smallest"] / arrays["convexity_largest"])
+    np.testing.assert_array_equal(convexity["ratio"], expected.ravel())
+
+
+def test_vtk_scalars_are_the_loss() -> None:
+    root = ElementTree.fromstring(vti_files("contour", _surface(), {})["contour.vti"])
+    (points,) = root.iter("PointData")
+    assert points.get("Scalars") == "loss"
+    assert vti_files("interp", _line(), {}) == {}
+
+
+def test_h5_is_what_li_et_als_scripts_read() -> None:
+    """`plot_2D.py` draws `train_loss` over `np.meshgrid(xcoordinates, ycoordinates)`."""
+    arrays = _surface()
+    files = h5_files("contour", arrays, {})
+    with h5py.File(io.BytesIO(files["contour.h5"]), "r") as file:
+        assert set(file) == {"xcoordinates", "ycoordinates", "train_loss", "train_acc"}
+        X, Y = np.meshgrid(file["xcoordinates"][:], file["ycoordinates"][:])
+        assert file["train_loss"].shape == X.shape == Y.shape
+        np.testing.assert_array_equal(file["train_loss"][:], arrays["loss"])
+        np.testing.assert_array_equal(file["train_acc"][:], 100 * arrays["accuracy"])
+    with h5py.File(io.BytesIO(files["contour_convexity.h5"]), "r") as file:
+        np.testing.assert_array_equal(file["min_eig"][:], arrays["convexity_smallest"])
+        np.testing.assert_array_equal(file["max_eig"][:], arrays["convexity_largest"])
+
+
+def test_h5_of_a_line_leaves_out_what_was_not_measured() -> None:
+    arrays = _line()
+    with h5py.File(io.BytesIO(h5_files("interp", arrays, {})["interp.h5"]), "r") as file:
+        assert set(file) == {"xcoordinates", "train_loss", "train_acc", "test_loss", "test_acc"}
+        np.testing.assert_array_equal(file["xcoordinates"][:], arrays["alpha"])
+        np.testing.assert_array_equal(file["test_acc"][:], 100 * arrays["test_accuracy"])
+    arrays |= {"test_loss": np.full(4, np.nan), "test_accuracy": np.full(4, np.nan)}
+    with h5py.File(io.BytesIO(h5_files("interp", arrays, {})["interp.h5"]), "r") as file:
+        assert set(file) == {"xcoordinates", "train_loss", "train_acc"}
+
+
+@pytest.mark.parametrize("make", [csv_files, vti_files, h5_files])
+def test_equal_arrays_have_equal_bytes(make: Any) -> None:
+    assert make("contour", _surface(), {}) == make("contour", _surface(), {})
+
+
+@pytest.fixture
+def measured_run(small_run: Path, lgo: Lgo) -> Path:
+    small = ("--analysis-samples", "64", "--quiet")
+    lgo("contour", small_run, "--resolution", "5x4", *small)
+    lgo("interp", small_run, "--num-points", "5", *small)
+    lgo("hessian", small_run, "--top-k", "2", "--density", *small)
+    return small_run
+
+
+def test_export_prints_the_paths_of_all_it_wrote(measured_run: Path, lgo: Lgo) -> None:
+    printed = {form: lgo("export", measured_run, "--to", form).stdout for form in ("csv", "vtk")}
+    names = ["hessian.csv", "hessian_density.csv", "interp.csv", "contour.csv"]
+    assert printed["csv"].splitlines() == [str(measured_run / name) for name in names]
+    assert printed["vtk"].splitlines() == [str(measured_run / "contour.vti")]
+    with np.load(measured_run / "contour.npz") as arrays:
+        _, values = _vti((measured_run / "contour.vti").read_bytes())
+        np.testing.assert_array_equal(values["loss"], arrays["loss"].ravel())
+    with np.load(measured_run / "hessian.npz") as arrays:
+        table = _read((measured_run / "hessian.csv").read_bytes())
+        eigenvalues = [*arrays["largest"], *arrays["smallest"]]
+        assert [float(text) for text in table["eigenvalue"]] == eigenvalues
+        assert table["rank"] == ["1", "2", "1"]
+    # What was exported is no output of a step: the run is as true as before.
+    lgo("verify", measured_run)
+
+
+def test_export_of_one_step_elsewhere(measured_run: Path, lgo: Lgo, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere"
+    printed = lgo("export", measured_run, "--to", "h5", "--step", "interp", "-o", out).stdout
+    assert printed.splitlines() == [str(out / "interp.h5")]
+    assert not list(measured_run.glob("*.h5"))
+
+
+def test_export_replaces_its_own_file_and_nobody_elses(measured_run: Path, lgo: Lgo) -> None:
+    command = ("export", measured_run, "--to", "csv", "--step", "contour")
+    path = measured_run / "contour.csv"
+    path.write_text("somebody's\n")
+    error = lgo(*command, code=3).stderr
+    assert error == (
+        f"lgo: error: {path} was not written by lgo export; it is left as it is\n"
+        "hint: choose another --out, or --force to replace it\n"
+    )
+    assert path.read_text() == "somebody's\n"
+    lgo(*command, "--force")
+    exported = path.read_bytes()
+    # The run is measured again, otherwise: its own export may be replaced without --force.
+    lgo("contour", measured_run, "--resolution", "3x4", "--analysis-samples", "64", "--quiet")
+    lgo(*command)
+    assert path.read_bytes() != exported
+    path.write_text("edited since\n")
+    lgo(*command, code=3)
+
+
+def test_export_refuses_arrays_that_are_not_what_was_written(measured_run: Path, lgo: Lgo) -> None:
+    data = bytearray((measured_run / "contour.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (measured_run / "contour.npz").write_bytes(data)
+    error = lgo("export", measured_run, "--to", "vtk", code=3).stderr
+    assert "contour.npz is not what lgo contour wrote" in error
+    assert not (measured_run / "contour.vti").exists()
+    # The other steps are still what they were.
+    lgo("export", measured_run, "--to", "csv", "--step", "interp")
+
+
+def test_export_with_nothing_to_export(small_run: Path, lgo: Lgo, tmp_path: Path) -> None:
+    error = lgo("export", small_run, "--to", "vtk", code=3).stderr
+    assert error.startswith(f"lgo: error: {small_run} has no arrays for vtk of ")
+    assert "no such run directory" in lgo("export", tmp_path / "no", "--to", "csv", code=3).stderr
+    lgo("export", small_run, "--to", "parquet", code=2)
+    lgo("export", small_run, code=2)
+
+
+def test_h5_without_h5py_says_what_to_install(
+    measured_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    error = lgo("export", measured_run, "--to", "h5", code=5).stderr
+    assert error == (
+        "lgo: error: writing HDF5 needs h5py, which is not installed\nhint: pip install 'lgo[h5]'\n"
+    )
+    assert not list(measured_run.glob("*.h5"))
