@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.landscape.interpolation import alpha_grid, barrier, interpolate
+from lgo_cli.landscape.barriers import barrier, estimate_barrier, height_errors
+from lgo_cli.landscape.curves import Arc, straight
+from lgo_cli.landscape.interpolation import alpha_grid, interpolate, sample_losses
 from lgo_cli.objective import LossFunction, Objective, Samples
 
 DIM, CLASSES = 6, 3
@@ -88,12 +92,14 @@ def test_quadratic_in_closed_form() -> None:
     assert path.curvature_at_origin == pytest.approx(curvature, rel=1e-13)
     a = np.array(alphas)
     expected = loss + slope * a + curvature * a**2 / 2
-    np.testing.assert_allclose(path.loss, expected, rtol=1e-12)
-    assert path.barrier is None
-    assert path.loss_at_end == path.loss[-1]
+    np.testing.assert_allclose(path.train.loss, expected, rtol=1e-12)
+    assert path.train.barrier is None
+    assert path.test.barrier is None
+    assert np.isnan(path.train.barrier_standard_error).all()
+    assert path.loss_at_end == path.train.loss[-1]
     assert not path.warnings
     # Equidistant points of a parabola have one second difference, the curvature times h².
-    np.testing.assert_allclose(np.diff(path.loss, 2), curvature / 16, rtol=1e-10)
+    np.testing.assert_allclose(np.diff(path.train.loss, 2), curvature / 16, rtol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -104,14 +110,15 @@ def test_ends_are_the_models_to_the_bit(dtype: torch.dtype) -> None:
         test = TEST.to(objective.device, dtype)
         path = interpolate(objective, test, [-0.5, 0.0, 0.3, 1.0, 1.25], target=target)
         start, at_target = objective.evaluate(), objective.loss(target)
-        assert path.loss[1] == path.loss_at_start == objective.center.loss == start.loss
-        assert path.loss[3] == path.loss_at_end == at_target
-        assert path.test_loss[1] == objective.evaluate(test).loss
+        assert path.train.loss[1] == path.loss_at_start == objective.center.loss == start.loss
+        assert path.train.loss[3] == path.loss_at_end == at_target
+        assert path.test.loss[1] == objective.evaluate(test).loss
         with objective.at(target):
-            assert path.test_loss[3] == objective.evaluate(test).loss
+            assert path.test.loss[3] == objective.evaluate(test).loss
         assert np.array_equal(path.direction, (target - objective.theta).numpy())
     assert path.num_evaluations == 10
-    assert path.barrier == barrier(path.alpha, path.loss)
+    assert path.train.barrier is not None
+    assert path.train.barrier.value == barrier(path.alpha, path.train.loss)
 
 
 def test_end_is_the_target_where_adding_the_difference_is_not() -> None:
@@ -136,8 +143,8 @@ def test_naive_loop_over_the_saved_direction() -> None:
         point = start + alpha * torch.from_numpy(path.direction)
         nn.utils.vector_to_parameters(point, twin.parameters())
         for samples, loss, error, accuracy in (
-            (TRAIN, path.loss, path.standard_error, path.accuracy),
-            (TEST, path.test_loss, path.test_standard_error, path.test_accuracy),
+            (TRAIN, path.train.loss, path.train.standard_error, path.train.accuracy),
+            (TEST, path.test.loss, path.test.standard_error, path.test.accuracy),
         ):
             with torch.no_grad():
                 outputs = twin(samples.inputs)
@@ -174,16 +181,79 @@ def test_one_product_and_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_test_samples_nothing_stands_in_for_them() -> None:
     with Objective(_network(), TRAIN) as objective:
         path = interpolate(objective, None, [0.0, 0.5], direction=torch.ones(objective.dim))
-    assert np.isnan([path.test_loss, path.test_standard_error, path.test_accuracy]).all()
-    assert np.isfinite(path.loss).all()
+    assert np.isnan([path.test.loss, path.test.standard_error, path.test.accuracy]).all()
+    assert np.isfinite(path.train.loss).all()
     assert path.num_evaluations == 2
 
 
 def test_target_and_direction_exclude_each_other() -> None:
     with Objective(_network(), TRAIN) as objective:
         for both in (None, objective.theta):
-            with pytest.raises(TypeError, match="its target or by its direction"):
+            with pytest.raises(TypeError, match="its target, by its direction or by a curve"):
                 interpolate(objective, None, [0.0, 1.0], target=both, direction=both)
+
+
+def test_curve_and_arc_are_measured_where_they_say() -> None:
+    model, twin = _network(), copy.deepcopy(_network()).eval()
+    target = _flat(_network(2))
+    alphas = [0.0, 0.25, 0.7, 1.0]
+    with Objective(model, TRAIN) as objective:
+        bent = straight("bezier", objective.theta.clone(), target)
+        bent.bends[0].add_(torch.linspace(-0.3, 0.3, objective.dim))
+        curves = [bent, Arc.between(objective.theta.clone(), target)]
+        paths = [interpolate(objective, TEST, alphas, curve=curve) for curve in curves]
+        assert objective.evaluate().loss == objective.center.loss
+        ends = objective.center.loss, objective.loss(target)
+    for curve, path in zip(curves, paths, strict=True):
+        assert (path.loss_at_start, path.loss_at_end) == ends
+        assert path.curvature_at_origin is None
+        assert path.num_matvecs == 0
+        assert torch.equal(torch.from_numpy(path.direction), target - curve.start)
+        for index in (1, 2):
+            point = curve.point(alphas[index])
+            nn.utils.vector_to_parameters(point, twin.parameters())
+            for samples, series in ((TRAIN, path.train), (TEST, path.test)):
+                with torch.no_grad():
+                    expected = float(F.cross_entropy(twin(samples.inputs), samples.labels))
+                # float32 forward passes in other batches.
+                assert series.loss[index] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_around_a_point_is_in_force_there_and_at_the_centre_too() -> None:
+    model = _linear()
+    entered: list[float] = []
+
+    @contextmanager
+    def around(alpha: float) -> Iterator[None]:
+        # The parameters have been moved when it is entered.
+        entered.append(model.weight[0, 0].item())
+        model.weight.data.mul_(2.0)
+        yield
+        model.weight.data.mul_(0.5)
+
+    target = torch.linspace(1, 2, CLASSES * DIM)
+    with Objective(model, TRAIN) as objective:
+        path = interpolate(objective, TEST, [0.0, 1.0], target=target, around=around)
+        doubled = [objective.loss(2 * theta) for theta in (objective.theta, target)]
+    assert entered == [-1.0, 1.0]
+    # Doubling is exact.
+    assert [path.loss_at_start, path.loss_at_end] == doubled
+    assert path.curvature_at_origin is None
+
+
+def test_sample_losses_are_those_behind_the_mean() -> None:
+    with Objective(_network(), TRAIN, LossFunction("cross_entropy", 0.1), micro_batch_size=16) as o:
+        evaluation, losses = sample_losses(o)
+        assert evaluation == o.evaluate()
+        assert losses.dtype == torch.float64
+        with torch.no_grad():
+            outputs = o.model(o.samples.inputs)
+            expected = F.cross_entropy(
+                outputs, o.samples.labels, reduction="none", label_smoothing=0.1
+            )
+        # Batches of another size: the last bits of float32.
+        torch.testing.assert_close(losses, expected.double(), rtol=1e-5, atol=1e-6)
+        assert sample_losses(o, TEST)[0] == o.evaluate(TEST)
 
 
 def test_barrier_is_above_the_line_between_the_ends() -> None:
@@ -210,8 +280,101 @@ def test_points_that_are_not_finite_stay_so() -> None:
         direction = torch.zeros(objective.dim)
         direction[0] = 1e38
         path = interpolate(objective, TEST, [0.0, 1.0, 1e3], direction=direction)
-    assert math.isfinite(path.loss[0])
-    assert not math.isfinite(path.loss[2])
+    assert math.isfinite(path.train.loss[0])
+    assert not math.isfinite(path.train.loss[2])
     assert not math.isfinite(path.loss_at_end)
-    num_nonfinite = int(np.sum(~np.isfinite(path.loss)))
+    num_nonfinite = int(np.sum(~np.isfinite(path.train.loss)))
     assert path.warnings == (f"the loss is not finite at {num_nonfinite} of 3 points",)
+
+
+ALPHA = np.linspace(0, 1, 21)
+
+
+def _drawn(rng: np.random.Generator, num_samples: int, height: float, skewed: bool) -> np.ndarray:
+    """Losses [21, N] whose mean rises to `height` half way; samples vary together along α."""
+    shapes = np.stack([np.sin(k * np.pi * ALPHA) for k in (1, 2, 3)])
+    noise = (
+        rng.exponential(size=(num_samples, 3)) - 1 if skewed else rng.normal(size=(num_samples, 3))
+    )
+    level = 3 * rng.exponential(size=(num_samples, 1)) + 1 + ALPHA  # the same at every α, and large
+    return (level + height * shapes[0] + noise @ shapes).T
+
+
+@pytest.mark.parametrize(("height", "skewed"), [(0.0, False), (0.0, True), (0.3, True)])
+def test_interval_covers_the_barrier(height: float, skewed: bool) -> None:
+    """Also where the true path is flat, and the maximum is chosen from noise."""
+    rng = np.random.default_rng(7)
+    trials, covered, naive = 100, 0, 0
+    for trial in range(trials):
+        losses = _drawn(rng, 256, height, skewed)
+        found = estimate_barrier(ALPHA, losses.mean(axis=1), losses, seed=trial)
+        covered += found.interval[0] <= height <= found.interval[1]
+        naive += abs(found.value - height) <= 1.96 * found.standard_error
+    # At 95 % the count of 100 has a standard deviation of 2.2; three of them below.
+    assert covered >= 95 - 6.6
+    if height == 0:
+        # The band is wider than ±1.96 standard errors because it must be.
+        assert naive < covered
+
+
+def test_paired_standard_error() -> None:
+    losses = _drawn(np.random.default_rng(3), 400, 0.3, skewed=False)
+    alpha = np.array([-0.5, *ALPHA, 1.5])
+    losses = np.vstack([losses[:1] + 0.2, losses, losses[-1:] + 0.4])
+    errors = height_errors(alpha, losses)
+    for index in (0, 5, 11, 22):
+        a = alpha[index]
+        d = losses[index] - (1 - a) * losses[1] - a * losses[-2]
+        # 400 terms of order ten, a few cancelling digits.
+        assert errors[index] == pytest.approx(d.std(ddof=1) / 20, rel=1e-12)
+    assert errors[1] == errors[-2] == 0
+    top = estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0)
+    assert top.standard_error == errors[np.flatnonzero(alpha == top.alpha)[0]]
+    # The levels of samples vary with a standard deviation of 3, which unpaired errors would have.
+    assert top.standard_error < 0.4 * losses.std(axis=1, ddof=1)[11] / 20
+
+
+def test_band_is_the_multiplier_bootstraps() -> None:
+    """Against ten thousand sums over samples with Gaussian weights, drawn one by one."""
+    rng = np.random.default_rng(5)
+    losses = _drawn(rng, 60, 0.3, skewed=True)
+    found = estimate_barrier(ALPHA, losses.mean(axis=1), losses, seed=0)
+    d = (losses - (1 - ALPHA)[:, None] * losses[0] - ALPHA[:, None] * losses[-1])[1:-1]
+    centred = d - d.mean(axis=1, keepdims=True)
+    errors = d.std(axis=1, ddof=1) / math.sqrt(60)
+    sums = rng.normal(size=(10_000, 60)) @ centred.T / 60
+    # The bootstrap's own standard deviation, of weights with variance one, divides by N.
+    sums *= math.sqrt(60 / 59)
+    c = float(np.quantile(np.abs(sums / errors).max(axis=1), 0.95))
+    upper = float(np.max(d.mean(axis=1) + c * errors))
+    lower = float(np.max(d.mean(axis=1) - c * errors))
+    # Each quantile of 10,000 draws is uncertain by about 0.02 errors, their difference by 0.03.
+    assert found.interval == pytest.approx((lower, upper), abs=4 * 0.03 * errors.max())
+    assert 2.0 < c < 3.0
+
+
+def test_interval_of_what_has_no_spread_and_of_what_is_not_finite() -> None:
+    alpha = np.array([0.0, 0.5, 1.0])
+    same = np.array([[1.0] * 4, [3.0] * 4, [2.0] * 4])
+    found = estimate_barrier(alpha, same.mean(axis=1), same, seed=0)
+    assert found.value == 1.5
+    assert (found.standard_error, found.interval, found.alpha) == (0.0, (1.5, 1.5), 0.5)
+    one = estimate_barrier(alpha, same[:, 0], same[:, :1], seed=0)
+    assert one.value == 1.5
+    assert np.isnan([one.standard_error, *one.interval]).all()
+    infinite = same.copy()
+    infinite[1, 2] = np.inf
+    for losses, value in ((infinite, math.inf), (infinite[[1, 0, 2]], math.nan)):
+        found = estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0)
+        assert np.array_equal(found.value, value, equal_nan=True)
+        assert np.isnan([found.standard_error, *found.interval]).all()
+
+
+def test_draws_are_the_seeds() -> None:
+    losses = _drawn(np.random.default_rng(3), 64, 0.3, skewed=False)
+    intervals = [
+        estimate_barrier(ALPHA, losses.mean(axis=1), losses, seed=seed, label=label).interval
+        for seed, label in ((0, "train"), (0, "train"), (1, "train"), (0, "test"))
+    ]
+    assert intervals[0] == intervals[1]
+    assert len(set(intervals)) == 3

@@ -1,67 +1,87 @@
-"""Losses along a straight line (Goodfellow et al. 2015)."""
+"""Losses along a straight line (Goodfellow et al. 2015) or a curve."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.objective import Evaluation
+from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
+from lgo_cli.objective import Evaluation, LossFunction, evaluate_model
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from lgo_cli.config import Range
+    from lgo_cli.landscape.curves import Curve
     from lgo_cli.objective import Objective, Samples
 
 Array = np.ndarray[Any, Any]
 
-_NOT_MEASURED = Evaluation(math.nan, math.nan, math.nan, 0)
+
+@dataclass(frozen=True)
+class Series:
+    """What was measured on one set of samples at each of n coordinates; NaN if there was no set.
+
+    Attributes:
+        loss: Mean loss [n]; non-finite where it is so.
+        standard_error: Of it [n].
+        accuracy: Fraction [n].
+        barrier_standard_error: Of the height above the straight line between the ends [n], paired;
+            NaN along a direction.
+        barrier: The largest such height over [0, 1]; `None` along a direction, or without samples.
+    """
+
+    loss: Array
+    standard_error: Array
+    accuracy: Array
+    barrier_standard_error: Array
+    barrier: Barrier | None
+
+    def arrays(self, prefix: str = "") -> dict[str, Array]:
+        """The arrays under their names, each after the prefix."""
+        names = ("loss", "standard_error", "accuracy", "barrier_standard_error")
+        return {f"{prefix}{name}": getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Path:
-    """Losses along θ + α·d.
+    """Losses along θ(α): a line θ + α·d, or a curve.
 
     Attributes:
         alpha: Coordinates [n], ascending.
-        loss: Mean loss on the probe set [n]; non-finite where it is so.
-        standard_error: Of it [n].
-        accuracy: Fraction [n].
-        test_loss: The same three on the test samples [n]; NaN if there are none.
-        test_standard_error: Likewise.
-        test_accuracy: Likewise.
-        direction: d [P], the very bits used.
-        barrier: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)]; `None` along a direction. As
-            `barrier` does, it says so if a loss is not finite.
-        curvature_at_origin: d²L/dα² at 0, one product.
+        train: On the probe set.
+        test: On the test samples.
+        direction: d [P], the very bits used; of a curve, its end less its start.
+        curvature_at_origin: d²L/dα² at 0, one product; `None` unless the path is a straight line
+            whose points differ by their parameters alone.
         loss_at_start: L(0).
         loss_at_end: L(1), or along a direction L at the last α.
         num_evaluations: Points measured on the probe set and on the test samples together.
+        num_matvecs: Products.
         warnings: What a reader must know, such as points that are not finite.
     """
 
     alpha: Array
-    loss: Array
-    standard_error: Array
-    accuracy: Array
-    test_loss: Array
-    test_standard_error: Array
-    test_accuracy: Array
+    train: Series
+    test: Series
     direction: Array
-    barrier: float | None
-    curvature_at_origin: float
+    curvature_at_origin: float | None
     loss_at_start: float
     loss_at_end: float
     num_evaluations: int
+    num_matvecs: int
     warnings: tuple[str, ...] = ()
 
 
@@ -83,59 +103,68 @@ def interpolate(
     *,
     target: Tensor | None = None,
     direction: Tensor | None = None,
+    curve: Curve | None = None,
+    around: Callable[[float], AbstractContextManager[None]] | None = None,
+    seed: int = 0,
     progress: Progress = SILENT,
 ) -> Path:
-    """Measure loss and accuracy along a line, on the probe set and on test samples.
+    """Measure loss and accuracy along a path, on the probe set and on test samples.
+
+    Exactly one of `target`, `direction` and `curve` says where it goes.
 
     Args:
         objective: Entered; α = 0 is its centre, measured before any parameter moved.
         test: On the objective's device and in its dtype; `None` leaves their losses NaN.
-        alphas: Coordinates, ascending, with 0 and, towards a target, 1 among them.
-        target: The other end [P]; α = 1 is the target itself, to the bit.
-        direction: Instead of a target, d [P].
+        alphas: Coordinates, ascending, with 0 and, towards an end, 1 among them.
+        target: The end of a straight line [P]; α = 1 is the target itself, to the bit.
+        direction: d [P].
+        curve: From the centre to another end, over coordinates in [0, 1] alone.
+        around: What is to be in force at α beside the parameters, such as `BatchNorm.at`; entered
+            after they were moved. The centre is then measured like any other point.
+        seed: Of the draws behind the barrier's interval.
         progress: Told of each point.
 
-    Cost: one matvec, and for each point a pass over the probe set and one over the test samples.
+    Cost: for each point a pass over the probe set and one over the test samples, one pass more for
+    the losses of single samples at the centre, and on a straight line one matvec.
     """
-    if target is not None and direction is None:
-        target = target.to(objective.theta)
-        d = target - objective.theta
-    elif direction is not None and target is None:
-        d = direction.to(objective.theta)
-    else:
-        raise TypeError("a line is given by its target or by its direction")
-    curvature = dot(d, HessianOperator(objective).matvec(d))
-    train: list[Evaluation] = []
-    held_out: list[Evaluation] = []
-    with progress.task("line", len(alphas), "points") as task:
+    if (target is None) + (direction is None) + (curve is None) != 2:
+        raise TypeError("a path is given by its target, by its direction or by a curve")
+    if curve is not None:
+        target = curve.end
+    end = None if target is None else target.to(objective.theta)
+    d = direction.to(objective.theta) if direction is not None else end - objective.theta  # type: ignore[operator]
+    straight = curve is None and around is None
+    curvature = dot(d, HessianOperator(objective).matvec(d)) if straight else None
+    train, held_out = _Points(objective), _Points(objective)
+    with progress.task("line" if curve is None else "path", len(alphas), "points") as task:
         for alpha in alphas:
-            if target is not None and alpha == 1.0:
-                objective.move(target)
+            if end is not None and alpha == 1.0:
+                objective.move(end)
+            elif curve is not None:
+                objective.move(curve.point(alpha))
             else:
                 objective.displace((alpha, d))
-            train.append(objective.center if alpha == 0.0 else objective.evaluate())
-            # Without samples of its own, `evaluate` would measure the probe set again.
-            held_out.append(_NOT_MEASURED if test is None else objective.evaluate(test))
-            task.advance(1, loss=train[-1].loss)
+            with around(alpha) if around else nullcontext():
+                train.measure(objective.samples)
+                if alpha == 0.0 and around is None:
+                    train.evaluations[-1] = objective.center
+                held_out.measure(test)
+            task.advance(1, loss=train.evaluations[-1].loss)
         objective.move(objective.theta)
-    coordinates = np.array(alphas)
-    loss = np.array([point.loss for point in train])
-    end = alphas.index(1.0) if target is not None else -1
-    num_nonfinite = int(np.sum(~np.isfinite(loss)))
+    has_end = end is not None
+    on_train = train.series(alphas, seed, "train", has_end=has_end)
+    on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
+    num_nonfinite = int(np.sum(~np.isfinite(on_train.loss)))
     return Path(
-        alpha=coordinates,
-        loss=loss,
-        standard_error=np.array([point.standard_error for point in train]),
-        accuracy=np.array([point.accuracy for point in train]),
-        test_loss=np.array([point.loss for point in held_out]),
-        test_standard_error=np.array([point.standard_error for point in held_out]),
-        test_accuracy=np.array([point.accuracy for point in held_out]),
+        alpha=np.array(alphas),
+        train=on_train,
+        test=on_test,
         direction=d.cpu().numpy(),
-        barrier=barrier(coordinates, loss) if target is not None else None,
         curvature_at_origin=curvature,
-        loss_at_start=objective.center.loss,
-        loss_at_end=float(loss[end]),
+        loss_at_start=train.evaluations[alphas.index(0.0)].loss,
+        loss_at_end=train.evaluations[alphas.index(1.0) if has_end else -1].loss,
         num_evaluations=len(alphas) * (1 if test is None else 2),
+        num_matvecs=int(straight),
         warnings=(
             (f"the loss is not finite at {num_nonfinite} of {len(alphas)} points",)
             if num_nonfinite
@@ -144,22 +173,64 @@ def interpolate(
     )
 
 
-def barrier(alpha: Array, loss: Array) -> float:
-    """Height of the path above the straight line between its ends (Frankle et al. 2020).
+@dataclass(frozen=True)
+class _Recording(LossFunction):
+    """Keeps the loss of each sample, so that one pass gives them beside their mean."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        losses = super().__call__(outputs, labels)
+        self.kept.append(losses.double())
+        return losses
+
+
+def sample_losses(
+    objective: Objective, samples: Samples | None = None
+) -> tuple[Evaluation, Tensor]:
+    """What `Objective.evaluate` measures, to the bit, and the loss of each sample in one pass.
 
     Args:
-        alpha: Coordinates [n] with 0 and 1 among them.
-        loss: Losses there [n].
+        objective: Entered; measured where it stands.
+        samples: Other samples than its own.
 
     Returns:
-        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
-        ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
+        The evaluation, and losses [N], float64, on the device.
     """
-    within = (alpha >= 0) & (alpha <= 1)
-    a, losses = alpha[within], loss[within]
-    if not np.isfinite(losses[[0, -1]]).all():
-        return math.nan
-    # The ends lie on the line by definition, whatever rounding says.
-    height = losses - ((1 - a) * losses[0] + a * losses[-1])
-    height[[0, -1]] = 0.0
-    return float(np.max(height))
+    samples = objective.samples if samples is None else samples
+    function = objective.loss_function
+    recording = _Recording(function.name, function.label_smoothing)
+    evaluation = evaluate_model(objective.model, samples, recording, objective.micro_batch_size)
+    return evaluation, torch.cat(recording.kept)
+
+
+class _Points:
+    """What was measured on one set of samples so far, if there is a set."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.evaluations: list[Evaluation] = []
+        self.losses: list[Array] = []
+
+    def measure(self, samples: Samples | None) -> None:
+        """Measure where the objective stands."""
+        if samples is None:
+            return
+        evaluation, losses = sample_losses(self.objective, samples)
+        self.evaluations.append(evaluation)
+        self.losses.append(losses.cpu().numpy())
+
+    def series(self, alphas: Sequence[float], seed: int, label: str, *, has_end: bool) -> Series:
+        """All of it; with a barrier if the path has an end."""
+        alpha = np.array(alphas)
+        missing = np.full(len(alpha), math.nan)
+        if not self.evaluations:
+            return Series(missing, missing, missing, missing, None)
+        loss, errors, accuracy = np.array(
+            [(point.loss, point.standard_error, point.accuracy) for point in self.evaluations]
+        ).T
+        if not has_end:
+            return Series(loss, errors, accuracy, missing, None)
+        losses = np.stack(self.losses)
+        barrier = estimate_barrier(alpha, loss, losses, seed=seed, label=label)
+        return Series(loss, errors, accuracy, height_errors(alpha, losses), barrier)

@@ -2,110 +2,274 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.results import InterpResults
-from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
+from lgo_cli.results import Barrier, InterpResults
+from lgo_cli.runs.steps.aligned import Repairs, aligned, alignment_results
+from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
+from lgo_cli.runs.steps.curve import CURVE_STATE, curve_results, trained_curve
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from lgo_cli.landscape.batchnorm import BatchNorm
+    from lgo_cli.landscape.curve_training import TrainedCurve
+    from lgo_cli.landscape.curves import Curve
+    from lgo_cli.landscape.interpolation import Path
+    from lgo_cli.objective import Objective
+    from lgo_cli.results import Measured
 
 
 class InterpStep(Step):
     """`lgo interp`."""
 
     def compute(self, context: Context) -> InterpResults:
-        """Losses along a line on both splits."""
-        from lgo_cli.landscape.directions import gradient_direction, random_direction
-        from lgo_cli.landscape.interpolation import alpha_grid, interpolate
-        from lgo_cli.runs.loaded import flat_weights, measured, objective
+        """Losses along a path on both splits, or the barriers between all pairs of checkpoints."""
+        config = typed(context.plan, InterpConfig)
+        if config.matrix:
+            from lgo_cli.runs.steps.matrix import measure_matrix
 
-        plan, loaded = context.plan, context.loaded
-        config = typed(plan, InterpConfig)
-        bounds = config.range or ((-1.0, 1.0) if config.direction else (-0.5, 1.5))
-        required = (0.0,) if config.direction else (0.0, 1.0)
-        alphas = alpha_grid(bounds, config.num_points, required)
-        warnings: list[str] = []
-        num_matvecs = 1
-        with context.stopwatch.phase("compute"), objective(plan, loaded) as problem:
-            test = loaded.samples("test", config.analysis_samples).to(problem.device, problem.dtype)
-            description = measured(problem, loaded, len(test))
-            target = direction = loss_of_other = None
-            if config.direction is None:
-                target = flat_weights(loaded, plan.files["to"], problem.dtype)
-            elif config.direction == "eigen":
-                top = top_eigenpairs(context, problem, 1)
-                direction = top.vectors[0]
-                num_matvecs += top.num_matvecs
-                warnings += top.warnings
-            elif config.direction == "gradient":
-                direction = gradient_direction(problem)
-            else:
-                direction = random_direction(problem, config.seed, "interp", "direction")
-            path = interpolate(
-                problem,
-                test,
-                alphas,
-                target=target,
-                direction=direction,
-                progress=context.progress,
-            )
-            warnings += path.warnings
-        if config.direction is None and description.batchnorm == "frozen":
-            with context.stopwatch.phase("compute"):
-                loss_of_other = _loss_of(context, plan.files["to"])
-            if abs(loss_of_other - path.loss_at_end) > 1e-5 * abs(loss_of_other):
-                warnings.append(
-                    "batch-norm statistics are the run's own all along the path: with its own, "
-                    f"the other end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
-                )
-        arrays = {
-            key: getattr(path, key)
-            for key in (
-                "alpha", "loss", "standard_error", "accuracy", "test_loss",
-                "test_standard_error", "test_accuracy", "direction",
-            )
-        }  # fmt: skip
-        save_arrays(context, "interp.npz", arrays)
-        return InterpResults(
-            **common(context, warnings),
-            measured=description,
-            along=str(config.direction or plan.request.config["to"]),
-            barrier=path.barrier,
-            curvature_at_origin=path.curvature_at_origin,
-            loss_at_start=path.loss_at_start,
-            loss_at_end=path.loss_at_end,
-            loss_of_other=loss_of_other,
-            direction_norm=float(np.linalg.norm(path.direction.astype(np.float64))),
-            range=(alphas[0], alphas[-1]),
-            num_points=len(alphas),
-            num_evaluations=path.num_evaluations,
-            num_matvecs=num_matvecs,
+            return measure_matrix(context, config)
+        if config.direction is not None:
+            return _along_direction(context, config)
+        return _to_other(context, config)
+
+
+def _along_direction(context: Context, config: InterpConfig) -> InterpResults:
+    from lgo_cli.landscape.batchnorm import BatchNorm
+    from lgo_cli.landscape.directions import gradient_direction, random_direction
+    from lgo_cli.landscape.interpolation import alpha_grid, interpolate
+    from lgo_cli.runs.loaded import measured, objective
+
+    plan, loaded = context.plan, context.loaded
+    alphas = alpha_grid(config.range or (-1.0, 1.0), config.num_points, (0.0,))
+    num_matvecs = 0
+    warnings: list[str] = []
+    with context.stopwatch.phase("compute"), objective(plan, loaded) as problem:
+        test = loaded.samples("test", config.analysis_samples).to(problem.device, problem.dtype)
+        policy = BatchNorm(problem, config.batchnorm, num_samples=config.batchnorm_samples)
+        description = measured(problem, loaded, len(test), policy)
+        if config.direction == "eigen":
+            top = top_eigenpairs(context, problem, 1)
+            direction = top.vectors[0]
+            num_matvecs += top.num_matvecs
+            warnings += top.warnings
+        elif config.direction == "gradient":
+            direction = gradient_direction(problem)
+        else:
+            direction = random_direction(problem, config.seed, "interp", "direction")
+        path = interpolate(
+            problem,
+            test,
+            alphas,
+            direction=direction,
+            around=None if policy.policy == "frozen" else policy.at,
+            progress=context.progress,
+        )
+    save_arrays(context, "interp.npz", path_arrays(path))
+    return InterpResults(
+        **common(context, [*warnings, *path.warnings]),
+        **path_results(path),
+        measured=description,
+        along=str(config.direction),
+        shape="line",
+        num_evaluations=path.num_evaluations,
+        num_matvecs=num_matvecs + path.num_matvecs,
+    )
+
+
+class _Ends:
+    """The run and other ends of paths from it, measured on both splits.
+
+    Args:
+        context: Of the step.
+        config: What is asked.
+        problem: Entered.
+    """
+
+    def __init__(self, context: Context, config: InterpConfig, problem: Objective) -> None:
+        from lgo_cli.landscape.interpolation import alpha_grid
+
+        between = config.spherical or config.repair or config.curve is not None
+        within = (0.0, 1.0) if between else (-0.5, 1.5)
+        test = context.loaded.samples("test", config.analysis_samples)
+        self.context = context
+        self.config = config
+        self.problem = problem
+        self.alphas = alpha_grid(config.range or within, config.num_points, (0.0, 1.0))
+        self.test = test.to(problem.device, problem.dtype)
+        self.own = context.loaded.model.state_dict()
+
+    def weights(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The trainable parameters [P] of a checkpoint."""
+        from lgo_cli.vectors import flatten
+
+        return flatten(state[name] for name in self.problem.layout.names).to(self.problem.theta)
+
+    def policy(self, state: Mapping[str, Tensor]) -> BatchNorm:
+        """The policy for batch norm on the way to an end."""
+        from lgo_cli.landscape.batchnorm import BatchNorm
+
+        return BatchNorm(
+            self.problem,
+            self.config.batchnorm,
+            num_samples=self.config.batchnorm_samples,
+            ends={(0.0,): self.own, (1.0,): state},
         )
 
-    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
-        """Loss and accuracy along the line."""
-        from lgo_cli.figures.interpolation import draw_interpolation
+    def measured(self, state: Mapping[str, Tensor]) -> Measured:
+        """What is measured, for the record."""
+        from lgo_cli.runs.loaded import measured
 
-        return {"interp_1d": draw_interpolation(load_arrays(out / "interp.npz"), results)}
+        return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
+
+    def curve(self, state: Mapping[str, Tensor], curve: Curve) -> Path:
+        """Measure a curve to an end."""
+        return self._path(state, None, curve=curve)
+
+    def straight(self, state: Mapping[str, Tensor], repairs: Repairs | None = None) -> Path:
+        """Measure the line to an end, or the arc where arcs are asked for."""
+        from lgo_cli.landscape.curves import Arc
+
+        target = self.weights(state)
+        if self.config.spherical:
+            return self._path(state, repairs, curve=Arc.between(self.problem.theta, target))
+        return self._path(state, repairs, target=target)
+
+    def _path(self, state: Mapping[str, Tensor], repairs: Repairs | None, **route: Any) -> Path:
+        from lgo_cli.landscape.interpolation import interpolate
+
+        policy = self.policy(state)
+        around = None if policy.policy == "frozen" else policy.at
+        return interpolate(
+            self.problem,
+            self.test,
+            self.alphas,
+            around=repairs.at if repairs else around,
+            seed=self.config.seed,
+            progress=self.context.progress,
+            **route,
+        )
 
 
-def _loss_of(context: Context, path: Path) -> float:
+def _to_other(context: Context, config: InterpConfig) -> InterpResults:
+    from lgo_cli.runs.loaded import objective
+
+    plan, loaded = context.plan, context.loaded
+    warnings: list[str] = []
+    beside: dict[str, Path] = {}
+    loss_of_other = alignment = repairs = trained = None
+    with context.stopwatch.phase("compute"):
+        other = checkpoint.load_fitting(plan.files["to"], loaded.model)
+        if config.align:
+            alignment = aligned(context, config, other)
+        with objective(plan, loaded) as problem:
+            ends = _Ends(context, config, problem)
+            if alignment is not None:
+                beside["unaligned"] = ends.straight(other)
+                other = alignment.state
+            description = ends.measured(other)
+            path = ends.straight(other)
+            if config.curve is not None:
+                beside["line"] = path
+                trained = trained_curve(context, config, problem, ends.weights(other))
+                path = ends.curve(other, trained.curve)
+            if config.repair:
+                beside["unrepaired"] = path
+                repairs = Repairs(problem, ends.own, other)
+                path = ends.straight(other, repairs)
+                description = repairs.described(description)
+        if description.batchnorm == "frozen":
+            loss_of_other = _loss_of(context, other)
+    paths = (path, *beside.values())
+    for each in paths:
+        warnings += each.warnings
+    if loss_of_other is not None:
+        warnings += _of_statistics(path, loss_of_other, trained)
+    arrays = path_arrays(path)
+    for name, each in beside.items():
+        arrays |= path_arrays(each, f"{name}_")
+    if trained is not None:
+        arrays["bends"] = torch.stack(list(trained.curve.bends)).cpu().numpy()
+    save_arrays(context, "interp.npz", arrays)
+    context.path(CURVE_STATE).unlink(missing_ok=True)
+    return InterpResults(
+        **common(context, warnings),
+        **path_results(path, beside),
+        measured=description,
+        along=str(plan.request.config["to"][0]),  # type: ignore[index]
+        shape=config.curve or ("arc" if config.spherical else "line"),
+        loss_of_other=loss_of_other,
+        alignment=alignment_results(alignment) if alignment else None,
+        repair=repairs.results() if repairs else None,
+        curve=curve_results(context, config, trained) if trained else None,
+        num_evaluations=sum(each.num_evaluations for each in paths),
+        num_matvecs=sum(each.num_matvecs for each in paths),
+    )
+
+
+def path_arrays(path: Path, prefix: str = "") -> dict[str, Any]:
+    """What `interp.npz` holds of a path; of one beside the first, what differs, after a prefix."""
+    arrays = {**path.train.arrays(prefix), **path.test.arrays(f"{prefix}test_")}
+    return arrays if prefix else {"alpha": path.alpha, **arrays, "direction": path.direction}
+
+
+def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """The fields of `InterpResults` that a path and those beside it settle."""
+    fields: dict[str, Any] = {}
+    for name, other in (beside or {}).items():
+        for prefix, found in (("", other.train.barrier), ("test_", other.test.barrier)):
+            fields[f"{prefix}barrier_{name}"] = found and Barrier(**asdict(found))
+    for prefix, found in (("", path.train.barrier), ("test_", path.test.barrier)):
+        fields |= {
+            f"{prefix}barrier": found and found.value,
+            f"{prefix}barrier_standard_error": found and found.standard_error,
+            f"{prefix}barrier_interval": found and found.interval,
+            f"{prefix}barrier_alpha": found and found.alpha,
+        }
+    return fields | {
+        "curvature_at_origin": path.curvature_at_origin,
+        "loss_at_start": path.loss_at_start,
+        "loss_at_end": path.loss_at_end,
+        "direction_norm": float(np.linalg.norm(path.direction.astype(np.float64))),
+        "range": (float(path.alpha[0]), float(path.alpha[-1])),
+        "num_points": len(path.alpha),
+    }
+
+
+def _of_statistics(path: Path, loss_of_other: float, trained: TrainedCurve | None) -> list[str]:
+    """What to say of statistics that are the run's own at every point."""
+    warnings = []
+    if abs(loss_of_other - path.loss_at_end) > 1e-5 * abs(loss_of_other):
+        warnings.append(
+            "batch-norm statistics are the run's own all along the path: with its own, "
+            f"the other end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
+        )
+    if trained is not None and trained.uses_batch_statistics:
+        warnings.append(
+            "the curve was trained with each batch's own statistics, and the run's are of no point "
+            "inside it: measure it with --batchnorm recompute"
+        )
+    return warnings
+
+
+def _loss_of(context: Context, state: Mapping[str, Tensor]) -> float:
     """Loss of another checkpoint on the probe set, its own buffers included."""
     from lgo_cli.runs.loaded import objective
     from lgo_cli.training.loop import snapshot
 
     model = context.loaded.model
     own = snapshot(model)
-    model.load_state_dict(checkpoint.load_fitting(path, model))
+    model.load_state_dict(state)
     try:
         with objective(context.plan, context.loaded) as problem:
             return problem.center.loss

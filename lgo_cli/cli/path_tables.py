@@ -1,0 +1,117 @@
+"""Results of `lgo interp` as plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lgo_cli.results import BarrierMatrix, InterpResults
+
+Rows = list[tuple[str, str]]
+
+_SHAPES = {
+    "line": "",
+    "arc": " on a great circle",
+    "bezier": " on a trained Bezier curve",
+    "polychain": " on a trained polygonal chain",
+}
+
+
+def path_rows(results: InterpResults) -> Rows:
+    """What `lgo interp` found."""
+    if results.matrix is not None:
+        return _matrix(results, results.matrix)
+    names = {"init": "to its initialisation", "to": "to the other checkpoint"}
+    along = names.get(results.along, f"along the {results.along} direction")
+    bounds = f"{results.num_points} points on {interval(results.range)}"
+    rows: Rows = [
+        ("path", f"{along}{_SHAPES[results.shape]}, {bounds}"),
+        ("loss", f"{results.loss_at_start:.6g} at 0, {results.loss_at_end:.6g} at the end"),
+    ]
+    if results.alignment is not None:
+        found = results.alignment
+        rows += [
+            (
+                "aligned",
+                f"{found.num_moved:,} of {found.num_units:,} hidden units moved in "
+                f"{found.num_iterations} sweeps; distance {found.distance_before:.4g} before, "
+                f"{found.distance_after:.4g} after",
+            ),
+            ("", f"outputs differ by {found.output_difference:.1e} ({found.output_dtype})"),
+        ]
+        if found.not_permuted:
+            rows.append(("", f"not permuted: {', '.join(found.not_permuted)}"))
+    if results.repair is not None:
+        repair = results.repair
+        rows.append(
+            (
+                "repaired",
+                f"{len(repair.layers)} layers, {len(repair.batch_norms)} batch norms"
+                + (f"; not {', '.join(repair.not_repaired)}" if repair.not_repaired else ""),
+            )
+        )
+    if results.curve is not None:
+        curve = results.curve
+        rows.append(
+            (
+                "curve",
+                f"{curve.num_bends} {'bend' if curve.num_bends == 1 else 'bends'}, "
+                f"{curve.length:.4g} times as long as the line; {curve.recipe.optimizer}, "
+                f"lr {curve.recipe.lr:g}, {curve.recipe.epochs} epochs",
+            )
+        )
+    if results.barrier is not None and results.barrier_interval is not None:
+        height = _height(results.barrier, results.barrier_interval)
+        rows.append(("barrier", f"{height} (95 %) above the straight line between the end losses"))
+    if results.test_barrier is not None and results.test_barrier_interval is not None:
+        height = _height(results.test_barrier, results.test_barrier_interval)
+        rows.append(("", f"{height} on the test samples"))
+    for name, on_train, on_test in (
+        ("unaligned", results.barrier_unaligned, results.test_barrier_unaligned),
+        ("unrepaired", results.barrier_unrepaired, results.test_barrier_unrepaired),
+        ("on the line", results.barrier_line, results.test_barrier_line),
+    ):
+        if on_train is not None:
+            height = _height(on_train.value, on_train.interval)
+            rows.append((name, f"{height} instead"))
+        if on_test is not None:
+            height = _height(on_test.value, on_test.interval)
+            rows.append(("", f"{height} on the test samples"))
+    if results.curvature_at_origin is not None:
+        rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
+    return rows
+
+
+def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
+    """Each pair on a line: there is no width to trust that a terminal has."""
+    paths = "great circles" if results.shape == "arc" else "straight lines"
+    rows: Rows = [
+        (
+            "paths",
+            f"{paths} between {len(matrix.names)} checkpoints, {results.num_points} points each",
+        )
+    ]
+    rows += [
+        (name, f"loss {loss:.6g}") for name, loss in zip(matrix.names, matrix.loss, strict=True)
+    ]
+    for first, row in enumerate(matrix.barrier):
+        for second in range(first + 1, len(row)):
+            interval = (matrix.lower[first][second], matrix.upper[first][second])
+            test = (matrix.test_lower[first][second], matrix.test_upper[first][second])
+            rows.append(
+                (
+                    f"{matrix.names[first]}, {matrix.names[second]}",
+                    f"barrier {_height(row[second], interval)} (95 %), on the test samples "
+                    f"{_height(matrix.test_barrier[first][second], test)}",
+                )
+            )
+    return rows
+
+
+def _height(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """Two ends as they are printed."""
+    return f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"

@@ -1,0 +1,152 @@
+"""How high a path rises above the straight line between its end losses, and how sure that is.
+
+Shapes: n coordinates, N samples (theory.md, section 25).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lgo_cli.seeding import standard_normal
+
+Array = np.ndarray[Any, Any]
+
+CONFIDENCE = 0.95
+"""Of the interval, for all coordinates at once."""
+
+NUM_DRAWS = 10_000
+"""Of the band's largest deviation: its 95 % quantile is then known to about 1 %."""
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The largest height on a grid, with its paired standard error.
+
+    Attributes:
+        value: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)].
+        standard_error: Of the height at the α of the maximum, the samples taken as independent
+            draws; 0 where that is an end. The choice of the maximum is in the interval alone.
+        interval: Holds the barrier that infinitely many samples would give on the same grid, with
+            95 % confidence. Not symmetric, and never below 0.
+        alpha: Where the maximum is.
+    """
+
+    value: float
+    standard_error: float
+    interval: tuple[float, float]
+    alpha: float
+
+
+def barrier(alpha: Array, loss: Array) -> float:
+    """Height of the path above the straight line between its ends (Frankle et al. 2020).
+
+    Args:
+        alpha: Coordinates [n] with 0 and 1 among them.
+        loss: Losses there [n].
+
+    Returns:
+        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
+        ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
+    """
+    within = (alpha >= 0) & (alpha <= 1)
+    return float(np.max(_heights(alpha[within], loss[within])))
+
+
+def _heights(a: Array, loss: Array) -> Array:
+    """Heights [n] over the coordinates of [0, 1]; NaN if an end is not finite."""
+    if not np.isfinite(loss[[0, -1]]).all():
+        return np.full(len(a), math.nan)
+    heights: Array = loss - ((1 - a) * loss[0] + a * loss[-1])
+    # The ends lie on the line by definition, whatever rounding says.
+    heights[[0, -1]] = 0.0
+    return heights
+
+
+def height_errors(alpha: Array, losses: Array) -> Array:
+    """Paired standard error of the height at each coordinate.
+
+    The losses of one sample at three coordinates are far from independent, so the variance is that
+    of d_n(α) = ℓ_n(α) − (1−α)ℓ_n(0) − αℓ_n(1), never a sum of three variances.
+
+    Args:
+        alpha: Coordinates [n] with 0 and 1 among them.
+        losses: Of each sample [n, N].
+
+    Returns:
+        Standard errors [n], of the samples as independent draws: 0 at the ends, NaN where a loss is
+        not finite or there is one sample only.
+    """
+    _, errors = _differences(alpha, losses)
+    return errors
+
+
+def _differences(alpha: Array, losses: Array) -> tuple[Array, Array]:
+    """Centred d_n(α) [n, N] and the standard errors [n] of their means."""
+    start, end = losses[alpha == 0.0], losses[alpha == 1.0]
+    num_samples = losses.shape[1]
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities have no difference: NaN
+        d = losses - ((1 - alpha)[:, None] * start + alpha[:, None] * end)
+        d[(alpha == 0.0) | (alpha == 1.0)] = 0.0
+        centred = d - d.mean(axis=1, keepdims=True)
+        squares = np.einsum("ij,ij->i", centred, centred)
+    if num_samples < 2:
+        return centred, np.full(len(alpha), math.nan)
+    return centred, np.sqrt(squares / (num_samples - 1) / num_samples)
+
+
+def estimate_barrier(
+    alpha: Array, loss: Array, losses: Array, *, seed: int, label: str = "train"
+) -> Barrier:
+    """The barrier with a standard error and an interval, from the losses of each sample.
+
+    The interval comes from a band h(α) ± c·s(α) that holds all true heights at once with 95 %
+    confidence, so that it may be read off wherever the maximum is: from max(h − c·s) to
+    max(h + c·s). c is the quantile of the largest |deviation|/s under a Gaussian multiplier
+    bootstrap (Chernozhukov, Chetverikov & Kato 2013). Given the samples, its deviations
+    Σ ξ_n d_n(α) / N are exactly Gaussian with the d_n's sample covariance, which is drawn from
+    directly: the cost does not grow with N.
+
+    Args:
+        alpha: Coordinates [n], ascending, with 0 and 1 among them.
+        loss: Mean losses [n].
+        losses: Of each sample [n, N].
+        seed: Of the draws.
+        label: Names their stream.
+
+    Returns:
+        The barrier; where it is not finite, so are error and interval (NaN).
+    """
+    within = (alpha >= 0) & (alpha <= 1)
+    a = alpha[within]
+    heights = _heights(a, loss[within])
+    top = int(np.argmax(heights))  # the first NaN, if there is one
+    value = float(heights[top])
+    if not np.isfinite(heights).all():
+        return Barrier(value, math.nan, (math.nan, math.nan), float(a[top]))
+    centred, errors = _differences(a, losses[within])
+    half_width = _quantile(centred, errors, seed, label) * errors
+    # The ends have height 0 and no error, so that neither bound is negative.
+    lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
+    return Barrier(value, float(errors[top]), (lower, upper), float(a[top]))
+
+
+def _quantile(centred: Array, errors: Array, seed: int, label: str) -> float:
+    """c: 95 % of the draws have no |deviation| above c standard errors; NaN for one sample."""
+    if np.isnan(errors).any():
+        return math.nan
+    varies = errors > 0
+    if not varies.any():
+        return 0.0
+    d = centred[varies]
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    eigenvalues, vectors = np.linalg.eigh(d @ d.T)
+    # Neighbours are nearly the same variable: what rounding makes of the small ones is cut off.
+    # The symmetric root does not depend on the eigenvectors' signs.
+    root = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
+    draws = standard_normal(NUM_DRAWS * len(d), seed, "interp", "barrier", label).numpy()
+    deviations = np.abs(draws.reshape(NUM_DRAWS, len(d)) @ root).max(axis=1)
+    return float(np.quantile(deviations, CONFIDENCE))
