@@ -35,6 +35,9 @@ Range = tuple[
     Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]
 ]
 
+PlaneKind = Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"]
+BatchNormPolicy = Literal["frozen", "recompute", "interpolate", "batch"]
+
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -75,15 +78,9 @@ class StepConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
-class TrainConfig(StepConfig):
-    """`lgo train`. What is `None` comes from the model's published recipe."""
+class RecipeConfig(StepConfig):
+    """How to go down the loss. What is `None` comes from the model's published recipe."""
 
-    command = "train"
-
-    model: str = "mlp"
-    dataset: str = "synthetic"
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
-    label_smoothing: UnitInterval = 0.0
     epochs: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
@@ -94,6 +91,17 @@ class TrainConfig(StepConfig):
     schedule: Literal["constant", "cosine", "step"] | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     augment: Literal["none", "crop-flip"] | None = None
+
+
+class TrainConfig(RecipeConfig):
+    """`lgo train`."""
+
+    command = "train"
+
+    model: str = "mlp"
+    dataset: str = "synthetic"
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    label_smoothing: UnitInterval = 0.0
     save_every: Count | None = None
 
 
@@ -137,34 +145,68 @@ class HessianConfig(AnalysisConfig):
         return self.trace or self.trace_matvecs is not None or self.per_layer
 
 
-class InterpConfig(AnalysisConfig):
-    """`lgo interp`: along the line to another checkpoint, or along a direction."""
+class LandscapeConfig(AnalysisConfig):
+    """What `lgo interp` and `lgo contour` share, which leave the run's own point."""
+
+    batchnorm: BatchNormPolicy = "frozen"
+    batchnorm_samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_batchnorm(self) -> Self:
+        if self.batchnorm_samples is not None and self.batchnorm != "recompute":
+            raise ValueError("--batchnorm-samples goes with --batchnorm recompute")
+        return self
+
+
+class InterpConfig(LandscapeConfig, RecipeConfig):
+    """`lgo interp`: to another checkpoint or several, or along a direction.
+
+    How to train is for a curve alone, and refused without one, as `runs.paths` says what goes with
+    what.
+    """
 
     command = "interp"
 
-    to: str | None = None
+    to: tuple[str, ...] = ()
     direction: Literal["random", "gradient", "eigen"] | None = None
     range: Range | None = None
     num_points: Annotated[int, Field(ge=2)] = 41
+    matrix: bool = False
+    spherical: bool = False
+    align: bool = False
+    repair: bool = False
+    curve: Literal["bezier", "polychain"] | None = None
+    num_bends: Count | None = None
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.to is not None and self.direction is not None:
-            raise ValueError("--to and --direction exclude each other")
         _check_range("range", self.range)
         return self
 
 
-class ContourConfig(AnalysisConfig):
+class ContourConfig(LandscapeConfig):
     """`lgo contour`."""
 
     command = "contour"
 
-    plane: Literal["random", "eigen", "pca", "checkpoints"] | None = None
+    plane: PlaneKind | None = None
     to: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    normalization: Literal["filter", "layer", "none"] = "filter"
+    num_planes: Count = 1
     x_range: Range | None = None
     y_range: Range | None = None
+    auto_range: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     resolution: str = "51x51"
+    tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    convexity: Annotated[int, Field(ge=2)] | None = None
 
     @field_validator("resolution")
     @classmethod
@@ -179,16 +221,35 @@ class ContourConfig(AnalysisConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.plane == "checkpoints" or (self.plane is None and self.to):
-            if len(self.to) != 2:
-                raise ValueError(
-                    "a plane through checkpoints needs two: --to A --to B, beside the run itself"
-                )
-        elif self.to:
-            raise ValueError(f"--to does not go with --plane {self.plane}")
+        if self.to and self.directions:
+            raise ValueError("--to and --directions each name a plane: give one of them")
+        kind = self.kind
+        if kind == "checkpoints" and len(self.to) != 2:
+            raise ValueError(
+                "a plane through checkpoints needs two: --to A --to B, beside the run itself"
+            )
+        if kind == "file" and not self.directions:
+            raise ValueError("a plane from a file needs the file: --directions FILE")
+        if self.to and kind != "checkpoints":
+            raise ValueError(f"--to does not go with --plane {kind}")
+        if self.directions and kind != "file":
+            raise ValueError(f"--directions does not go with --plane {kind}")
+        drawn = kind in ("random", "gradient", "random+eigen")
+        if self.num_planes > 1 and not drawn:
+            raise ValueError(f"--num-planes draws random directions: --plane {kind} has none")
+        if self.normalization != "filter" and not drawn:
+            raise ValueError(f"--normalization is of random directions: --plane {kind} has none")
+        if self.auto_range is not None and (self.x_range or self.y_range):
+            raise ValueError("--auto-range finds the ranges: give no --x-range or --y-range")
         _check_range("x_range", self.x_range)
         _check_range("y_range", self.y_range)
         return self
+
+    @property
+    def kind(self) -> PlaneKind:
+        """The plane's kind, also where it follows from what else is said."""
+        implied: PlaneKind = "file" if self.directions else "checkpoints" if self.to else "random"
+        return self.plane or implied
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -202,10 +263,35 @@ CONFIGS: dict[str, type[StepConfig]] = {
 }
 
 
+FIGURE_WIDTHS = {"column": 3.4, "page": 7.0}
+"""In inches: of a column, and of the text, of a paper of two columns."""
+
+
 class FigureConfig(Strict):
     """How figures are written. Changing it redraws them from the `.npz` without computing."""
 
     format: Literal["png", "pdf", "svg"] = "png"
+    size: str = "column"
+    dpi: Annotated[int, Field(ge=50, le=1200)] = 300
+    show_cells: bool = False
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        if value in FIGURE_WIDTHS:
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)", value)
+        if match is None or not all(3 <= float(side) <= 20 for side in match.groups()):
+            raise ValueError("must be column, page, or width and height in inches (3 to 20): 5x4")
+        return value
+
+    @property
+    def inches(self) -> tuple[float, float | None]:
+        """Width and height; without a height, each kind of figure has its own."""
+        if self.size in FIGURE_WIDTHS:
+            return FIGURE_WIDTHS[self.size], None
+        width, height = self.size.split("x")
+        return float(width), float(height)
 
 
 class Execution(Strict):
@@ -223,6 +309,8 @@ class Execution(Strict):
     download_data: bool = False
     memory: str | None = None
     basis_device: Literal["auto", "cpu", "disk"] = "auto"
+    shard: str | None = None
+    preview: bool = False
 
     @field_validator("memory")
     @classmethod
@@ -230,6 +318,23 @@ class Execution(Strict):
         if value is not None and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?)?B", value) is None:
             raise ValueError(f"{value!r} is no size: it is like 4GiB or 500MB")
         return value
+
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, value: str | None) -> str | None:
+        if value is not None:
+            match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+            if match is None or not int(match[1]) < int(match[2]):
+                raise ValueError(f"{value!r} is no share: of four they are 0/4, 1/4, 2/4, 3/4")
+        return value
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """The index and the number of shares of `shard`."""
+        if self.shard is None:
+            return None
+        index, count = self.shard.split("/")
+        return int(index), int(count)
 
     @property
     def memory_bytes(self) -> int | None:

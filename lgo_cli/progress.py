@@ -24,6 +24,9 @@ class Progress(Protocol):
     ) -> AbstractContextManager[Task]:
         """Open a task of `total` units (`None` if unknown)."""
 
+    def note(self, text: str) -> None:
+        """Say something that is worth knowing while the work goes on."""
+
 
 class _SilentTask:
     def advance(self, amount: int = 1, **stats: float | str) -> None:
@@ -35,6 +38,9 @@ class _Silent:
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
         del description, total, unit
         yield _SilentTask()
+
+    def note(self, text: str) -> None:
+        del text
 
 
 SILENT: Progress = _Silent()

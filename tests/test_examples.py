@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -98,6 +99,18 @@ def test_train_and_analyze(tmp_path: Path, shell: dict[str, str]) -> None:
     assert "largest eigenvalue" in done.stdout
     for name in ("hessian.png", "interp_1d.png", "contour_2d.png", "model.pth"):
         assert (tmp_path / "out" / name).is_file()
+
+
+def test_batchnorm_policies(tmp_path: Path, lgo: Lgo, shell: dict[str, str]) -> None:
+    options = "--model resnet20 --dataset digits --train-samples 64 --epochs 1"
+    lgo("train", "--out", tmp_path / "run", *options.split(), "--quiet")
+    script = EXAMPLES / "batchnorm_policies.py"
+    done = _run(f"python {script} run --analysis_samples 16 --num_points 2", tmp_path, shell)
+    for policy in ("frozen", "recompute", "interpolate", "batch"):
+        manifest = json.loads((tmp_path / "batchnorm" / policy / "interp.json").read_text())
+        assert manifest["results"]["measured"]["batchnorm"] == policy
+        assert policy in done.stdout
+    assert (tmp_path / "batchnorm" / "policies.png").stat().st_size > 10_000
 
 
 def test_readme_names_only_what_there_is(shell: dict[str, str], tmp_path: Path) -> None:

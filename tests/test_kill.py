@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from lgo_cli.config import ContourConfig, Execution, StepConfig, TrainConfig
+from lgo_cli.files import BOOKKEEPING
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.journal import _records
 
 TRAIN = TrainConfig(
     model_arg={"hidden": [8]}, dataset_arg={"num_train": 512, "num_test": 128}, epochs=12,
     batch_size=32, save_every=20,
 )  # fmt: skip
-MOMENTS = 20
+MOMENTS = 30
 
 # A fork starts at once, where a new interpreter would import torch for seconds.
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
@@ -41,7 +43,14 @@ def _listed(manifest: Manifest | None) -> object:
     return manifest.request, manifest.outputs
 
 
-@pytest.mark.parametrize("command", ["train", "train --resume", "contour"])
+def _assert_no_cell_twice(out: Path) -> None:
+    """A finished cell that was measured again would be in the journal twice."""
+    for path in (out / BOOKKEEPING / "cells").glob("*.journal"):
+        keys = [key for key, _ in _records(path.read_bytes())]
+        assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("command", ["train", "train --resume", "contour", "contour --tolerance"])
 def test_killed_step_ends_with_an_undisturbed_ones_bytes(
     command: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,8 +58,10 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
     monkeypatch.setattr("lgo_cli.runs.steps.train.STATE_INTERVAL_S", 0.0)
     config: StepConfig = TRAIN
     run: Path | None = None
-    if command == "contour":
-        config, run = ContourConfig(resolution="9", analysis_samples=64), small_run
+    if command.startswith("contour"):
+        tolerance = 0.02 if "--tolerance" in command else None
+        config = ContourConfig(resolution="11", analysis_samples=128, tolerance=tolerance)
+        run = small_run
     execute(config, run, execution=Execution(out=tmp_path / "warm"))  # the first run is slower
     start = time.perf_counter()
     undisturbed = execute(config, run, execution=Execution(out=tmp_path / "undisturbed"))
@@ -74,5 +85,6 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
         assert execute(config, run, execution=execution).status is Status.UP_TO_DATE
         leftovers = {path.name for path in out.rglob("*") if path.is_file()}
         assert not any(name.endswith(".lgo-tmp") for name in leftovers)
+        _assert_no_cell_twice(out)
     # A kill after the end proves nothing; on a noisy machine, some come late.
     assert num_killed >= MOMENTS // 4

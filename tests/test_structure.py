@@ -32,13 +32,14 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"runs"},
-    {"figures"},
+    {"figures", "exports"},
     {"landscape"},
     {"curvature", "training"},
     {"objective"},
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
+    {"filters"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},
@@ -157,16 +158,23 @@ def _commands() -> dict[str, Any]:
 
 OUTPUT = {"json", "quiet", "verbose"}
 NOT_FIELDS = OUTPUT | {"config", "help", "run"}
+ONLY = {
+    "resume": ["train"],
+    "memory": ["hessian", "interp", "contour"],
+    "basis_device": ["hessian"],
+    "shard": ["contour"],
+    "preview": ["contour"],
+}
+"""Commands that have an option of execution which not all have."""
 
 
 @pytest.mark.parametrize("command", ["train", "hessian", "interp", "contour"])
 def test_each_config_field_has_one_option_with_its_default(command: str) -> None:
     config: type[StepConfig] = CONFIGS[command]
     options = {parameter.name: parameter for parameter in _commands()[command].params}
-    # `resume` is a matter of training alone, the others of products.
-    only = {"train": {"memory", "basis_device"}, "hessian": {"resume"}}
-    execution = set(Execution.model_fields) - only.get(command, {"resume", "basis_device"})
-    expected = set(config.model_fields) | execution | set(FigureConfig.model_fields)
+    execution = {name for name in Execution.model_fields if command in ONLY.get(name, [command])}
+    figure = set(FigureConfig.model_fields) - ({"show_cells"} if command != "contour" else set())
+    expected = set(config.model_fields) | execution | figure
     assert set(options) - NOT_FIELDS == expected
     defaults = {
         **config().model_dump(),
@@ -200,7 +208,7 @@ def test_analysis_options_of_run() -> None:
     names = {parameter.name for parameter in _commands()["run"].params}
     assert names - NOT_FIELDS == (
         set(TrainConfig.model_fields)
-        | (set(Execution.model_fields) - {"basis_device"})
+        | (set(Execution.model_fields) - {"basis_device", "shard", "preview"})
         | set(FigureConfig.model_fields)
         | {"analysis_samples"}
     )

@@ -17,6 +17,7 @@ MODULES = {
     "show": "show",
     "verify": "verify",
     "table": "table",
+    "export": "export",
     "models": "catalog",
     "datasets": "catalog",
 }

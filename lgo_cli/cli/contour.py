@@ -21,10 +21,18 @@ def contour(
     run: options.Run = None,
     plane: options.PlaneOption = _C.plane,
     to: options.ToMany = None,
+    directions: options.Directions = None,
+    normalization: options.NormalizationOption = _C.normalization,
+    num_planes: options.NumPlanes = _C.num_planes,
     x_range: options.XRange = _C.x_range,
     y_range: options.YRange = _C.y_range,
+    auto_range: options.AutoRange = _C.auto_range,
     resolution: options.Resolution = _C.resolution,
+    tolerance: options.Tolerance = _C.tolerance,
+    convexity: options.ConvexityOption = _C.convexity,
     analysis_samples: options.AnalysisSamples = _C.analysis_samples,
+    batchnorm: options.BatchNorm = _C.batchnorm,
+    batchnorm_samples: options.BatchNormSamples = _C.batchnorm_samples,
     micro_batch_size: options.MicroBatchSize = _C.micro_batch_size,
     dtype: options.Dtype = _C.dtype,
     model: options.Model = _C.model,
@@ -41,18 +49,24 @@ def contour(
     device: options.Device = _E.device,
     num_threads: options.NumThreads = _E.num_threads,
     memory: options.Memory = _E.memory,
+    shard: options.Shard = _E.shard,
+    preview: options.PreviewOption = _E.preview,
     config: options.ConfigFile = None,
     force: options.Force = _E.force,
     dry_run: options.DryRun = _E.dry_run,
     strict: options.Strict = _E.strict,
     trust_code: options.TrustCode = _E.trust_code,
     format: options.Format = _F.format,
+    size: options.Size = _F.size,
+    dpi: options.Dpi = _F.dpi,
+    show_cells: options.ShowCells = _F.show_cells,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Loss on a plane through the run.
 
-    Writes contour.npz, contour_2d.png and contour_3d.png.
+    Writes contour.npz, contour_2d.png, contour_3d.png and contour_caption.txt; contour_convexity,
+    contour_bands and contour_error where asked for.
     """
     run_step(ctx, ContourConfig, run)

@@ -63,6 +63,8 @@ def hessian(
     strict: options.Strict = _E.strict,
     trust_code: options.TrustCode = _E.trust_code,
     format: options.Format = _F.format,
+    size: options.Size = _F.size,
+    dpi: options.Dpi = _F.dpi,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

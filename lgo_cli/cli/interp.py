@@ -19,11 +19,29 @@ _F = FigureConfig.model_construct()
 def interp(
     ctx: typer.Context,
     run: options.Run = None,
-    to: options.ToOne = _C.to,
+    to: options.ToEnds = None,
     direction: options.Direction = _C.direction,
     range: options.RangeOption = _C.range,
     num_points: options.NumPoints = _C.num_points,
+    matrix: options.Matrix = _C.matrix,
+    spherical: options.Spherical = _C.spherical,
+    align: options.Align = _C.align,
+    repair: options.Repair = _C.repair,
+    curve: options.CurveOption = _C.curve,
+    num_bends: options.NumBends = _C.num_bends,
+    epochs: options.Epochs = _C.epochs,
+    batch_size: options.BatchSize = _C.batch_size,
+    optimizer: options.Optimizer = _C.optimizer,
+    lr: options.Lr = _C.lr,
+    momentum: options.Momentum = _C.momentum,
+    nesterov: options.Nesterov = _C.nesterov,
+    weight_decay: options.WeightDecay = _C.weight_decay,
+    schedule: options.Schedule = _C.schedule,
+    warmup_epochs: options.WarmupEpochs = _C.warmup_epochs,
+    augment: options.Augment = _C.augment,
     analysis_samples: options.AnalysisSamples = _C.analysis_samples,
+    batchnorm: options.BatchNorm = _C.batchnorm,
+    batchnorm_samples: options.BatchNormSamples = _C.batchnorm_samples,
     micro_batch_size: options.MicroBatchSize = _C.micro_batch_size,
     dtype: options.Dtype = _C.dtype,
     model: options.Model = _C.model,
@@ -46,12 +64,15 @@ def interp(
     strict: options.Strict = _E.strict,
     trust_code: options.TrustCode = _E.trust_code,
     format: options.Format = _F.format,
+    size: options.Size = _F.size,
+    dpi: options.Dpi = _F.dpi,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Loss and accuracy along a line: to another checkpoint, or along a direction.
+    """Loss and accuracy along a path: to another checkpoint, or along a direction.
 
-    Writes interp.npz and interp_1d.png.
+    Writes interp.npz and interp_1d.png, or with --matrix interp_matrix.png. The training options
+    are those of --curve.
     """
     run_step(ctx, InterpConfig, run)

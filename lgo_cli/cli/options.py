@@ -16,6 +16,7 @@ TRAINING = "Training"
 ANALYSIS = "Analysis"
 CURVATURE = "Curvature"
 EXECUTION = "Where and how"
+FIGURES = "Figures"
 OUTPUT = "What is printed"
 
 
@@ -205,9 +206,30 @@ Audit = Annotated[
         rich_help_panel=CURVATURE,
     ),
 ]
-ToOne = Annotated[
-    str | None,
-    _option(ANALYSIS, "Other end: a run, a checkpoint, or init. (default: init)", metavar="OTHER"),
+BatchNorm = Annotated[
+    Literal["frozen", "recompute", "interpolate", "batch"],
+    _option(
+        ANALYSIS,
+        "Statistics away from the run: frozen (its own), recompute (of each point), interpolate "
+        "(between checkpoints) or batch (of each micro-batch).",
+        metavar="POLICY",
+    ),
+]
+BatchNormSamples = Annotated[
+    int | None,
+    _option(
+        ANALYSIS,
+        "Recompute them on the first N training samples. (default: --analysis-samples)",
+        metavar="N",
+    ),
+]
+ToEnds = Annotated[
+    list[str] | None,
+    _option(
+        ANALYSIS,
+        "Other end: a run, a checkpoint, or init; repeatable with --matrix. (default: init)",
+        metavar="OTHER",
+    ),
 ]
 ToMany = Annotated[
     list[str] | None,
@@ -221,17 +243,81 @@ RangeOption = Annotated[
     tuple[float, float] | None,
     _option(
         ANALYSIS,
-        "Coordinates along the line. (default: -0.5 1.5, or -1 1 along a direction)",
+        "Coordinates along the line. (default: -0.5 1.5; -1 1 along a direction)",
         metavar="MIN MAX",
     ),
 ]
-NumPoints = Annotated[int, _option(ANALYSIS, "Points on the line.", metavar="N")]
+NumPoints = Annotated[int, _option(ANALYSIS, "Points on the path.", metavar="N")]
+Matrix = Annotated[
+    bool, _flag(ANALYSIS, "Barriers between all pairs of the run and each --to.", "--matrix")
+]
+Spherical = Annotated[
+    bool, _flag(ANALYSIS, "Go along a great circle, the norm changing evenly.", "--spherical")
+]
+Align = Annotated[
+    bool,
+    _flag(ANALYSIS, "First match the other end's hidden units to the run's.", "--align"),
+]
+Repair = Annotated[
+    bool,
+    _flag(ANALYSIS, "With --align: restore each unit's mean and variance on the way.", "--repair"),
+]
+CurveOption = Annotated[
+    Literal["bezier", "polychain"] | None,
+    _option(
+        ANALYSIS, "Train a path of low loss to the other end: bezier or polychain.", metavar="KIND"
+    ),
+]
+NumBends = Annotated[
+    int | None,
+    _option(ANALYSIS, "Points between its ends that shape a curve. (default: 1)", metavar="N"),
+]
 PlaneOption = Annotated[
-    Literal["random", "eigen", "pca", "checkpoints"] | None,
+    Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"] | None,
     _option(
         ANALYSIS,
-        "random, eigen, pca or checkpoints. (default: random, or checkpoints with --to)",
+        "random, eigen, random+eigen, gradient, pca, checkpoints or file. "
+        "(default: random; checkpoints with --to, file with --directions)",
         metavar="KIND",
+    ),
+]
+Directions = Annotated[
+    list[str] | None,
+    _option(
+        ANALYSIS,
+        "A .npz with `directions` [2, P], or two state_dicts, given one by one.",
+        metavar="FILE",
+    ),
+]
+NormalizationOption = Annotated[
+    Literal["filter", "layer", "none"],
+    _option(ANALYSIS, "How random directions are scaled to the weights."),
+]
+NumPlanes = Annotated[
+    int, _option(ANALYSIS, "Random planes to measure, for the band over them.", metavar="K")
+]
+AutoRange = Annotated[
+    float | None,
+    _option(
+        ANALYSIS,
+        "Reach out on each side to where the loss is so many times the centre's.",
+        metavar="RATIO",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    _option(
+        ANALYSIS,
+        "Measure only as many cells as it takes to fill in the rest to this relative error, "
+        "such as 0.01. (default: measure all)",
+    ),
+]
+ConvexityOption = Annotated[
+    int | None,
+    _option(
+        ANALYSIS,
+        "Map |λmin/λmax| of the Hessian on N × N cells; 10 to 30 products each.",
+        metavar="N",
     ),
 ]
 XRange = Annotated[
@@ -245,9 +331,35 @@ YRange = Annotated[
 Resolution = Annotated[str, _option(ANALYSIS, "Cells: 51, or 51x31.", metavar="NX[xNY]")]
 
 # Figures
-Format = Annotated[Literal["png", "pdf", "svg"], _option(OUTPUT, "Of the figures.")]
+Format = Annotated[
+    Literal["png", "pdf", "svg"], _option(FIGURES, "png, pdf or svg.", metavar="NAME")
+]
+Size = Annotated[
+    str,
+    _option(FIGURES, "column (3.4 inches), page (7), or inches such as 5x4.", metavar="WxH"),
+]
+Dpi = Annotated[int, _option(FIGURES, "Pixels per inch of a png.", metavar="N")]
+ShowCells = Annotated[
+    bool,
+    _flag(
+        FIGURES,
+        "Dot the measured cells; with --tolerance, draw contour_error too.",
+        "--show-cells",
+    ),
+]
 
 # Where and how
+Shard = Annotated[
+    str | None,
+    _option(
+        EXECUTION,
+        "Measure share i of n of the cells; the last of n processes assembles the surface.",
+        metavar="i/n",
+    ),
+]
+PreviewOption = Annotated[
+    bool, _flag(EXECUTION, "Draw .lgo/contour_preview.png while cells come in.", "--preview")
+]
 Seed = Annotated[int, _option(EXECUTION, "Of everything random.")]
 Out = Annotated[
     Path | None,

@@ -13,7 +13,7 @@ from lgo_cli.cli.tables import summary_lines
 from lgo_cli.errors import UsageError
 from lgo_cli.manifest import manifest_json
 from lgo_cli.progress import SILENT, Progress
-from lgo_cli.results import HessianResults
+from lgo_cli.results import ContourResults, HessianResults
 from lgo_cli.runs import Outcome, Status
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Output:
             one_line: Whether `--json` prints the manifest on one line.
         """
         plan = outcome.plan
+        if outcome.status is Status.SHARE_DONE:
+            self.say(f"{plan.command}: {outcome.status.value}")
+            return
         if outcome.manifest is None:
             self._planned(outcome)
             return
@@ -100,6 +103,10 @@ class Output:
         if isinstance(manifest.results, HessianResults):
             self.detail(manifest.results.product_plan)
             self.detail(f"model graph: {manifest.results.rewriting}")
+        if isinstance(manifest.results, ContourResults):
+            self.detail(manifest.results.cell_plan)
+            for movement in manifest.results.movements:
+                self.detail(movement)
         if self.mode is Mode.JSON:
             self.write(manifest_json(manifest, indent=None if one_line else 2))
             return

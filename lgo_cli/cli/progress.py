@@ -24,6 +24,10 @@ class RichProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
 
+    def note(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self.console.print(text)
+
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
         """Show one task until the block ends."""

@@ -160,10 +160,12 @@ def _from_manifest(path: Path, cls: type[StepConfig], ctx: typer.Context) -> dic
     data = [name for name in request.inputs if name.endswith("ubyte") or "batch" in name]
     if data:
         values["data_root"] = str(Path(_place(manifest, path, data[0])).parent)
-    if values.get("to") == "to":
-        values["to"] = _place(manifest, path, "to")
-    elif isinstance(values.get("to"), list):
-        values["to"] = [_place(manifest, path, str(name)) for name in values["to"]]
+    for key in ("to", "directions"):
+        if isinstance(values.get(key), list):
+            values[key] = [
+                "init" if name == "init" else _place(manifest, path, str(name))
+                for name in values[key]
+            ]
     if "warm_start.npz" in request.inputs:
         values["warm_start"] = str(Path(_place(manifest, path, "warm_start.npz")).parent)
     if "model.pth" in request.inputs:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lgo_cli.cli.path_tables import interval, path_rows
 from lgo_cli.results import (
     AnalysisResults,
     ContourResults,
     HessianResults,
     InterpResults,
+    Planes,
     TrainResults,
 )
 
@@ -28,6 +30,14 @@ def summary_lines(manifest: Manifest) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
+_STATISTICS = {
+    "frozen": "frozen at the run's running statistics",
+    "recompute": "statistics recomputed at each point",
+    "interpolate": "statistics interpolated between the checkpoints'",
+    "batch": "each micro-batch's own statistics",
+}
+
+
 def summary(results: Results) -> Rows:
     """A step's results as names and values."""
     rows: Rows = [("model", f"{results.model}, {results.num_parameters:,} parameters")]
@@ -45,12 +55,12 @@ def summary(results: Results) -> Rows:
                 f"samples of {results.dataset}, {measured.dtype}",
             )
         )
-        if measured.batchnorm == "frozen":
-            rows.append(("batch norm", "frozen at the run's running statistics"))
+        if measured.batchnorm != "none":
+            rows.append(("batch norm", _STATISTICS[measured.batchnorm]))
     if isinstance(results, HessianResults):
         return rows + _hessian(results)
     if isinstance(results, InterpResults):
-        return rows + _interp(results)
+        return rows + path_rows(results)
     if isinstance(results, ContourResults):
         return rows + _contour(results)
     return rows
@@ -236,26 +246,12 @@ def _stability(results: HessianResults) -> Rows:
     return rows
 
 
-def _interp(results: InterpResults) -> Rows:
-    names = {"init": "to its initialisation", "to": "to the other checkpoint"}
-    along = names.get(results.along, f"along the {results.along} direction")
-    rows: Rows = [
-        ("path", f"{along}, {results.num_points} points on {_interval(results.range)}"),
-        ("loss", f"{results.loss_at_start:.6g} at 0, {results.loss_at_end:.6g} at the end"),
-    ]
-    if results.barrier is not None:
-        rows.append(("barrier", f"{results.barrier:.6g} above the straight line between the ends"))
-    rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
-    return rows
-
-
 def _contour(results: ContourResults) -> Rows:
     check = results.self_check
     rows: Rows = [
         (
             "plane",
-            f"{results.plane}, x in {_interval(results.x_range)}, "
-            f"y in {_interval(results.y_range)}",
+            f"{results.plane}, x in {interval(results.x_range)}, y in {interval(results.y_range)}",
         ),
         ("axes", f"{results.axis_labels[0]} | {results.axis_labels[1]}"),
         ("loss", f"{results.loss_at_center:.6g} at the centre"),
@@ -265,12 +261,45 @@ def _contour(results: ContourResults) -> Rows:
     if results.explained_variance is not None:
         first, second = results.explained_variance
         rows.append(("variance", f"{first:.1%} and {second:.1%} of the trajectory's"))
-    rows.append(("cells", f"{results.num_measured:,} of {results.num_cells:,} measured"))
+    cells = f"{results.num_measured:,} of {results.num_cells:,} measured"
+    filling = results.filling
+    if filling is not None:
+        cells += f", worth {filling.cost:.0f}; the rest filled in to {filling.tolerance:.3g}"
+    rows.append(("cells", cells))
+    if filling is not None:
+        text = f"stated up to {filling.largest_relative_estimate:.1e} of the loss"
+        if filling.check is not None:
+            text += (
+                f"; {filling.check.num_cells} cells measured after all were off by "
+                f"{filling.check.worst_error:.1e} at most"
+            )
+        rows.append(("error", text))
+    if results.quadratic is not None:
+        rows.append(
+            (
+                "quadratic",
+                f"within a tenth of the loss up to radius {results.quadratic.radius:.3g}, "
+                f"off by {results.quadratic.max_error:.2g} of it at most",
+            )
+        )
+    if results.planes is not None:
+        rows += _planes(results.planes)
+    if results.convexity is not None:
+        convexity = results.convexity
+        rows.append(
+            (
+                "convexity",
+                f"|λmin/λmax| up to {convexity.largest_ratio:.3g} ± "
+                f"{convexity.largest_ratio_error:.1g}, {convexity.num_converged} of "
+                f"{convexity.num_cells} cells converged, {convexity.num_matvecs:,} products",
+            )
+        )
     cell = check.recomputed_cell
     rows.append(
         (
             "self-check",
             f"centre off by {check.center_difference:.1e}, axes' cosine {check.axis_cosine:.1e}, "
+            f"fast path equal to {check.fast_path_difference:.1e}, "
             f"cell ({cell.row}, {cell.column}) recomputed to {cell.difference:.1e}, "
             f"{check.num_nonfinite} not finite",
         )
@@ -278,5 +307,22 @@ def _contour(results: ContourResults) -> Rows:
     return rows
 
 
-def _interval(bounds: tuple[float, float]) -> str:
-    return f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"
+def _planes(planes: Planes) -> Rows:
+    low, high = planes.loss_min, planes.loss_max
+    rows = [
+        (
+            "planes",
+            f"{planes.num_planes}; largest loss {high.median:.4g} in the median "
+            f"({high.minimum:.4g} to {high.maximum:.4g}), smallest {low.median:.4g}",
+        )
+    ]
+    lines = planes.line_curvature
+    if lines is not None:
+        rows.append(
+            (
+                "curvature",
+                f"{lines.mean:.4g} ± {lines.standard_error:.1g} along random lines, "
+                f"{lines.expected:.4g} ± {lines.expected_standard_error:.1g} by the trace",
+            )
+        )
+    return rows

@@ -49,6 +49,8 @@ def train(
     strict: options.Strict = _E.strict,
     trust_code: options.TrustCode = _E.trust_code,
     format: options.Format = _F.format,
+    size: options.Size = _F.size,
+    dpi: options.Dpi = _F.dpi,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

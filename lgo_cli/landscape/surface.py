@@ -1,24 +1,36 @@
-"""Losses on a plane (Li et al. 2018)."""
+"""Losses on a plane (Li et al. 2018), measured cell by cell or filled in to a tolerance."""
 
 from __future__ import annotations
 
 import math
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.landscape.adaptive import Check, Filled, fill_surface
+from lgo_cli.landscape.cells import Cells
 from lgo_cli.objective import evaluate_model
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from lgo_cli.landscape.directions import Plane
-    from lgo_cli.objective import Objective
+    from lgo_cli.landscape.evaluator import Evaluator
+    from lgo_cli.objective import Evaluation
+
+    Preview = Callable[["Array", "Array"], None]
 
 Array = np.ndarray[Any, Any]
+
+SMALL_SHARE = 16
+"""The few samples of an adaptive surface are the first sixteenth of them."""
+
+LONG_S = 60.0
+"""A surface that takes longer is worth a hint."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +55,14 @@ class SelfCheck:
 
     Attributes:
         center_difference: L at (0, 0) by the way of every cell, less the untouched model's loss.
-        axis_cosine: Of the angle between the directions.
+        fast_path_difference: Largest relative difference of the fast path from the model's own pass
+            at the centre and two corners, on one micro-batch.
         recomputed_cell: A cell off the centre that the seed chooses.
-        num_nonfinite: Cells that are NaN or infinite.
+        num_nonfinite: Cells that are NaN or infinite; cells among such that were not measured too.
     """
 
     center_difference: float
-    axis_cosine: float
+    fast_path_difference: float
     recomputed_cell: RecomputedCell
     num_nonfinite: int
 
@@ -62,14 +75,18 @@ class Surface:
         x: [nx].
         y: [ny].
         loss: Mean loss [ny, nx]; non-finite cells stay so.
-        standard_error: Of it [ny, nx].
-        accuracy: Fraction [ny, nx].
-        directions: [2, P], the very bits used.
-        loss_at_center: The untouched model's loss.
+        standard_error: Of it [ny, nx]; NaN where it was not measured.
+        accuracy: Fraction [ny, nx]; likewise.
+        measured: [ny, nx], bool.
+        error_estimate: Of the loss [ny, nx], 0 where measured.
+        loss_at_center: Loss at (0, 0): the untouched model's, as its batch-norm policy has it.
         loss_min: Over finite cells; `None` if there are none.
         loss_max: Likewise.
         num_cells: nx·ny.
-        num_measured: How many were measured rather than filled in.
+        num_measured: Cells measured on all samples, whenever that was.
+        num_small: Cells measured on a sixteenth of the samples.
+        filled: How the others were filled in; `None` if every cell was measured.
+        plan: Which path the cells took, and why.
         self_check: See there.
     """
 
@@ -78,104 +95,252 @@ class Surface:
     loss: Array
     standard_error: Array
     accuracy: Array
-    directions: Array
+    measured: Array
+    error_estimate: Array
     loss_at_center: float
     loss_min: float | None
     loss_max: float | None
     num_cells: int
     num_measured: int
+    num_small: int
+    filled: Filled | None
+    plan: str
     self_check: SelfCheck
+
+    @property
+    def check(self) -> Check | None:
+        """The filled cells that were measured after all."""
+        return self.filled.check if self.filled else None
 
 
 def measure_surface(
-    objective: Objective,
-    plane: Plane,
+    evaluator: Evaluator,
     x: Sequence[float],
     y: Sequence[float],
     *,
+    tolerance: float | None = None,
+    cells: Cells | None = None,
     seed: int = 0,
+    preview: Preview | None = None,
     progress: Progress = SILENT,
 ) -> Surface:
-    """Measure every cell of a grid on a plane.
+    """Measure the cells of a grid on a plane: all, or as many as a tolerance needs.
 
     Each cell's parameters are computed from the centre, never by steps from a neighbour. The cell
     at (0, 0), if there is one, is the untouched model.
 
     Args:
-        objective: Entered.
-        plane: Its origin is the objective's centre.
-        x: Coordinates along the first direction [nx].
+        evaluator: Of the plane's two directions.
+        x: Coordinates along the first direction [nx], ascending.
         y: Along the second [ny].
-        seed: Which cell is recomputed.
+        tolerance: Relative error of the filled cells (`fill_surface`); `None` measures all.
+        cells: What was measured before, and is not measured again.
+        seed: Which cells are checked.
+        preview: Shown losses [ny, nx], NaN or filled where not measured, and the mask of measured
+            ones, now and then.
         progress: Told of each cell.
 
-    Cost: a pass over the probe set for each cell, and two for the self-check.
+    Cost: at most a fast pass over the probe set for each cell, and about two plain passes for the
+    self-check.
     """
-    first, second = plane.directions
-    values = np.empty((3, len(y), len(x)))
-    with progress.task("surface", len(x) * len(y), "cells") as task:
-        for i, y_i in enumerate(y):
-            for j, x_j in enumerate(x):
-                if x_j == 0 and y_i == 0:
-                    cell = objective.center
-                else:
-                    objective.displace((x_j, first), (y_i, second))
-                    cell = objective.evaluate()
-                values[:, i, j] = cell.loss, cell.standard_error, cell.accuracy
-                task.advance(1, loss=cell.loss)
-    objective.displace((0.0, first), (0.0, second))
-    center_difference = objective.evaluate().loss - objective.center.loss
-    loss = values[0]
+    cells = Cells() if cells is None else cells
+    corners = [(x[0], y[0]), (x[-1], y[-1])]
+    difference = evaluator.verify([(0.0, 0.0), *corners])
+    grid = _Grid(evaluator, x, y, cells)
+    filled = None
+    if tolerance is None:
+        _measure_all(grid, preview, progress)
+    else:
+        filled = _fill(grid, tolerance, seed, preview, progress)
+    loss = grid.values[0] if filled is None else filled.loss
+    measured = grid.visited
     finite = loss[np.isfinite(loss)]
+    center = grid.center
+    evaluator_center = evaluator(0.0, 0.0).loss
     return Surface(
         x=np.array(x),
         y=np.array(y),
         loss=loss,
-        standard_error=values[1],
-        accuracy=values[2],
-        directions=plane.directions.cpu().numpy(),
-        loss_at_center=objective.center.loss,
+        standard_error=grid.values[1],
+        accuracy=grid.values[2],
+        measured=measured,
+        error_estimate=np.zeros_like(loss) if filled is None else filled.error_estimate,
+        loss_at_center=center.loss,
         loss_min=float(finite.min()) if len(finite) else None,
         loss_max=float(finite.max()) if len(finite) else None,
         num_cells=loss.size,
-        num_measured=loss.size,
+        num_measured=int(measured.sum()),
+        num_small=0 if filled is None else filled.num_small,
+        filled=filled,
+        plan=evaluator.plan,
         self_check=SelfCheck(
-            center_difference=center_difference,
-            axis_cosine=plane.axis_cosine,
-            recomputed_cell=_recompute(objective, plane, x, y, loss, seed),
+            center_difference=evaluator_center - center.loss,
+            fast_path_difference=difference,
+            recomputed_cell=_recompute(grid, seed),
             num_nonfinite=loss.size - len(finite),
         ),
     )
 
 
-def _recompute(
-    objective: Objective,
-    plane: Plane,
+def measure_share(
+    evaluator: Evaluator,
     x: Sequence[float],
     y: Sequence[float],
-    loss: Array,
-    seed: int,
-) -> RecomputedCell:
+    cells: Cells,
+    *,
+    index: int,
+    count: int,
+    progress: Progress = SILENT,
+) -> None:
+    """Measure every `count`-th cell of a grid, from cell `index` on, into `cells`.
+
+    Args:
+        evaluator: Of the plane's two directions.
+        x: Coordinates along the first direction [nx], ascending.
+        y: Along the second [ny].
+        cells: Where they go.
+        index: In [0, count).
+        count: Number of shares; together they are the grid.
+        progress: Told of each cell.
+    """
+    evaluator.verify([(0.0, 0.0), (x[0], y[0]), (x[-1], y[-1])])
+    grid = _Grid(evaluator, x, y, cells)
+    mine = [cell for level in _coarse_to_fine(grid.shape) for cell in level][index::count]
+    with progress.task(f"shard {index}/{count}", len(mine), "cells") as task:
+        for i, j in mine:
+            task.advance(1, loss=grid.measure(i, j).loss)
+
+
+def is_complete(evaluator: Evaluator, x: Sequence[float], y: Sequence[float], cells: Cells) -> bool:
+    """Whether nothing of a grid is left to measure."""
+    return all(
+        (x_j, y_i, len(evaluator.samples)) in cells.known
+        for y_i in y
+        for x_j in x
+        if (x_j, y_i) != (0.0, 0.0)
+    )
+
+
+class _Grid:
+    """Cells by row and column."""
+
+    def __init__(
+        self, evaluator: Evaluator, x: Sequence[float], y: Sequence[float], cells: Cells
+    ) -> None:
+        self.evaluator = evaluator
+        self.x, self.y, self.cells = x, y, cells
+        self.shape = (len(y), len(x))
+        self.values = np.full((3, *self.shape), np.nan)
+        self.visited = np.zeros(self.shape, dtype=bool)
+        frozen = evaluator.batchnorm is None or evaluator.batchnorm.policy == "frozen"
+        objective = evaluator.objective
+        self.center = objective.center if frozen else evaluator.reference(0.0, 0.0)
+
+    def measure(self, i: int, j: int) -> Evaluation:
+        """The cell in row i and column j, on all samples."""
+        x, y = self.x[j], self.y[i]
+        center = x == 0 and y == 0
+        cell = self.center if center else self.cells.measure(self.evaluator, x, y)
+        self.values[:, i, j] = cell.loss, cell.standard_error, cell.accuracy
+        self.visited[i, j] = True
+        return cell
+
+
+def _coarse_to_fine(shape: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
+    """All cells, every sixteenth row and column first, so that a picture sharpens."""
+    ny, nx = shape
+    seen: set[tuple[int, int]] = set()
+    for stride in (16, 8, 4, 2, 1):
+        level = [(i, j) for i in range(0, ny, stride) for j in range(0, nx, stride)]
+        yield [cell for cell in level if cell not in seen]
+        seen.update(level)
+
+
+def _measure_all(grid: _Grid, preview: Preview | None, progress: Progress) -> None:
+    num_cells = math.prod(grid.shape)
+    started, before = time.monotonic(), grid.cells.num_measured
+    hinted = False
+    with progress.task("surface", num_cells, "cells") as task:
+        for level in _coarse_to_fine(grid.shape):
+            for i, j in level:
+                task.advance(1, loss=grid.measure(i, j).loss)
+            elapsed, done = time.monotonic() - started, grid.cells.num_measured - before
+            left = num_cells - int(grid.visited.sum())
+            if not hinted and done >= 9 and elapsed / done * left > LONG_S:
+                hinted = True
+                minutes = elapsed / done * left / 60
+                progress.note(
+                    f"hint: the other {left} cells take about {minutes:.0f} min; --tolerance 0.01 "
+                    "measures about one in fifteen and fills in the rest to 1 %"
+                )
+            if preview is not None and left:
+                preview(grid.values[0].copy(), grid.visited.copy())
+
+
+def _fill(
+    grid: _Grid, tolerance: float, seed: int, preview: Preview | None, progress: Progress
+) -> Filled:
+    samples = grid.evaluator.samples
+    few = None
+    if len(samples) >= 16 * SMALL_SHARE:
+        few = grid.evaluator.on(samples.head(len(samples) // SMALL_SHARE))
+    with progress.task("surface", None, "cells") as task:
+
+        def measure(wanted: Sequence[tuple[int, int]]) -> list[float]:
+            losses = []
+            for i, j in wanted:
+                losses.append(grid.measure(i, j).loss)
+                task.advance(1, loss=losses[-1])
+            return losses
+
+        def measure_few(wanted: Sequence[tuple[int, int]]) -> list[float]:
+            assert few is not None
+            losses = []
+            for i, j in wanted:
+                losses.append(grid.cells.measure(few, grid.x[j], grid.y[i]).loss)
+                task.advance(0, few=losses[-1])
+            return losses
+
+        return fill_surface(
+            grid.x,
+            grid.y,
+            measure,
+            tolerance=tolerance,
+            measure_small=None if few is None else measure_few,
+            small_cost=1 / SMALL_SHARE,
+            seed=seed,
+            preview=preview,
+        )
+
+
+def _recompute(grid: _Grid, seed: int) -> RecomputedCell:
     """Measure one cell on fresh parameters, by plain arithmetic and without the buffer's code."""
+    evaluator = grid.evaluator
+    objective, batchnorm = evaluator.objective, evaluator.batchnorm
+    x, y = grid.x, grid.y
     # At the centre there would be nothing to check.
-    cells = [(i, j) for i, y_i in enumerate(y) for j, x_j in enumerate(x) if (x_j, y_i) != (0, 0)]
+    cells = [(i, j) for i, j in np.argwhere(grid.visited).tolist() if (x[j], y[i]) != (0, 0)]
     i, j = cells[derive_seed(seed, "contour", "recompute") % len(cells)]
     views = [parameter.data for parameter in objective.parameters]
     split = objective.layout.split
-    centers, firsts, seconds = (split(v) for v in (objective.theta, *plane.directions))
+    centers, firsts, seconds = (split(v) for v in (objective.theta, *evaluator.directions))
     try:
         for parameter, center, d0, d1 in zip(
             objective.parameters, centers, firsts, seconds, strict=True
         ):
             parameter.data = center + x[j] * d0 + y[i] * d1
-        again = evaluate_model(
-            objective.model, objective.samples, objective.loss_function, objective.micro_batch_size
-        ).loss
+        with nullcontext() if batchnorm is None else batchnorm.at(x[j], y[i]):
+            again = evaluate_model(
+                objective.model,
+                objective.samples,
+                objective.loss_function,
+                objective.micro_batch_size,
+            ).loss
     finally:
         for parameter, view in zip(objective.parameters, views, strict=True):
             parameter.data = view
     objective.move(objective.theta)
-    return RecomputedCell(i, j, relative_difference(float(loss[i, j]), again))
+    return RecomputedCell(i, j, relative_difference(float(grid.values[0, i, j]), again))
 
 
 def relative_difference(a: float, b: float) -> float:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import DEFAULT_RUN, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import ConvergenceError, InputError, OutputError
@@ -32,7 +32,7 @@ from lgo_cli.manifest import (
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.results import HessianResults
-from lgo_cli.runs.names import figure_names, writable
+from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Status(Enum):
     REDRAWN = "figures redrawn"
     UP_TO_DATE = "up to date"
     PLANNED = "would compute"
+    SHARE_DONE = "share measured; others are still to come"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Outcome:
     """What `execute` did.
 
     Attributes:
-        status: Computed, redrawn, up to date or only planned.
+        status: Computed, redrawn, up to date, only planned, or one share of several.
         path: Where the manifest is, or would be.
-        manifest: The step's record; `None` if it was only planned.
+        manifest: The step's record; `None` if there is none yet.
         plan: What was resolved.
     """
 
@@ -113,12 +114,35 @@ def execute(
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
+    if execution.share is not None and not _measure_share(plan, execution, stopwatch, progress):
+        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
     with step_lock(plan.out, plan.command):
         if done is not None:
             manifest = _redraw(plan, done, figure)
             return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
         manifest = _compute(plan, figure, execution, stopwatch, progress)
         return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+
+
+def _measure_share(
+    plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress
+) -> bool:
+    """Measure one of several shares of a surface; whether that was the last to come."""
+    with stopwatch.phase("load"):
+        from lgo_cli.runs.loaded import load, machine_settings
+        from lgo_cli.runs.steps.base import Context
+        from lgo_cli.runs.steps.contour import ContourStep
+
+    assert execution.share is not None
+    index, count = execution.share
+    with (
+        step_lock(plan.out, f"{plan.command}.{index}-of-{count}"),
+        machine_settings(execution.num_threads, execution.device),
+    ):
+        with stopwatch.phase("load"):
+            loaded = load(plan, execution.device)
+        context = Context(plan, loaded, execution, progress, stopwatch)
+        return ContourStep().measure_share(context, index, count)
 
 
 def _refuse_unconverged(manifest: Manifest) -> None:
@@ -150,7 +174,7 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
     if manifest is None or manifest.fingerprint != plan.fingerprint:
         return None, set()
     damaged = set(damaged_outputs(manifest, plan.out))
-    figures = set(figure_names(plan.command, manifest.figure))
+    figures = set(figure_names(plan.request, manifest.figure))
     return (manifest, damaged) if damaged <= figures else (None, set())
 
 
@@ -170,7 +194,7 @@ def _compute(
         with stopwatch.phase("load"):
             loaded = load(plan, execution.device)
         payloads = step.payload_names(plan, loaded)
-        with _claim(plan, [*payloads, *figure_names(plan.command, figure)], force=execution.force):
+        with _claim(plan, [*payloads, *figure_names(plan.request, figure)], force=execution.force):
             results = step.compute(Context(plan, loaded, execution, progress, stopwatch))
             with stopwatch.phase("figures"):
                 names = _write_figures(plan, figure, results.model_dump(mode="json"))
@@ -190,29 +214,51 @@ def _compute(
 
 def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
     """Draw the figures of a finished step again; its numbers stay."""
-    old = figure_names(plan.command, done.figure)
+    old = figure_names(plan.request, done.figure)
     payloads = [name for name in done.outputs if name not in old]
-    names = figure_names(plan.command, figure)
+    names = figure_names(plan.request, figure)
     with _claim(plan, [*payloads, *names], force=False):
-        _write_figures(plan, figure, results_mapping(done))
+        written = _write_figures(plan, figure, results_mapping(done))
         manifest = done.model_copy(
-            update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *names])}
+            update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *written])}
         )
         write_manifest(manifest, plan.manifest_path)
     return manifest
 
 
 def _write_figures(plan: Plan, figure: FigureConfig, results: dict[str, object]) -> list[str]:
+    from lgo_cli.figures.captions import describe
+    from lgo_cli.figures.catalogue import draw
     from lgo_cli.figures.files import save_figure
-    from lgo_cli.runs.steps import STEPS
 
+    command = plan.command
+    arrays = _drawn_arrays(plan.out / PAYLOADS[command][-1])
+    drawings = draw(drawn(plan.request, figure), arrays, results, figure)
     names = []
-    for stem, drawing in STEPS[plan.command].draw(plan.out, results).items():
-        name = f"{stem}.{figure.format}"
-        with atomic_write(plan.out / name) as handle:
-            save_figure(drawing, handle, figure.format)
-        names.append(name)
+    for stem, drawing in drawings.items():
+        names.append(f"{stem}.{figure.format}")
+        with atomic_write(plan.out / names[-1]) as handle:
+            save_figure(drawing, handle, figure.format, figure.dpi)
+    if command in CAPTIONS:
+        names.append(CAPTIONS[command])
+        text = describe(command, drawings, arrays, results, plan.request.config)
+        with atomic_write(plan.out / names[-1]) as handle:
+            handle.write(text.encode())
     return names
+
+
+def _drawn_arrays(path: Path) -> dict[str, Any]:
+    """What figures are drawn from: a `.npz`, or `train.csv` by column."""
+    import csv
+
+    import numpy as np
+
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def _refs(out: Path, names: Iterable[str]) -> dict[str, FileRef]:

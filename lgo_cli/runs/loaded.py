@@ -13,6 +13,7 @@ from lgo_cli import checkpoint
 from lgo_cli.config import AnalysisConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.models.building import build_model
 from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.results import Measured
@@ -146,16 +147,19 @@ def objective(plan: Plan, loaded: Loaded) -> Objective:
     )
 
 
-def measured(objective: Objective, loaded: Loaded, num_test_samples: int | None = None) -> Measured:
+def measured(
+    objective: Objective,
+    loaded: Loaded,
+    num_test_samples: int | None = None,
+    batchnorm: BatchNorm | None = None,
+) -> Measured:
     """State what an objective is, for the record."""
-    frozen = any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        for module in objective.model.modules()
-    )
+    batchnorm = batchnorm or BatchNorm(objective, "frozen")
     return Measured(
         loss=objective.loss_function.name,
         label_smoothing=objective.loss_function.label_smoothing,
-        batchnorm="frozen" if frozen else "none",
+        batchnorm=batchnorm.policy if batchnorm.buffers else "none",
+        batchnorm_samples=batchnorm.num_samples,
         dtype=str(objective.dtype).removeprefix("torch."),
         num_samples=len(objective.samples),
         num_available=len(loaded.dataset.y_train),

@@ -10,6 +10,8 @@ from lgo_cli.config import FigureConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lgo_cli.manifest import Request
+
 PAYLOADS: dict[str, tuple[str, ...]] = {
     "train": ("model.pth", "init.pth", "state.pth", "train.csv"),
     "hessian": ("hessian.npz",),
@@ -21,10 +23,15 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
 FIGURES: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "hessian": ("hessian",),
-    "interp": ("interp_1d",),
-    "contour": ("contour_2d", "contour_3d"),
-}
-"""Figures, without their extension."""
+    "interp": ("interp_1d", "interp_matrix"),
+    "contour": (
+        "contour_2d", "contour_3d", "contour_error", "contour_convexity", "contour_bands",
+    ),
+}  # fmt: skip
+"""Figures that a command may draw, without their extension."""
+
+CAPTIONS = {"interp": "interp_caption.txt", "contour": "contour_caption.txt"}
+"""Text files beside the figures, written with them."""
 
 _FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
@@ -61,9 +68,26 @@ def saved_step(name: str, num_steps: int) -> int:
     return num_steps if name == "model.pth" else checkpoint_step(name)
 
 
-def figure_names(command: str, figure: FigureConfig) -> list[str]:
-    """File names of a step's figures."""
-    return [f"{name}.{figure.format}" for name in FIGURES[command]]
+def drawn(request: Request, figure: FigureConfig) -> tuple[str, ...]:
+    """Those of a command's figures that a request draws."""
+    config = request.config
+    if request.command == "interp":
+        return ("interp_matrix",) if config["matrix"] else ("interp_1d",)
+    left_out = set()
+    if request.command == "contour":
+        if not figure.show_cells or config["tolerance"] is None:
+            left_out.add("contour_error")
+        if config["convexity"] is None:
+            left_out.add("contour_convexity")
+        if config["num_planes"] == 1:
+            left_out.add("contour_bands")
+    return tuple(name for name in FIGURES[request.command] if name not in left_out)
+
+
+def figure_names(request: Request, figure: FigureConfig) -> list[str]:
+    """File names of a step's figures and of what is written beside them."""
+    names = [f"{name}.{figure.format}" for name in drawn(request, figure)]
+    return [*names, CAPTIONS[request.command]] if request.command in CAPTIONS else names
 
 
 def writable(command: str, names: Iterable[str]) -> set[str]:
@@ -74,6 +98,7 @@ def writable(command: str, names: Iterable[str]) -> set[str]:
     """
     fixed = {f"{command}.json", *PAYLOADS[command]}
     fixed |= {f"{name}.{form}" for name in FIGURES[command] for form in _FORMATS}
+    fixed |= {CAPTIONS[command]} if command in CAPTIONS else set()
     return {
         name
         for name in names

@@ -36,6 +36,7 @@ from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.names import ALGORITHM_VERSIONS, saved_step
+from lgo_cli.runs.paths import refuse_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -196,8 +197,9 @@ def plan_analysis(
     plan = builder.plan(config, out, _training(checkpoint) if checkpoint.trained else None)
     if plan.trained is not None:
         plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
-    if "eigen" in (plan.request.config.get("plane"), plan.request.config.get("direction")):
-        num_vectors = 2 if isinstance(config, ContourConfig) else 1
+    along = plan.request.config.get("plane") or plan.request.config.get("direction")
+    if along in ("eigen", "random+eigen"):
+        num_vectors = 2 if isinstance(config, ContourConfig) and along == "eigen" else 1
         return _with_eigenvectors(plan, checkpoint, num_vectors)
     return plan
 
@@ -279,15 +281,19 @@ def _check_same(builder: _Builder, trained: Manifest, names: Iterable[str], flag
 
 
 def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:
+    refuse_exclusive(config)
     if config.direction is not None:
         return
-    if config.to is None or config.to == "init":
-        target = _own_output(checkpoint, "init.pth", "say where to go: --to RUN, or --direction")
-        builder.set("to", str(target.path), "init")
-    else:
-        target = find_checkpoint(Path(config.to))
-        builder.set("to", str(target.path), "to")
-    builder.add_checkpoint("to", target)
+    wanted = config.to or ("init",)
+    names = [f"to_{index}" for index in range(len(wanted))] if config.matrix else ["to"]
+    for name, named in zip(names, wanted, strict=True):
+        if named == "init":
+            hint = "say where to go: --to RUN, or --direction"
+            builder.add_checkpoint(name, _own_output(checkpoint, "init.pth", hint))
+        else:
+            builder.add_checkpoint(name, find_checkpoint(Path(named)))
+    recorded = ["init" if to == "init" else name for name, to in zip(names, wanted, strict=True)]
+    builder.set("to", [str(builder.files[name]) for name in names], recorded)
 
 
 def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
@@ -299,9 +305,16 @@ def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
 
 
 def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint) -> None:
-    plane = config.plane or ("checkpoints" if config.to else "random")
+    plane = config.kind
     builder.set("plane", plane)
-    if plane == "checkpoints":
+    if plane == "file":
+        names = [f"directions_{index}" for index in range(len(config.directions))]
+        for name, named in zip(names, config.directions, strict=True):
+            if not Path(named).is_file():
+                raise InputError(f"--directions {named}: there is no such file")
+            builder.add(name, Path(named))
+        builder.set("directions", [str(builder.files[name]) for name in names], names)
+    elif plane == "checkpoints":
         for index, named in enumerate(config.to):
             builder.add_checkpoint(f"to_{index}", find_checkpoint(Path(named)))
         names = [f"to_{index}" for index in range(len(config.to))]

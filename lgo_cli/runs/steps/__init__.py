@@ -1,4 +1,4 @@
-"""What each command computes, writes and draws; `execute` does the rest."""
+"""What each command computes and writes; `execute` does the rest, figures included."""
 
 from lgo_cli.runs.steps.base import Context, Step
 from lgo_cli.runs.steps.contour import ContourStep

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from matplotlib.figure import Figure
-
     from lgo_cli.config import Execution
     from lgo_cli.progress import Progress
     from lgo_cli.provenance import Stopwatch
@@ -43,7 +41,7 @@ class Context:
 
 
 class Step(ABC):
-    """One command's work: names of its outputs, computation, figures."""
+    """One command's work: names of its outputs, and computation."""
 
     def payload_names(self, plan: Plan, loaded: Loaded) -> list[str]:
         """File names of all that holds numbers."""
@@ -53,10 +51,6 @@ class Step(ABC):
     @abstractmethod
     def compute(self, context: Context) -> Results:
         """Compute, write the payloads and return the results."""
-
-    @abstractmethod
-    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
-        """Draw each of `figures` from what `compute` wrote."""
 
 
 def typed(plan: Plan, cls: type[C]) -> C:

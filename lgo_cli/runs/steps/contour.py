@@ -2,125 +2,144 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import ContourConfig, linspace
-from lgo_cli.results import ContourResults, Marker, SelfCheck
-from lgo_cli.runs.names import checkpoint_step
-from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
-from lgo_cli.runs.steps.hessian import top_eigenpairs
+import numpy as np
+
+from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.results import ContourResults, Filling, FillingCheck, Marker, SelfCheck
+from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
+from lgo_cli.runs.steps.beside import (
+    convexity_of,
+    further_planes,
+    quadratic_of,
+    trajectory_points,
+)
+from lgo_cli.runs.steps.surfaces import open_work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from matplotlib.figure import Figure
-
-    from lgo_cli.landscape.directions import Plane
-    from lgo_cli.objective import Objective
+    from lgo_cli.config import ContourConfig
+    from lgo_cli.landscape.surface import Surface
+    from lgo_cli.runs.steps.surfaces import Work
 
 
 class ContourStep(Step):
     """`lgo contour`."""
 
     def compute(self, context: Context) -> ContourResults:
-        """Losses on a plane."""
-        from lgo_cli.landscape.surface import measure_surface
-        from lgo_cli.runs.loaded import measured, objective
-
-        config = typed(context.plan, ContourConfig)
-        nx, ny = config.shape
-        with (
-            context.stopwatch.phase("compute"),
-            objective(context.plan, context.loaded) as problem,
-        ):
-            plane, num_matvecs = _plane(context, problem, config)
-            x_range = config.x_range or plane.x_range
-            y_range = config.y_range or plane.y_range
-            surface = measure_surface(
-                problem,
-                plane,
-                linspace(x_range, nx),
-                linspace(y_range, ny),
-                seed=config.seed,
-                progress=context.progress,
-            )
-            description = measured(problem, context.loaded)
-        arrays = {
-            key: getattr(surface, key)
-            for key in ("x", "y", "loss", "standard_error", "accuracy", "directions")
-        }
+        """Losses on a plane, and what else is asked about it."""
+        with context.stopwatch.phase("compute"), open_work(context) as work:
+            surface = work.measure(work.evaluator)
+            arrays: dict[str, Any] = {
+                key: getattr(surface, key)
+                for key in (
+                    "x", "y", "loss", "standard_error", "accuracy", "measured", "error_estimate",
+                )
+            }  # fmt: skip
+            arrays["directions"] = work.named.plane.directions.cpu().numpy()
+            trajectory = trajectory_points(work)
+            quadratic, quadratic_matvecs = quadratic_of(work, surface)
+            planes, plane_matvecs = further_planes(work, arrays)
+            convexity, convexity_matvecs = convexity_of(work, arrays)
         save_arrays(context, "contour.npz", arrays)
-        trajectory = None
-        if plane.trajectory is not None:
-            labels = plane.trajectory_labels
-            trajectory = [
-                Marker(label=label, x=x, y=y)
-                for label, (x, y) in zip(labels, plane.trajectory, strict=True)
-            ]
-        warnings = list(plane.warnings)
-        if surface.self_check.num_nonfinite:
-            warnings.append(
-                f"{surface.self_check.num_nonfinite} of {surface.num_cells} cells are not finite"
+        plane, config = work.named.plane, work.config
+        filling = _filling(surface, config)
+        if context.execution.strict and filling is not None and not filling.converged:
+            raise NumericsError(
+                f"the surface was not filled in to {config.tolerance:g}",
+                hint="a larger --tolerance, or none: every cell is measured then",
             )
         return ContourResults(
-            **common(context, warnings),
-            measured=description,
+            **common(context, [*plane.warnings, *work.warnings, *_warnings(surface, filling)]),
+            measured=work.description,
             plane=plane.kind,
+            normalization=config.normalization if work.named.draw is not None else None,
+            movements=_movements(work) if work.named.draw is not None else [],
             loss_at_center=surface.loss_at_center,
             loss_min=surface.loss_min,
             loss_max=surface.loss_max,
             num_cells=surface.num_cells,
             num_measured=surface.num_measured,
+            filling=filling,
+            cell_plan=surface.plan,
             axis_cosine=plane.axis_cosine,
-            self_check=SelfCheck(**asdict(surface.self_check)),
+            self_check=SelfCheck(axis_cosine=plane.axis_cosine, **asdict(surface.self_check)),
             axis_labels=plane.axis_labels,
-            x_range=x_range,
-            y_range=y_range,
+            x_range=work.x_range,
+            y_range=work.y_range,
+            num_range_evaluations=work.num_range_evaluations,
             markers=[Marker(**asdict(marker)) for marker in plane.markers],
             trajectory=trajectory,
             explained_variance=plane.explained_variance,
-            num_matvecs=num_matvecs,
+            quadratic=quadratic,
+            planes=planes,
+            convexity=convexity,
+            num_matvecs=(
+                work.named.num_matvecs + quadratic_matvecs + plane_matvecs + convexity_matvecs
+            ),
         )
 
-    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
-        """The plane from above and in perspective."""
-        from lgo_cli.figures.surface import draw_contour, draw_surface_3d
+    def measure_share(self, context: Context, index: int, count: int) -> bool:
+        """Measure one share of the cells into the journal.
 
-        arrays = load_arrays(out / "contour.npz")
-        return {
-            "contour_2d": draw_contour(arrays, results),
-            "contour_3d": draw_surface_3d(arrays, results),
-        }
+        Returns:
+            Whether nothing is left to measure.
+        """
+        from lgo_cli.landscape.surface import is_complete, measure_share
+
+        with context.stopwatch.phase("compute"), open_work(context) as work:
+            if work.config.tolerance is not None or work.config.num_planes > 1:
+                raise UsageError(
+                    "--shard divides all cells of one plane: it goes with neither --tolerance nor "
+                    "--num-planes",
+                    hint="a surface filled in to a tolerance needs few cells: leave out --shard",
+                )
+            with work.journal(work.evaluator, f"{index}-of-{count}") as cells:
+                measure_share(
+                    work.evaluator,
+                    work.x,
+                    work.y,
+                    cells,
+                    index=index,
+                    count=count,
+                    progress=context.progress,
+                )
+                cells.read_all()
+                return is_complete(work.evaluator, work.x, work.y, cells)
 
 
-def _plane(context: Context, problem: Objective, config: ContourConfig) -> tuple[Plane, int]:
-    """The plane that the config names, and the matvecs it cost."""
-    from lgo_cli.landscape.directions import (
-        checkpoints_plane,
-        eigen_plane,
-        pca_plane,
-        random_plane,
+def _filling(surface: Surface, config: ContourConfig) -> Filling | None:
+    filled = surface.filled
+    if filled is None or config.tolerance is None:
+        return None
+    estimates = np.where(np.isfinite(filled.error_estimate), filled.error_estimate, 0.0)
+    scale = np.maximum(np.abs(np.where(np.isfinite(filled.loss), filled.loss, 1.0)), filled.floor)
+    return Filling(
+        tolerance=config.tolerance,
+        floor=filled.floor,
+        num_small=filled.num_small,
+        cost=filled.cost,
+        largest_error_estimate=float(estimates.max()),
+        largest_relative_estimate=float((estimates / scale).max()),
+        check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
+        num_checks=filled.num_checks,
+        converged=filled.converged,
     )
-    from lgo_cli.runs.loaded import flat_weights
 
-    files = context.plan.files
-    if config.plane == "eigen":
-        top = top_eigenpairs(context, problem, 2)
-        plane = eigen_plane(problem, top.values, top.vectors)
-        return replace(plane, warnings=(*plane.warnings, *top.warnings)), top.num_matvecs
-    if config.plane == "pca":
-        results = context.plan.trained
-        kept = results.checkpoints if results else []
-        labels = ["init", *(str(checkpoint_step(name)) for name in kept)]
-        weights = [
-            flat_weights(context.loaded, files[name], problem.dtype) for name in ["init.pth", *kept]
-        ]
-        return pca_plane(problem, weights, labels), 0
-    if config.plane == "checkpoints":
-        a, b = (
-            flat_weights(context.loaded, files[name], problem.dtype) for name in ("to_0", "to_1")
-        )
-        return checkpoints_plane(problem, a, b), 0
-    return random_plane(problem, config.seed), 0
+
+def _movements(work: Work) -> list[str]:
+    """What the normalisation does to each parameter."""
+    from lgo_cli.vectors import movements
+
+    found = movements(work.problem.layout, work.config.normalization)
+    return [f"{each.name} {list(each.shape)}: {each.treatment}" for each in found]
+
+
+def _warnings(surface: Surface, filling: Filling | None) -> Iterator[str]:
+    if surface.self_check.num_nonfinite:
+        yield f"{surface.self_check.num_nonfinite} of {surface.num_cells} cells are not finite"
+    if filling is not None and not filling.converged:
+        yield f"the surface was not filled in to {filling.tolerance:g}: see its error estimates"

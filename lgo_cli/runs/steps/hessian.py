@@ -18,10 +18,6 @@ from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalu
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from lgo_cli.curvature.spectrum import Setting, Spectrum
@@ -68,12 +64,6 @@ class HessianStep(Step):
             **describe_spectrum(spectrum, config),
             **stability,
         )
-
-    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
-        """Eigenvalues at both ends with their bounds, and the density."""
-        from lgo_cli.figures.spectrum import draw_spectrum
-
-        return {"hessian": draw_spectrum(load_arrays(out / "hessian.npz"), results)}
 
 
 def _refuse_failed(spectrum: Spectrum) -> None:

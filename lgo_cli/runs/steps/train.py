@@ -8,8 +8,6 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lgo_cli import checkpoint
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import InputError
@@ -21,11 +19,6 @@ from lgo_cli.runs.steps.base import Context, Step, common, typed
 from lgo_cli.training.recipe import resolve_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from matplotlib.figure import Figure
-
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
 
@@ -137,12 +130,3 @@ class TrainStep(Step):
                 hint="give the options of that training, or leave --resume out to start over",
             )
         training.load_state(state)
-
-    def draw(self, out: Path, results: Mapping[str, Any]) -> dict[str, Figure]:
-        """Loss and accuracy by epoch."""
-        from lgo_cli.figures.training import draw_training
-
-        with (out / "train.csv").open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-        return {"train": draw_training(columns, results)}

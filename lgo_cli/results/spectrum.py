@@ -1,81 +1,11 @@
-"""What each command reports: typed, frozen, with the evidence inside."""
+"""What `lgo hessian` reports."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from lgo_cli.config import Strict
-
-Real = Annotated[float, Field(strict=False)]
-"""A float that may be non-finite, written as the string "NaN" or "Infinity"."""
-
-
-class Results(Strict):
-    """What every command reports."""
-
-    model: str
-    dataset: str
-    num_parameters: int
-    warnings: list[str]
-
-
-class Recipe(Strict):
-    """How a run was trained, every automatic value resolved."""
-
-    epochs: int
-    batch_size: int
-    optimizer: Literal["sgd", "adam", "adamw"]
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: Literal["constant", "cosine", "step"]
-    warmup_epochs: int
-    augment: Literal["none", "crop-flip"]
-    loss: Literal["cross_entropy", "squared_error"]
-    label_smoothing: float
-
-
-class TrainResults(Results):
-    """`lgo train`: the final model on the whole of both splits, in eval mode."""
-
-    train_loss: Real
-    test_loss: Real
-    train_accuracy: float
-    test_accuracy: float
-    epochs: int
-    num_steps: int
-    num_train_samples: int
-    num_test_samples: int
-    final_lr: float | None
-    recipe: Recipe
-    normalization: dict[str, list[float]] | None
-    checkpoints: list[str]
-
-
-class Measured(Strict):
-    """What the objective was."""
-
-    loss: str
-    label_smoothing: float
-    reduction: Literal["mean"] = "mean"
-    includes_weight_decay: Literal[False] = False
-    mode: Literal["eval"] = "eval"
-    batchnorm: Literal["frozen", "none"]
-    dtype: str
-    split: Literal["train"] = "train"
-    num_samples: int
-    num_available: int
-    num_test_samples: int | None = None
-    micro_batch_size: int
-
-
-class AnalysisResults(Results):
-    """What every analysis reports."""
-
-    measured: Measured
+from lgo_cli.results.base import AnalysisResults, Real
 
 
 class Eigenvalue(Strict):
@@ -217,72 +147,3 @@ class HessianResults(AnalysisResults):
     per_layer: Layers | None
     halves: Halves | None
     audit: AuditResults | None
-
-
-class InterpResults(AnalysisResults):
-    """`lgo interp`."""
-
-    along: str
-    barrier: Real | None
-    curvature_at_origin: Real
-    loss_at_start: Real
-    loss_at_end: Real
-    loss_of_other: Real | None
-    direction_norm: float
-    range: tuple[float, float]
-    num_points: int
-    num_evaluations: int
-    num_matvecs: int
-
-
-class Marker(Strict):
-    """A named point on a plane."""
-
-    label: str
-    x: float
-    y: float
-
-
-class RecomputedCell(Strict):
-    """One cell computed a second time by the naive way."""
-
-    row: int
-    column: int
-    difference: Real
-
-
-class SelfCheck(Strict):
-    """What a surface says of itself."""
-
-    center_difference: Real
-    axis_cosine: float
-    recomputed_cell: RecomputedCell
-    num_nonfinite: int
-
-
-class ContourResults(AnalysisResults):
-    """`lgo contour`."""
-
-    plane: str
-    loss_at_center: Real
-    loss_min: Real | None
-    loss_max: Real | None
-    num_cells: int
-    num_measured: int
-    axis_cosine: float
-    self_check: SelfCheck
-    axis_labels: tuple[str, str]
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    markers: list[Marker]
-    trajectory: list[Marker] | None
-    explained_variance: tuple[float, float] | None
-    num_matvecs: int
-
-
-RESULTS: dict[str, type[Results]] = {
-    "train": TrainResults,
-    "hessian": HessianResults,
-    "interp": InterpResults,
-    "contour": ContourResults,
-}

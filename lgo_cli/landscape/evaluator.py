@@ -1,0 +1,353 @@
+"""The loss at a point of a line or plane, several times faster than the model's own pass.
+
+Points are θ + Σ cᵢ·dᵢ with k fixed directions. What is the same at every point is done once:
+
+- A linear layer that sees the inputs themselves is linear in the coordinates:
+  x(W + Σ cᵢDᵢ)ᵀ = xWᵀ + Σ cᵢ·xDᵢᵀ, of which the k + 1 products are kept.
+- Batch norm in eval mode is folded into the convolution before it, and convolutions see channels
+  last.
+
+Which of them serve is read off the traced graph (torch.fx) and its sizes, never by a class's name
+or a timing, so that equal requests give equal bits; what was chosen is compared with the model
+itself (`verify`) and said (`plan`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from lgo_cli.curvature.folding import rewrite_convolutions, trace
+from lgo_cli.objective import Evaluation, evaluate_model, evaluation_of, loss_totals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from lgo_cli.landscape.batchnorm import BatchNorm
+    from lgo_cli.objective import Objective, Samples
+
+VERSION = 1
+"""Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
+
+TOLERANCE = 1e-5
+"""Relative difference of the fast path's loss from the model's own beyond which it is not used."""
+
+LEAST_FEATURES = 32
+"""Inputs of a linear layer from which on keeping its products pays: a point reads k + 1 numbers for
+each output in place of that many multiplications."""
+
+MOST_BYTES = 2**30
+"""Memory for kept products. A constant, since the choice moves the last bits."""
+
+CONVOLUTION_BATCH = 64
+DENSE_BATCH = 512
+"""Samples at a time on the fast path: what one layer hands to the next stays in the cache."""
+
+
+class _Linear(NamedTuple):
+    """A linear layer whose input is the samples' own: its node, and weight and bias by tensor."""
+
+    node: fx.Node
+    inputs: fx.Node
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Evaluator:
+    """Losses at θ + Σ cᵢ·dᵢ on fixed samples.
+
+    Args:
+        objective: Entered; θ is its centre.
+        directions: [k, P], in its dtype and on its device.
+        batchnorm: What batch norm does at each point; its running statistics by default.
+
+    Attributes:
+        samples: What the loss is the mean over: the objective's own, unless `on` gave others.
+        plan: Which path the points take, and why.
+    """
+
+    def __init__(
+        self, objective: Objective, directions: Tensor, *, batchnorm: BatchNorm | None = None
+    ) -> None:
+        self.objective = objective
+        self.directions = directions
+        self.batchnorm = batchnorm
+        self.samples = objective.samples
+        self._call: Callable[..., Tensor] | None = None
+        self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+        self._linears: list[_Linear] = []
+        self._products: list[list[Tensor]] = []
+        self._inputs = self.samples.inputs
+        self._batch_size = objective.micro_batch_size
+        self.plan = self._choose()
+        if self._call is not None:
+            self._prepare()
+
+    def on(self, samples: Samples) -> Self:
+        """The same points on other samples, such as a test set; on the objective's device."""
+        other = copy.copy(self)
+        other.samples = samples
+        if other._call is not None:
+            other._prepare()
+        return other
+
+    def __call__(self, *coordinates: float) -> Evaluation:
+        """Loss, its standard error and accuracy at θ + Σ cᵢ·dᵢ; one synchronisation.
+
+        A loss that is not finite is the model's own, not the fast path's.
+        """
+        self._move(coordinates)
+        with self._normalization(coordinates):
+            if self._call is not None:
+                found = self._fast(coordinates)
+                if math.isfinite(found.loss):
+                    return found
+            return self._plain()
+
+    def reference(self, *coordinates: float) -> Evaluation:
+        """The same by the model itself, as `Objective.evaluate` does it."""
+        self._move(coordinates)
+        with self._normalization(coordinates):
+            return self._plain()
+
+    def verify(self, points: Iterable[Sequence[float]]) -> float:
+        """Compare the fast path with the model on one micro-batch at some points.
+
+        Beyond a relative difference of 1e-5 it is given up, and `plan` says so.
+
+        Returns:
+            The largest relative difference of the mean loss; 0 if there is no fast path.
+        """
+        if self._call is None:
+            return 0.0
+        few = copy.copy(self)
+        few.samples = self.samples.head(self._batch_size)
+        few._inputs = self._inputs[: self._batch_size]
+        few._products = [[part[: self._batch_size] for part in parts] for parts in self._products]
+        worst = 0.0
+        for point in points:
+            fast, plain = few(*point).loss, few.reference(*point).loss
+            if math.isfinite(plain):
+                worst = max(worst, abs(fast - plain) / max(abs(plain), torch.finfo().tiny))
+        if worst > TOLERANCE:
+            self._give_up(f"it would move the loss by {worst:.1e}")
+        return worst
+
+    def _move(self, coordinates: Sequence[float]) -> None:
+        self.objective.displace(*zip(coordinates, self.directions, strict=True))
+
+    def _normalization(self, coordinates: Sequence[float]) -> AbstractContextManager[None]:
+        return nullcontext() if self.batchnorm is None else self.batchnorm.at(*coordinates)
+
+    def _plain(self) -> Evaluation:
+        objective = self.objective
+        return evaluate_model(
+            objective.model, self.samples, objective.loss_function, objective.micro_batch_size
+        )
+
+    @torch.no_grad()
+    def _fast(self, coordinates: Sequence[float]) -> Evaluation:
+        assert self._call is not None
+        outputs = []
+        for start in range(0, len(self.samples), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            kept = [_combined(parts, coordinates, rows) for parts in self._products]
+            outputs.append(self._call(self._inputs[rows], *kept))
+        totals = loss_totals(torch.cat(outputs), self.samples.labels, self.objective.loss_function)
+        return evaluation_of(totals, len(self.samples))
+
+    def _give_up(self, reason: str) -> None:
+        self._call = None
+        self._products = []
+        self.plan = f"the model's own pass: {reason}"
+
+    def _choose(self) -> str:
+        """Find what serves, and say so."""
+        objective = self.objective
+        if self.batchnorm is not None and self.batchnorm.policy == "batch":
+            return "the model's own pass: batch norm normalises by each micro-batch"
+        traced = trace(objective.model)
+        if isinstance(traced, str):
+            return f"the model's own pass: {traced}"
+        num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=False)
+        self._linears = [
+            linear
+            for linear in _first_linears(traced)
+            if linear.weight.shape[1] >= LEAST_FEATURES and self._fits(linear)
+        ]
+        done = []
+        if num_convolutions:
+            self._batch_size = CONVOLUTION_BATCH
+            last = ", channels last" if self._channels_last else ""
+            done.append(
+                f"{num_folded} batch norms folded into {num_convolutions} convolutions" + last
+            )
+        if self._linears:
+            self._batch_size = CONVOLUTION_BATCH if num_convolutions else DENSE_BATCH
+            sizes = (f"{w.shape[1]} to {w.shape[0]}" for _, _, w, _ in self._linears)
+            done.append(f"products of the first linear layer kept ({', '.join(sizes)})")
+        if not done:
+            return "the model's own pass: no convolution, and no wide linear layer sees the inputs"
+        self._prefix = _prefix_of(traced, [linear.inputs for linear in self._linears])
+        self._call = _without(traced, [linear.node for linear in self._linears])
+        return f"{'; '.join(done)}; micro-batches of {self._batch_size}"
+
+    def _fits(self, linear: _Linear) -> bool:
+        per_sample = len(linear.weight) * (1 + len(self.directions))
+        num_bytes = per_sample * len(self.samples) * linear.weight.dtype.itemsize
+        return num_bytes <= MOST_BYTES
+
+    @property
+    def _channels_last(self) -> bool:
+        """Two-dimensional convolutions are faster so on a CPU."""
+        return self.objective.samples.inputs.ndim == 4 and self.objective.device.type == "cpu"
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Inputs and kept products for the samples at hand."""
+        self._inputs = self.samples.inputs
+        if self._batch_size == CONVOLUTION_BATCH and self._channels_last:
+            self._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
+        self.objective.move(self.objective.theta)
+        self._products = []
+        # Traced code that fx wrote may fail on what tracing did not show.
+        try:
+            if self._prefix is not None and self._linears:
+                seen = self._prefix(self.samples.inputs)
+                self._products = [
+                    self._products_of(linear, inputs)
+                    for linear, inputs in zip(self._linears, seen, strict=True)
+                ]
+            rows = slice(0, 1)
+            kept = [parts[0][rows] for parts in self._products]
+            assert self._call is not None
+            self._call(self._inputs[rows], *kept)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._give_up(f"the rewritten model fails ({str(error).splitlines()[0]})")
+
+    def _products_of(self, linear: _Linear, inputs: Tensor) -> list[Tensor]:
+        """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""
+        index = {id(parameter): i for i, parameter in enumerate(self.objective.parameters)}
+        products = [F.linear(inputs, linear.weight, linear.bias)]
+        for direction in self.directions:
+            pieces = self.objective.layout.split(direction)
+            weight, bias = (
+                pieces[index[id(tensor)]] if tensor is not None and id(tensor) in index else None
+                for tensor in (linear.weight, linear.bias)
+            )
+            if weight is None:
+                weight = torch.zeros_like(linear.weight)
+            products.append(F.linear(inputs, weight, bias))
+        return products
+
+
+def _combined(parts: list[Tensor], coordinates: Sequence[float], rows: slice) -> Tensor:
+    origin, *along = (part[rows] for part in parts)
+    if not along:
+        return origin
+    total = torch.add(origin, along[0], alpha=coordinates[0])
+    for part, coordinate in zip(along[1:], coordinates[1:], strict=True):
+        total.add_(part, alpha=coordinate)
+    return total
+
+
+def _first_linears(traced: fx.GraphModule) -> list[_Linear]:
+    """Linear layers, as modules or functions, whose input depends on no parameter."""
+    modules = dict(traced.named_modules())
+    fixed: set[fx.Node] = set()
+    found = []
+    for node in traced.graph.nodes:
+        if _is_fixed(node, fixed, traced, modules):
+            fixed.add(node)
+        linear = _as_linear(node, traced, modules)
+        if linear is not None and linear.inputs in fixed:
+            found.append(linear)
+    return found
+
+
+def _is_fixed(
+    node: fx.Node, fixed: set[fx.Node], traced: fx.GraphModule, modules: dict[str, nn.Module]
+) -> bool:
+    """Whether a node is the samples, a constant, or computed from such alone."""
+    if node.op == "placeholder":
+        return True
+    if node.op == "get_attr":
+        return not isinstance(_attribute(node, traced), nn.Parameter)
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        tensors = [*module.parameters(), *module.buffers()]
+        if tensors or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return node.op != "output" and all(parent in fixed for parent in node.all_input_nodes)
+
+
+def _as_linear(
+    node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]
+) -> _Linear | None:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        # A subclass, or a module with hooks, may do more.
+        if type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
+            return None
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return _Linear(node, node.all_input_nodes[0], module.weight, module.bias)
+    if node.op == "call_function" and node.target is F.linear:
+        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+        inputs = given.get("input")
+        weight, bias = (_attribute(given.get(name), traced) for name in ("weight", "bias"))
+        if (
+            isinstance(inputs, fx.Node)
+            and weight is not None
+            and ((bias is None) == (given.get("bias") is None))
+        ):
+            return _Linear(node, inputs, weight, bias)
+    return None
+
+
+def _attribute(value: object, traced: fx.GraphModule) -> Tensor | None:
+    """The tensor that a node reads from the model; `None` for anything else."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    found: object = traced
+    for name in str(value.target).split("."):
+        found = getattr(found, name)
+    return found if isinstance(found, Tensor) else None
+
+
+def _prefix_of(
+    traced: fx.GraphModule, nodes: list[fx.Node]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """What leads from the samples to some nodes, as a function of its own."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(traced.graph, copied)
+    graph.output(tuple(copied[node] for node in nodes))
+    prefix = fx.GraphModule(traced, graph)
+    prefix.graph.eliminate_dead_code()
+    prefix.recompile()
+    return prefix
+
+
+def _without(traced: fx.GraphModule, nodes: list[fx.Node]) -> Callable[..., Tensor]:
+    """The same function with the outputs of some nodes as further arguments, in their order."""
+    graph = traced.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for index, node in enumerate(nodes):
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"kept_{index}")
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+    traced.recompile()
+    return traced

@@ -1,0 +1,201 @@
+"""Polyharmonic splines through scattered cells of a grid, with an error for every other cell.
+
+Shapes: n measured cells, q monomials, m cells of the grid. theory.md, section 28.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ORDERS = (1, 3, 5)
+"""Powers of r to choose from: continuous, C² and C⁴ in the plane. On measured surfaces the highest
+wins while cells are far apart, and r³ where kinks of ReLU networks begin to show."""
+
+NUM_NEIGHBORS = 12
+"""Measured cells whose residuals make the scale of the error at a place: those around it."""
+
+
+@dataclass(frozen=True)
+class Spline:
+    """A spline s(x) = Σ c_i φ(|x − x_i|) + polynomial, on a grid.
+
+    Attributes:
+        order: β of φ(r) = ±r^β.
+        values: s [m].
+        deviation: Standard deviation of its error [m]; 0 at measured cells.
+        residuals: What each measured value differs from the spline through all others [n].
+    """
+
+    order: int
+    values: Array
+    deviation: Array
+    residuals: Array
+    _scale: Array
+    _variance: Array
+    _weights: Array
+    _rest: Array
+    _kernels: Array
+    _grid: Array
+
+    def rank(self, limit: Array, num_cells: int) -> list[int]:
+        """Cells to measure next: each the one where the error is largest, were those before known.
+
+        Knowing a cell takes C(x, cell)² / C(cell, cell) off the variance at x, whatever the value
+        turns out to be, so that a batch spreads out by itself (the P-greedy points of De Marchi,
+        Schaback & Wendland 2005, with the local scale as weight).
+
+        Args:
+            limit: What the deviation may be [m]; infinite where nothing is wanted.
+            num_cells: At most so many.
+
+        Returns:
+            Their numbers; none once no deviation is above its limit.
+        """
+        cells = np.flatnonzero(self.deviation > limit)
+        weight = self._scale[cells] / limit[cells]
+        variance = self._variance[cells]
+        grid = self._grid[cells]
+        kernels, weights, rest = (a[:, cells] for a in (self._kernels, self._weights, self._rest))
+        known = np.empty((num_cells, len(cells)))
+        chosen: list[int] = []
+        while len(chosen) < min(num_cells, len(cells)):
+            excess = weight * np.sqrt(np.maximum(variance, 0.0))
+            excess[chosen] = 0.0
+            # Symmetric cells tie up to rounding, and rounding must not choose between them.
+            best = int(np.argmax(np.round(np.log(np.maximum(excess, 1e-300)), 6)))
+            if excess[best] <= 1:
+                break
+            before = known[: len(chosen)]
+            covariance = _kernel(grid, grid[best : best + 1], self.order)[:, 0]
+            covariance -= weights[:, best] @ kernels + rest[:, best] @ weights
+            covariance -= before[:, best] @ before
+            known[len(chosen)] = covariance / np.sqrt(variance[best])
+            variance -= known[len(chosen)] ** 2
+            chosen.append(best)
+        return cells[chosen].tolist()
+
+
+def fit(
+    points: Array, values: Array, grid: Array, tolerance: float, order: int | None = None
+) -> Spline:
+    """Lay a polyharmonic spline through measured cells (Duchon 1977).
+
+    With A the bordered matrix of the interpolation conditions, [[φ(x_i − x_j), p], [pᵀ, 0]]:
+    the residual of the spline that leaves point i out is c_i / (A⁻¹)_ii, for all i from one inverse
+    (Rippa 1999). Read as kriging with the generalised covariance φ (Matheron 1973), the spline is the
+    best linear predictor and the variance of its error is σ²(φ(0) − b(x)ᵀA⁻¹b(x)), where b(x) are
+    the kernels and monomials at x; each left-out residual is one draw of variance σ²/(A⁻¹)_ii,
+    which gives σ², here around each cell rather than once for all.
+
+    Args:
+        points: Coordinates [n, 2], distinct, of order one.
+        values: Finite [n].
+        grid: Coordinates of all cells [m, 2].
+        tolerance: Residuals far below are all alike good in the choice of the order.
+        order: β; `None` takes the one with the least geometric mean of the left-out residuals.
+
+    Cost: O(n³) for each order tried, and O(n²m).
+    """
+    orders = [order] if order else [beta for beta in ORDERS if _determined(points, beta)]
+    systems = [_System(points, beta) for beta in orders]
+    left_out = [system.left_out(values) for system in systems]
+    scores = [float(np.mean(np.log(np.abs(found) + tolerance / 10))) for found in left_out]
+    best = int(np.argmin(scores))
+    system, residuals = systems[best], left_out[best]
+    kernels = _kernel(points, grid, system.order)
+    weights = system.weights(kernels, grid)
+    # wᵀKw − 2wᵀk: an error of the weights enters squared, and next to measured cells the variances
+    # are far below the rounding of any formula that is of first order in them.
+    rest = kernels - system.kernel @ weights
+    variance = np.maximum(-np.sum(weights * (kernels + rest), axis=0), 0.0)
+    scale = _local_scale(grid, points, residuals**2 * np.diagonal(system.inverse))
+    return Spline(
+        order=system.order,
+        values=values @ weights,
+        deviation=scale * np.sqrt(variance),
+        residuals=residuals,
+        _scale=scale,
+        _variance=variance,
+        _weights=weights,
+        _rest=rest,
+        _kernels=kernels,
+        _grid=grid,
+    )
+
+
+class _System:
+    """The interpolation conditions, solved on the complement of the polynomials.
+
+    With Q an orthonormal basis of the monomials' values and Π = I − QQᵀ, ΠKΠ is positive definite on
+    the complement and hundreds of times better conditioned than the bordered matrix; its inverse
+    there is G, the leading block of the bordered inverse.
+    """
+
+    def __init__(self, points: Array, order: int) -> None:
+        self.order = order
+        self.kernel = _kernel(points, points, order)
+        q, self.triangle = np.linalg.qr(_monomials(points, order))
+        along = self.kernel @ q
+        projected = self.kernel - q @ along.T - along @ q.T + q @ (q.T @ along) @ q.T
+        size = np.trace(projected) / len(points)
+        # Any positive number in the polynomials' place makes the matrix invertible.
+        self.inverse = np.linalg.inv(projected + size * (q @ q.T)) - (q @ q.T) / size
+        self.polynomial = q - self.inverse @ along
+
+    def left_out(self, values: Array) -> Array:
+        """Residuals [n] of the splines that each leave out one point."""
+        residuals: Array = self.inverse @ values / np.diagonal(self.inverse)
+        return residuals
+
+    def weights(self, kernels: Array, grid: Array) -> Array:
+        """Of each measured value at each cell [n, m]."""
+        monomials = np.linalg.solve(self.triangle.T, _monomials(grid, self.order).T)
+        weights: Array = self.inverse @ kernels + self.polynomial @ monomials
+        return weights
+
+
+def _local_scale(grid: Array, points: Array, squares: Array) -> Array:
+    """σ around each cell [m], from the σ² that each measured cell suggests [n].
+
+    No less than the median: a dozen residuals may all be small by chance.
+    """
+    count = min(NUM_NEIGHBORS, len(points))
+    nearest = np.argpartition(_squared_distance(grid, points), count - 1, axis=1)[:, :count]
+    local = np.sqrt(squares[nearest].mean(axis=1))
+    return np.maximum(local, np.median(local))
+
+
+def _determined(points: Array, order: int) -> bool:
+    """Whether the points determine the polynomial part, with one to spare to leave out."""
+    monomials = _monomials(points, order)
+    n, q = monomials.shape
+    return n > q and bool(np.linalg.matrix_rank(monomials) == q)
+
+
+def _squared_distance(a: Array, b: Array) -> Array:
+    squared: Array = np.subtract.outer(a[:, 0], b[:, 0]) ** 2
+    squared += np.subtract.outer(a[:, 1], b[:, 1]) ** 2
+    return squared
+
+
+def _kernel(a: Array, b: Array, order: int) -> Array:
+    """φ = (−1)^⌈β/2⌉ r^β, conditionally positive definite of order ⌈β/2⌉ (Wendland 2005, 8.4)."""
+    squared = _squared_distance(a, b)
+    kernel: Array = np.sqrt(squared)
+    for _ in range(order // 2):
+        kernel *= squared
+    return -kernel if (order + 1) // 2 % 2 else kernel
+
+
+def _monomials(points: Array, order: int) -> Array:
+    """Of degree below ⌈β/2⌉ [n, q]."""
+    degree = (order - 1) // 2
+    x, y = points.T
+    return np.stack(
+        [x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1
+    )

@@ -1,0 +1,79 @@
+"""What every command reports, and how a run was trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lgo_cli.config import Strict
+
+Real = Annotated[float, Field(strict=False)]
+"""A float that may be non-finite, written as the string "NaN" or "Infinity"."""
+
+
+class Results(Strict):
+    """What every command reports."""
+
+    model: str
+    dataset: str
+    num_parameters: int
+    warnings: list[str]
+
+
+class Recipe(Strict):
+    """How a run was trained, every automatic value resolved."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "step"]
+    warmup_epochs: int
+    augment: Literal["none", "crop-flip"]
+    loss: Literal["cross_entropy", "squared_error"]
+    label_smoothing: float
+
+
+class TrainResults(Results):
+    """`lgo train`: the final model on the whole of both splits, in eval mode."""
+
+    train_loss: Real
+    test_loss: Real
+    train_accuracy: float
+    test_accuracy: float
+    epochs: int
+    num_steps: int
+    num_train_samples: int
+    num_test_samples: int
+    final_lr: float | None
+    recipe: Recipe
+    normalization: dict[str, list[float]] | None
+    checkpoints: list[str]
+
+
+class Measured(Strict):
+    """What the objective was."""
+
+    loss: str
+    label_smoothing: float
+    reduction: Literal["mean"] = "mean"
+    includes_weight_decay: Literal[False] = False
+    mode: Literal["eval"] = "eval"
+    batchnorm: Literal["frozen", "recompute", "interpolate", "batch", "none"]
+    batchnorm_samples: int | None = None
+    dtype: str
+    split: Literal["train"] = "train"
+    num_samples: int
+    num_available: int
+    num_test_samples: int | None = None
+    micro_batch_size: int
+
+
+class AnalysisResults(Results):
+    """What every analysis reports."""
+
+    measured: Measured

@@ -1,0 +1,119 @@
+"""What `lgo interp` reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lgo_cli.config import Strict
+from lgo_cli.results.base import AnalysisResults, Real, Recipe
+
+
+class Barrier(Strict):
+    """Height above the straight line between the end losses, at its largest over [0, 1].
+
+    The standard error is paired, of the height at `alpha`; the interval has 95 % confidence and
+    accounts for `alpha` being where the samples have the maximum.
+    """
+
+    value: Real
+    standard_error: Real
+    interval: tuple[Real, Real]
+    alpha: float
+
+
+class BarrierMatrix(Strict):
+    """Barriers between all pairs of k checkpoints, [k][k], symmetric; each interval on its own.
+
+    `names` are the run and what `locations` of the manifest places; `loss` is of each as it is.
+    """
+
+    names: list[str]
+    loss: list[Real]
+    barrier: list[list[Real]]
+    standard_error: list[list[Real]]
+    lower: list[list[Real]]
+    upper: list[list[Real]]
+    test_barrier: list[list[Real]]
+    test_standard_error: list[list[Real]]
+    test_lower: list[list[Real]]
+    test_upper: list[list[Real]]
+
+
+class AlignmentResults(Strict):
+    """How the other end's hidden units were permuted, and the proof that it computes the same.
+
+    Distances are between the parameters of the ends. `output_difference` is the largest over the
+    probe set, relative to the largest output, and lies below `output_tolerance`.
+    """
+
+    num_units: int
+    num_moved: int
+    num_iterations: int
+    distance_before: float
+    distance_after: float
+    output_difference: Real
+    output_tolerance: float
+    output_dtype: str
+    not_permuted: dict[str, str]
+
+
+class RepairResults(Strict):
+    """What REPAIR rescaled at each point: weights, and batch norms whose statistics it measured."""
+
+    layers: list[str]
+    batch_norms: list[str]
+    not_repaired: dict[str, str]
+
+
+class CurveResults(Strict):
+    """How a curve was trained; `train_loss` is the last epoch's, in training mode.
+
+    `length` is in units of the distance between the ends.
+    """
+
+    kind: Literal["bezier", "polychain"]
+    num_bends: int
+    recipe: Recipe
+    num_steps: int
+    num_train_samples: int
+    train_loss: Real
+    length: float
+
+
+class InterpResults(AnalysisResults):
+    """`lgo interp`.
+
+    The fields of the barrier are those of `Barrier`, on the probe set and on the test samples.
+    Beside a curve stands its straight line, beside an aligned end the one that it was. What a path
+    of this kind does not have is `None`.
+    """
+
+    along: str
+    shape: Literal["line", "arc", "bezier", "polychain"]
+    barrier: Real | None = None
+    barrier_standard_error: Real | None = None
+    barrier_interval: tuple[Real, Real] | None = None
+    barrier_alpha: float | None = None
+    test_barrier: Real | None = None
+    test_barrier_standard_error: Real | None = None
+    test_barrier_interval: tuple[Real, Real] | None = None
+    test_barrier_alpha: float | None = None
+    barrier_line: Barrier | None = None
+    test_barrier_line: Barrier | None = None
+    barrier_unaligned: Barrier | None = None
+    test_barrier_unaligned: Barrier | None = None
+    barrier_unrepaired: Barrier | None = None
+    test_barrier_unrepaired: Barrier | None = None
+    curvature_at_origin: Real | None = None
+    loss_at_start: Real
+    loss_at_end: Real | None = None
+    loss_of_other: Real | None = None
+    direction_norm: float | None = None
+    matrix: BarrierMatrix | None = None
+    alignment: AlignmentResults | None = None
+    repair: RepairResults | None = None
+    curve: CurveResults | None = None
+    range: tuple[float, float]
+    num_points: int
+    num_evaluations: int
+    num_matvecs: int

@@ -1,0 +1,151 @@
+"""What `lgo contour` reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lgo_cli.config import Strict
+from lgo_cli.results.base import AnalysisResults, Real
+
+
+class Marker(Strict):
+    """A named point on a plane."""
+
+    label: str
+    x: float
+    y: float
+
+
+class RecomputedCell(Strict):
+    """One cell computed a second time by the naive way."""
+
+    row: int
+    column: int
+    difference: Real
+
+
+class SelfCheck(Strict):
+    """What a surface says of itself."""
+
+    center_difference: Real
+    fast_path_difference: Real
+    axis_cosine: float
+    recomputed_cell: RecomputedCell
+    num_nonfinite: int
+
+
+class FillingCheck(Strict):
+    """Filled cells that were measured after all; errors relative to max(|loss|, floor)."""
+
+    num_cells: int
+    worst_error: Real
+    worst_ratio: Real
+    share_within: Real
+    least_share: Real
+
+
+class Filling(Strict):
+    """How the cells that were not measured were filled in, to `tolerance`.
+
+    `cost` counts cells on all samples, those on a sixteenth of them as a sixteenth.
+    """
+
+    tolerance: float
+    floor: Real
+    num_small: int
+    cost: float
+    largest_error_estimate: Real
+    largest_relative_estimate: Real
+    check: FillingCheck | None
+    num_checks: int
+    converged: bool
+
+
+class TrajectoryPoint(Marker):
+    """A checkpoint on the way, projected; its own loss beside the plane's at its projection."""
+
+    distance: Real
+    loss: Real
+    surface: Real
+
+
+class Quadratic(Strict):
+    """Second-order model at the centre, (g·d₀, g·d₁) and (d₀ᵀHd₀, d₀ᵀHd₁, d₁ᵀHd₁).
+
+    Errors are relative to the measured loss; `radius` is how far it holds within a tenth.
+    """
+
+    gradient: tuple[Real, Real]
+    hessian: tuple[Real, Real, Real]
+    max_error: Real
+    rms_error: Real
+    radius: Real
+    holds_everywhere: bool
+
+
+class BandResults(Strict):
+    """Order statistics over planes."""
+
+    median: Real
+    lower: Real
+    upper: Real
+    minimum: Real
+    maximum: Real
+
+
+class LineCurvatureResults(Strict):
+    """Mean curvature along random lines, beside what the curvature engine expects of it."""
+
+    mean: Real
+    standard_error: Real
+    expected: Real
+    expected_standard_error: Real
+    deviation: Real
+    num_matvecs: int
+
+
+class Planes(Strict):
+    """Several random planes; the arrays and the other results are of the first."""
+
+    num_planes: int
+    loss_min: BandResults
+    loss_max: BandResults
+    line_curvature: LineCurvatureResults | None
+
+
+class ConvexityResults(Strict):
+    """Both ends of the spectrum over the plane."""
+
+    num_cells: int
+    num_converged: int
+    largest_ratio: Real
+    largest_ratio_error: Real
+    num_matvecs: int
+
+
+class ContourResults(AnalysisResults):
+    """`lgo contour`."""
+
+    plane: str
+    normalization: Literal["filter", "layer", "none"] | None
+    movements: list[str]
+    loss_at_center: Real
+    loss_min: Real | None
+    loss_max: Real | None
+    num_cells: int
+    num_measured: int
+    filling: Filling | None
+    cell_plan: str
+    axis_cosine: float
+    self_check: SelfCheck
+    axis_labels: tuple[str, str]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    num_range_evaluations: int
+    markers: list[Marker]
+    trajectory: list[TrajectoryPoint] | None
+    explained_variance: tuple[float, float] | None
+    quadratic: Quadratic | None
+    planes: Planes | None
+    convexity: ConvexityResults | None
+    num_matvecs: int

@@ -1,0 +1,127 @@
+"""Cells of a surface that outlive the process that measured them."""
+
+from __future__ import annotations
+
+import platform
+import struct
+import zlib
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, write_error
+from lgo_cli.landscape import evaluator as evaluators
+from lgo_cli.landscape.cells import Cells
+from lgo_cli.objective import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lgo_cli.landscape.cells import Key
+    from lgo_cli.landscape.evaluator import Evaluator
+
+_RECORD = struct.Struct("<ddqddd")
+_CHECKSUM = struct.Struct("<I")
+_SIZE = _RECORD.size + _CHECKSUM.size
+
+
+class Journal(Cells):
+    """Cells in an append-only file, one record each with a checksum of its own.
+
+    It is a cache: what it holds saves measuring a cell again, and never decides which cells are
+    asked for. A record is written when its cell is done, so that a killed run goes on behind its
+    last one; a record that was cut short, and all after it, are dropped. Several processes may fill
+    one surface, each with a file of its own: all files of a key are read, one is written.
+
+    Args:
+        out: The run's directory; files lie in its `.lgo/cells/`.
+        key: Of everything that a cell's bits depend on (`key_of`).
+        share: Name of the own file beside the key, such as `0-of-4`; empty for the undivided run.
+
+    Raises:
+        OutputError: if the place cannot be written.
+        MachineError: if the disk is full.
+    """
+
+    def __init__(self, out: Path, key: str, share: str = "") -> None:
+        super().__init__()
+        self.directory = out / BOOKKEEPING / "cells"
+        self.key = key
+        self.path = self.directory / f"{key}{'.' if share else ''}{share}.journal"
+        self.read_all()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._handle = self.path.open("ab", buffering=0)
+            # What was cut short goes, so that what follows can be read.
+            self._handle.truncate(self._handle.tell() // _SIZE * _SIZE)
+            self._drop_damaged()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.close()
+
+    def read_all(self) -> None:
+        """Take in what every file of the key holds by now."""
+        for path in sorted(self.directory.glob(f"{self.key}*.journal")):
+            for key, evaluation in _records(path.read_bytes()):
+                self.known[key] = evaluation
+
+    def add(self, key: Key, evaluation: Evaluation) -> None:
+        """Keep an evaluation, here and in the file."""
+        super().add(key, evaluation)
+        record = _RECORD.pack(*key, evaluation.loss, evaluation.standard_error, evaluation.accuracy)
+        try:
+            self._handle.write(record + _CHECKSUM.pack(zlib.crc32(record)))
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def _drop_damaged(self) -> None:
+        num_sound = sum(1 for _ in _records(self.path.read_bytes()))
+        self._handle.truncate(num_sound * _SIZE)
+
+
+def _records(data: bytes) -> Iterator[tuple[Key, Evaluation]]:
+    """The sound records at the beginning of a file's content."""
+    for start in range(0, len(data) - _SIZE + 1, _SIZE):
+        record = data[start : start + _RECORD.size]
+        (checksum,) = _CHECKSUM.unpack_from(data, start + _RECORD.size)
+        if checksum != zlib.crc32(record):
+            return
+        x, y, num_samples, loss, standard_error, accuracy = _RECORD.unpack(record)
+        yield (x, y, num_samples), Evaluation(loss, standard_error, accuracy, num_samples)
+
+
+def key_of(evaluator: Evaluator) -> str:
+    """A digest of all that the bits of an evaluator's cells depend on, beside their coordinates."""
+    objective, batchnorm = evaluator.objective, evaluator.batchnorm
+    model = objective.model
+    parts = {
+        "evaluator": evaluators.VERSION,
+        "plan": evaluator.plan,
+        "center": _digest(objective.theta),
+        "frozen": [_digest(p) for p in model.parameters() if not p.requires_grad],
+        "buffers": [_digest(buffer) for buffer in model.buffers()],
+        "directions": _digest(evaluator.directions),
+        "samples": [_digest(objective.samples.inputs), _digest(objective.samples.labels)],
+        "loss": [objective.loss_function.name, objective.loss_function.label_smoothing],
+        "dtype": str(objective.dtype),
+        "micro_batch_size": objective.micro_batch_size,
+        "batchnorm": None if batchnorm is None else [batchnorm.policy, batchnorm.num_samples],
+        "model": [f"{name}: {type(module).__qualname__}" for name, module in model.named_modules()],
+        "device": str(objective.device),
+        "num_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+    return sha256_bytes(canonical_json(parts))[:32]
+
+
+def _digest(tensor: Tensor) -> str:
+    return sha256_bytes(tensor.detach().cpu().contiguous().numpy().tobytes())

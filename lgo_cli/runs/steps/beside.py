@@ -1,0 +1,174 @@
+"""What stands beside a surface: trajectory, quadratic model, further planes, convexity map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli.config import linspace
+from lgo_cli.errors import UsageError
+from lgo_cli.results import (
+    BandResults,
+    ConvexityResults,
+    LineCurvatureResults,
+    Planes,
+    Quadratic,
+    TrajectoryPoint,
+)
+
+if TYPE_CHECKING:
+    from lgo_cli.landscape.convexity import Convexity
+    from lgo_cli.landscape.statistics import Band
+    from lgo_cli.landscape.surface import Surface
+    from lgo_cli.runs.steps.surfaces import Work
+
+
+def trajectory_points(work: Work) -> list[TrajectoryPoint] | None:
+    """Checkpoints on the way, each with its own loss beside the plane's at its projection."""
+    from lgo_cli.landscape.trajectory import trajectory_heights
+
+    plane = work.named.plane
+    if plane.trajectory is None:
+        return None
+    with work.journal(work.evaluator) as cells:
+        heights = trajectory_heights(
+            work.problem,
+            plane,
+            work.named.checkpoints,
+            lambda x, y: cells.measure(work.evaluator, x, y).loss,
+        )
+    return [
+        TrajectoryPoint(label=label, x=x, y=y, distance=distance, loss=loss, surface=height)
+        for label, (x, y), distance, loss, height in zip(
+            plane.trajectory_labels,
+            plane.trajectory,
+            plane.trajectory_distances,
+            heights.loss,
+            heights.surface,
+            strict=True,
+        )
+    ]
+
+
+def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
+    """The quadratic model over a plane of eigenvectors, and the products it took."""
+    from lgo_cli.landscape.quadratic import quadratic_error, quadratic_model
+
+    frozen = work.evaluator.batchnorm is None or work.evaluator.batchnorm.policy == "frozen"
+    if work.named.plane.kind != "eigen" or not frozen:
+        return None, 0
+    model = quadratic_model(work.problem, work.named.plane.directions)
+    error = quadratic_error(model, surface.x, surface.y, surface.loss, surface.measured)
+    return (
+        Quadratic(
+            gradient=model.gradient,
+            hessian=model.hessian,
+            max_error=error.max_error,
+            rms_error=error.rms_error,
+            radius=error.radius,
+            holds_everywhere=error.holds_everywhere,
+        ),
+        model.num_matvecs,
+    )
+
+
+def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, int]:
+    """Surfaces on further random planes, and their statistics."""
+    from lgo_cli.landscape.evaluator import Evaluator
+    from lgo_cli.landscape.statistics import line_curvature, plane_statistics
+
+    config, draw = work.config, work.named.draw
+    if config.num_planes == 1 or draw is None:
+        return None, 0
+    losses = [arrays["loss"]]
+    for index in range(1, config.num_planes):
+        evaluator = Evaluator(
+            work.problem, draw(index).directions, batchnorm=work.evaluator.batchnorm
+        )
+        losses.append(work.measure(evaluator).loss)
+    arrays["planes_loss"] = np.stack(losses)
+    try:
+        statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
+    except ValueError as error:
+        raise UsageError(
+            f"--num-planes: {error}", hint="a range with 0 inside, such as --x-range -1 1"
+        ) from error
+    arrays["profile_radius"] = statistics.radii
+    arrays["profile_median"] = statistics.profile.median
+    arrays["profile_low"] = statistics.profile.minimum
+    arrays["profile_high"] = statistics.profile.maximum
+    lines = None
+    if config.kind == "random" and config.batchnorm == "frozen":
+        lines = line_curvature(
+            work.problem,
+            config.seed,
+            config.num_planes,
+            normalization=config.normalization,
+            progress=work.context.progress,
+        )
+    found = Planes(
+        num_planes=config.num_planes,
+        loss_min=_band(statistics.loss_min),
+        loss_max=_band(statistics.loss_max),
+        line_curvature=None
+        if lines is None
+        else LineCurvatureResults(
+            mean=lines.mean,
+            standard_error=lines.standard_error,
+            expected=lines.expected,
+            expected_standard_error=lines.expected_standard_error,
+            deviation=lines.deviation,
+            num_matvecs=lines.num_matvecs,
+        ),
+    )
+    return found, 0 if lines is None else lines.num_matvecs
+
+
+def _band(band: Band) -> BandResults:
+    return BandResults(
+        median=float(band.median),
+        lower=float(band.lower),
+        upper=float(band.upper),
+        minimum=float(band.minimum),
+        maximum=float(band.maximum),
+    )
+
+
+def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults | None, int]:
+    """Both ends of the spectrum over the plane."""
+    from lgo_cli.landscape.convexity import convexity_map
+
+    number = work.config.convexity
+    if number is None:
+        return None, 0
+    found: Convexity = convexity_map(
+        work.problem,
+        work.named.plane.directions,
+        linspace(work.x_range, number),
+        linspace(work.y_range, number),
+        seed=work.config.seed,
+        batchnorm=work.evaluator.batchnorm,
+        memory_bytes=work.context.execution.memory_bytes,
+        progress=work.context.progress,
+    )
+    work.warnings = (*work.warnings, *found.warnings)
+    arrays["convexity_x"], arrays["convexity_y"] = found.x, found.y
+    for name in (
+        "largest", "smallest", "largest_residual_bound", "smallest_residual_bound",
+        "largest_error_estimate", "smallest_error_estimate", "converged", "num_matvecs",
+    ):  # fmt: skip
+        arrays[f"convexity_{name}"] = getattr(found, name)
+    ratio = np.where(np.isnan(found.ratio), -np.inf, found.ratio)
+    worst = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    total = int(found.num_matvecs.sum())
+    return (
+        ConvexityResults(
+            num_cells=ratio.size,
+            num_converged=int(found.converged.sum()),
+            largest_ratio=float(found.ratio[worst]),
+            largest_ratio_error=float(found.ratio_error[worst]),
+            num_matvecs=total,
+        ),
+        total,
+    )

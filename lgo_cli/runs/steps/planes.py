@@ -1,0 +1,145 @@
+"""The plane that a contour's config names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lgo_cli.runs.names import checkpoint_step
+from lgo_cli.runs.steps.hessian import top_eigenpairs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lgo_cli.config import ContourConfig
+    from lgo_cli.landscape.planes import Plane
+    from lgo_cli.objective import Objective
+    from lgo_cli.runs.steps.base import Context
+
+
+@dataclass(frozen=True)
+class Named:
+    """A plane, and what a step must know to go on with it.
+
+    Attributes:
+        plane: See there.
+        num_matvecs: Products that finding it took.
+        checkpoints: Each reads a trajectory's weights anew; empty without one.
+        ends: Checkpoint files by their coordinates, of a plane through three.
+        draw: Builds another plane of the same kind by its index; `None` if there is one only.
+    """
+
+    plane: Plane
+    num_matvecs: int = 0
+    checkpoints: Sequence[Callable[[], Tensor]] = ()
+    ends: tuple[tuple[tuple[float, float], str], ...] = ()
+    draw: Callable[[int], Plane] | None = None
+
+
+def named_plane(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    """Build the plane.
+
+    Args:
+        context: Of the step.
+        problem: Entered.
+        config: With `plane` resolved.
+    """
+    builders = {
+        "eigen": _eigen,
+        "pca": _pca,
+        "checkpoints": _checkpoints,
+        "gradient": _gradient,
+        "random+eigen": _random_eigen,
+        "file": _file,
+        "random": _random,
+    }
+    return builders[config.kind](context, problem, config)
+
+
+def _random(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import random_plane
+
+    del context
+
+    def draw(index: int) -> Plane:
+        return random_plane(problem, config.seed, normalization=config.normalization, index=index)
+
+    return Named(draw(0), draw=draw)
+
+
+def _gradient(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import gradient_plane
+
+    del context
+
+    def draw(index: int) -> Plane:
+        return gradient_plane(problem, config.seed, normalization=config.normalization, index=index)
+
+    return Named(draw(0), draw=draw)
+
+
+def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import eigen_plane
+
+    del config
+    top = top_eigenpairs(context, problem, 2)
+    plane = eigen_plane(problem, top.values, top.vectors)
+    return Named(replace(plane, warnings=(*plane.warnings, *top.warnings)), top.num_matvecs)
+
+
+def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import random_eigen_plane
+
+    top = top_eigenpairs(context, problem, 1)
+
+    def draw(index: int) -> Plane:
+        plane = random_eigen_plane(
+            problem,
+            float(top.values[0]),
+            top.vectors[0],
+            config.seed,
+            normalization=config.normalization,
+            index=index,
+        )
+        return replace(plane, warnings=(*plane.warnings, *top.warnings))
+
+    return Named(draw(0), top.num_matvecs, draw=draw)
+
+
+def _pca(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.trajectory import pca_plane
+    from lgo_cli.runs.loaded import flat_weights
+
+    del config
+    results = context.plan.trained
+    kept = results.checkpoints if results else []
+    labels = ["init", *(str(checkpoint_step(name)) for name in kept)]
+    weights = [
+        partial(flat_weights, context.loaded, context.plan.files[name], problem.dtype)
+        for name in ["init.pth", *kept]
+    ]
+    plane = pca_plane(problem, weights, labels, progress=context.progress)
+    return Named(plane, checkpoints=weights)
+
+
+def _checkpoints(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import checkpoints_plane
+    from lgo_cli.runs.loaded import flat_weights
+
+    del config
+    files = context.plan.files
+    a, b = (flat_weights(context.loaded, files[name], problem.dtype) for name in ("to_0", "to_1"))
+    plane = checkpoints_plane(problem, a, b)
+    places = [(marker.x, marker.y) for marker in plane.markers]
+    return Named(plane, ends=tuple(zip(places, ("model.pth", "to_0", "to_1"), strict=True)))
+
+
+def _file(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import given_plane
+    from lgo_cli.runs.directions import read_directions
+
+    paths = [context.plan.files[f"directions_{i}"] for i in range(len(config.directions))]
+    return Named(given_plane(problem, read_directions(paths, problem.layout)))

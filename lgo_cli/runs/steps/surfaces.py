@@ -1,0 +1,174 @@
+"""A contour under way: its plane, its grid, and how its cells are measured."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgo_cli.config import ContourConfig, FigureConfig, linspace
+from lgo_cli.runs.steps.base import common, typed
+from lgo_cli.runs.steps.planes import named_plane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lgo_cli.config import Range
+    from lgo_cli.landscape.evaluator import Evaluator
+    from lgo_cli.landscape.surface import Preview, Surface
+    from lgo_cli.objective import Objective
+    from lgo_cli.results import Measured
+    from lgo_cli.runs.journal import Journal
+    from lgo_cli.runs.steps.base import Context
+    from lgo_cli.runs.steps.planes import Named
+
+PREVIEW = "contour_preview.png"
+
+
+@dataclass
+class Work:
+    """A contour under way: its plane, grid and ways to measure."""
+
+    context: Context
+    config: ContourConfig
+    problem: Objective
+    named: Named
+    evaluator: Evaluator
+    description: Measured
+    x_range: Range = (0.0, 0.0)
+    y_range: Range = (0.0, 0.0)
+    num_range_evaluations: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def x(self) -> list[float]:
+        """Coordinates of the columns [nx]."""
+        return linspace(self.x_range, self.config.shape[0])
+
+    @property
+    def y(self) -> list[float]:
+        """Coordinates of the rows [ny]."""
+        return linspace(self.y_range, self.config.shape[1])
+
+    def journal(self, evaluator: Evaluator, share: str = "") -> Journal:
+        """What was measured on an evaluator's plane in this run's directory, whenever it was."""
+        from lgo_cli.runs.journal import Journal, key_of
+
+        return Journal(self.context.plan.out, key_of(evaluator), share)
+
+    def measure(self, evaluator: Evaluator) -> Surface:
+        """The surface on the plane of an evaluator, from the journal where it has the cells."""
+        from lgo_cli.landscape.surface import measure_surface
+
+        evaluator.verify([(0.0, 0.0), (self.x[0], self.y[0]), (self.x[-1], self.y[-1])])
+        with self.journal(evaluator) as cells:
+            return measure_surface(
+                evaluator,
+                self.x,
+                self.y,
+                tolerance=self.config.tolerance,
+                cells=cells,
+                seed=self.config.seed,
+                preview=_preview(self) if self.context.execution.preview else None,
+                progress=self.context.progress,
+            )
+
+    def find_ranges(self) -> None:
+        """Ranges as they are given, found, or the plane's own."""
+        from lgo_cli.landscape.ranges import auto_range
+
+        config, plane, evaluator = self.config, self.named.plane, self.evaluator
+        self.x_range = config.x_range or plane.x_range
+        self.y_range = config.y_range or plane.y_range
+        if config.auto_range is None:
+            return
+        evaluator.verify([(0.0, 0.0)])
+        with self.journal(evaluator) as cells:
+            center = cells.measure(evaluator, 0.0, 0.0).loss
+            found = auto_range(
+                lambda x, y: cells.measure(evaluator, x, y).loss, center, config.auto_range
+            )
+        self.x_range, self.y_range = found.x_range, found.y_range
+        self.num_range_evaluations = found.num_evaluations
+        self.warnings = (*self.warnings, *found.warnings)
+
+
+@contextmanager
+def open_work(context: Context) -> Iterator[Work]:
+    """Enter the objective, and build the plane and the evaluator that the config names."""
+    from lgo_cli.landscape.batchnorm import BatchNorm
+    from lgo_cli.landscape.evaluator import Evaluator
+    from lgo_cli.runs.loaded import measured, objective
+
+    config = typed(context.plan, ContourConfig)
+    with objective(context.plan, context.loaded) as problem:
+        named = named_plane(context, problem, config)
+        batchnorm = BatchNorm(
+            problem,
+            config.batchnorm,
+            num_samples=config.batchnorm_samples,
+            ends=_ends(context, named) if config.batchnorm == "interpolate" else None,
+        )
+        work = Work(
+            context=context,
+            config=config,
+            problem=problem,
+            named=named,
+            evaluator=Evaluator(problem, named.plane.directions, batchnorm=batchnorm),
+            description=measured(problem, context.loaded, batchnorm=batchnorm),
+        )
+        work.find_ranges()
+        yield work
+
+
+def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:
+    """Tensors of the checkpoints that a plane was laid through, by their coordinates."""
+    from lgo_cli import checkpoint
+
+    model, files = context.loaded.model, context.plan.files
+    ends: dict[tuple[float, ...], Any] = {
+        place: checkpoint.load_fitting(files[name], model) for place, name in named.ends
+    }
+    return ends or None
+
+
+def _preview(work: Work) -> Preview:
+    """Draw the surface as it stands, unmeasured cells taken from their nearest neighbours."""
+    from lgo_cli.figures.files import save_figure
+    from lgo_cli.figures.surface import draw_contour
+    from lgo_cli.files import BOOKKEEPING, atomic_write
+
+    plane = work.named.plane
+    results = {
+        **common(work.context),
+        "measured": work.description.model_dump(mode="json"),
+        "axis_labels": plane.axis_labels,
+        "loss_at_center": work.problem.center.loss,
+        "markers": [asdict(marker) for marker in plane.markers],
+        "trajectory": None,
+        "num_cells": len(work.x) * len(work.y),
+    }
+
+    def show(loss: np.ndarray[Any, Any], measured: np.ndarray[Any, Any]) -> None:
+        arrays = {"x": np.array(work.x), "y": np.array(work.y), "loss": _nearest(loss, measured)}
+        found = {**results, "num_measured": int(measured.sum())}
+        figure = draw_contour(arrays, found, FigureConfig().inches)
+        with atomic_write(work.context.plan.out / BOOKKEEPING / PREVIEW) as handle:
+            save_figure(figure, handle, "png")
+
+    return show
+
+
+def _nearest(loss: np.ndarray[Any, Any], measured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Losses with those that are neither measured nor filled taken from the nearest measured."""
+    missing = ~measured & ~np.isfinite(loss)
+    rows, columns = np.nonzero(measured)
+    if not missing.any() or not len(rows):
+        return loss
+    filled = loss.copy()
+    for i, j in np.argwhere(missing):
+        nearest = np.argmin((rows - i) ** 2 + (columns - j) ** 2)
+        filled[i, j] = loss[rows[nearest], columns[nearest]]
+    return filled

@@ -1,0 +1,214 @@
+"""The fast path against the model's own pass: equal where it serves, else given up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import NETWORKS, make
+from torch import Tensor, nn
+
+from lgo_cli.landscape.batchnorm import BatchNorm
+from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
+from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.seeding import standard_normal
+
+POINTS = [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0), (2.0, 0.0)]
+EPS = torch.finfo(torch.float32).eps
+
+
+class Functional(nn.Module):
+    """A user's network: functions for layers, inputs standardised by buffers, an unusual name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.randn(16, 48) / 7)
+        self.b1 = nn.Parameter(torch.randn(16) / 7)
+        self.w2 = nn.Parameter(torch.randn(3, 16) / 4)
+        self.register_buffer("mean", torch.tensor(0.1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images - self.mean).flatten(1) * 2.0
+        return F.linear(torch.relu(F.linear(x, weight=self.w1, bias=self.b1)), self.w2)
+
+
+class TwoTowers(nn.Module):
+    """Two wide layers see the inputs, one of them frozen, one without a bias, one tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(48, 8, bias=False)
+        self.right = nn.Linear(48, 8)
+        self.right.requires_grad_(False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)
+        again = torch.tanh(self.left(torch.tanh(self.left(x) @ self.left.weight)))
+        return self.head(torch.cat([again, self.right(x)], dim=1))
+
+
+class Convolutional(nn.Module):
+    """Functional activations and normalisation after convolutions, with a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu(x + self.bn2(self.conv2(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def _images(n: int = 90) -> Samples:
+    draw = torch.Generator().manual_seed(5)
+    return Samples(torch.randn(n, 3, 4, 4, generator=draw), torch.arange(n) % 3)
+
+
+def _build(kind: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = kind()
+        model(2 * _images().inputs + 1)  # running statistics that are not the initial ones
+    return model
+
+
+def _directions(objective: Objective, number: int = 2) -> Tensor:
+    drawn = [standard_normal(objective.dim, 3, "test", i) for i in range(number)]
+    return 0.3 * torch.stack(drawn).to(objective.theta)
+
+
+def _check(evaluator: Evaluator, room: float) -> None:
+    for point in POINTS:
+        fast, plain = evaluator(*point), evaluator.reference(*point)
+        assert fast.loss == pytest.approx(plain.loss, rel=room)
+        assert fast.standard_error == pytest.approx(plain.standard_error, rel=100 * room)
+        assert fast.num_samples == plain.num_samples
+        assert abs(fast.accuracy - plain.accuracy) <= 1 / plain.num_samples
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Functional, "first linear layer kept (48 to 16)"),
+        (TwoTowers, "first linear layer kept (48 to 8, 48 to 8)"),
+        (Convolutional, "2 batch norms folded into 2 convolutions, channels last"),
+    ],
+)
+def test_fast_path_is_the_model(
+    kind: Callable[[], nn.Module], said: str, dtype: torch.dtype
+) -> None:
+    model = _build(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with Objective(model, _images(), micro_batch_size=32, dtype=dtype) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert said in evaluator.plan
+        eps = torch.finfo(dtype).eps
+        assert evaluator.verify(POINTS) <= 1000 * eps
+        # Sums of some dozens of terms in another order, through three layers.
+        _check(evaluator, 1000 * eps)
+        assert said in evaluator.plan
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_any_network_has_the_models_losses(name: str) -> None:
+    model, samples, loss = make(name)
+    with Objective(model, samples, loss, micro_batch_size=16) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        evaluator.verify(POINTS)
+        _check(evaluator, TOLERANCE)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_lines_planes_and_more(number: int) -> None:
+    with Objective(_build(Functional), _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective, number))
+        point = (0.5, -0.25, 1.0)[:number]
+        assert evaluator(*point).loss == pytest.approx(evaluator.reference(*point).loss, rel=1e-5)
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            evaluator(*point, 1.0)
+
+
+def test_other_samples_and_soft_labels() -> None:
+    samples = _images()
+    soft = Samples(samples.inputs[:7], F.one_hot(samples.labels[:7], 3).double())
+    loss = LossFunction("squared_error", 0.1)
+    with Objective(_build(Functional), samples, loss) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        for other in (samples.head(5), soft):
+            on = evaluator.on(other)
+            assert on.plan == evaluator.plan
+            _check(on, 1e-5)
+        assert evaluator(0.3, 0.3).num_samples == len(samples)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "recompute", "batch"])
+def test_batch_norm_policies_hold_on_the_fast_path(policy: str) -> None:
+    with Objective(_build(Convolutional), _images(), micro_batch_size=30) as objective:
+        batchnorm = BatchNorm(objective, policy)  # type: ignore[arg-type]
+        evaluator = Evaluator(objective, _directions(objective), batchnorm=batchnorm)
+        assert ("own pass" in evaluator.plan) == (policy == "batch")
+        evaluator.verify(POINTS)
+        _check(evaluator, 1e-5)
+        frozen = Evaluator(objective, _directions(objective))
+        assert (evaluator(1.0, 0.0).loss == frozen(1.0, 0.0).loss) == (policy == "frozen")
+
+
+def test_loss_that_is_not_finite_is_the_models_own() -> None:
+    with Objective(_build(Convolutional), _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        fast, plain = evaluator(1e30, 0.0), evaluator.reference(1e30, 0.0)
+        assert not math.isfinite(plain.loss)
+        assert str(fast.loss) == str(plain.loss)
+
+
+def test_wrong_fast_path_is_given_up() -> None:
+    with Objective(_build(Functional), _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        parts = evaluator._products[0]
+        parts[1] *= 1.1  # right at the centre, and wrong away from it
+        assert evaluator.verify([(0.0, 0.0)]) <= TOLERANCE
+        assert evaluator.verify([(0.0, 0.0), (1.0, 0.0)]) > TOLERANCE
+        assert "the model's own pass: it would move the loss by" in evaluator.plan
+        assert evaluator(1.0, 0.5) == evaluator.reference(1.0, 0.5)
+
+
+class Branching(nn.Module):
+    """Control flow that depends on values: fx cannot trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer(images.flatten(1))
+        return x if x.sum() > 0 else 2 * x
+
+
+def test_model_that_cannot_be_traced_runs_as_it_is() -> None:
+    with Objective(_build(Branching), _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert "own pass: the model cannot be traced" in evaluator.plan
+        assert evaluator.verify(POINTS) == 0.0
+        assert evaluator(0.4, 0.1) == evaluator.reference(0.4, 0.1)
+
+
+def test_hooked_layer_is_left_alone() -> None:
+    model = _build(TwoTowers)
+    assert isinstance(model.left, nn.Linear)
+    model.left.register_forward_hook(lambda module, args, output: 2 * output)
+    with Objective(model, _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert "(48 to 8)" in evaluator.plan or "own pass" in evaluator.plan
+        _check(evaluator, 1e-5)

@@ -1,0 +1,154 @@
+"""Cells that outlive a process: what was finished is not measured again, whatever happened."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from lgo_cli.config import ContourConfig, Execution
+from lgo_cli.errors import UsageError
+from lgo_cli.files import BOOKKEEPING
+from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.manifest import read_manifest
+from lgo_cli.objective import Evaluation, Objective, Samples
+from lgo_cli.runs import Status, execute
+from lgo_cli.runs.journal import Journal, _records, key_of
+
+CELLS = {
+    (0.5, -0.25, 64): Evaluation(1.25, 0.5, 0.75, 64),
+    (0.5, -0.25, 4): Evaluation(1.5, 0.5, 1.0, 4),
+    (1e-300, 3.0, 64): Evaluation(math.inf, math.nan, 0.0, 64),
+    (-1.0, 1 / 3, 64): Evaluation(math.nan, math.nan, 0.125, 64),
+}
+
+
+def _fill(out: Path, share: str = "") -> Path:
+    with Journal(out, "key", share) as journal:
+        for key, evaluation in CELLS.items():
+            journal.add(key, evaluation)
+        return journal.path
+
+
+def _known(out: Path) -> dict[tuple[float, float, int], str]:
+    """As text, since NaN is not itself."""
+    with Journal(out, "key") as journal:
+        return {key: str(evaluation) for key, evaluation in journal.known.items()}
+
+
+def test_what_was_kept_is_there_to_the_bit(tmp_path: Path) -> None:
+    _fill(tmp_path)
+    assert _known(tmp_path) == {key: str(value) for key, value in CELLS.items()}
+    with Journal(tmp_path, "other") as journal:
+        assert not journal.known
+
+
+@pytest.mark.parametrize("cut", [1, 10, 51, 52, 53, 103])
+def test_record_that_was_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = _fill(tmp_path)
+    size = path.stat().st_size // len(CELLS)
+    path.write_bytes(path.read_bytes()[:-cut])
+    num_left = len(CELLS) - -(-cut // size)
+    assert len(_known(tmp_path)) == num_left
+    # And what comes after it can be read.
+    _fill(tmp_path)
+    assert len(_known(tmp_path)) == len(CELLS)
+    assert path.stat().st_size == size * (num_left + len(CELLS))
+
+
+@pytest.mark.parametrize("position", [0, 30, 60, 120, 207])
+def test_damaged_record_ends_what_is_believed(tmp_path: Path, position: int) -> None:
+    path = _fill(tmp_path)
+    size = path.stat().st_size // len(CELLS)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(bytes(data))
+    assert len(_known(tmp_path)) == position // size
+
+
+def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:
+    paths = {_fill(tmp_path, share) for share in ("0-of-2", "1-of-2")}
+    assert len(paths) == 2
+    with Journal(tmp_path, "key") as journal:
+        assert len(journal.known) == len(CELLS)
+        assert journal.path not in paths
+        with Journal(tmp_path, "key", "0-of-2") as other:
+            other.add((9.0, 9.0, 64), Evaluation(1.0, 1.0, 1.0, 64))
+        journal.read_all()
+        assert (9.0, 9.0, 64) in journal.known
+
+
+def _key(scale: float = 1.0, num_samples: int = 20, bias: float = 0.0, batch: int = 8) -> str:
+    model = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+        model.bias.fill_(bias)
+    samples = Samples(torch.ones(num_samples, 4), torch.arange(num_samples) % 2)
+    with Objective(model, samples, micro_batch_size=batch) as objective:
+        return key_of(Evaluator(objective, scale * torch.eye(objective.dim)[:2]))
+
+
+def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {_key(), _key(scale=2.0), _key(num_samples=19), _key(bias=0.1), _key(batch=7)}
+    assert len(keys) == 5
+    assert _key() in keys
+    monkeypatch.setattr("lgo_cli.landscape.evaluator.VERSION", 999)
+    assert _key() not in keys
+
+
+def _contour(run: Path, out: Path, shard: str | None = None, **config: object) -> Status:
+    values = {"resolution": "9x7", "analysis_samples": 64, **config}
+    return execute(
+        ContourConfig(**values),  # type: ignore[arg-type]
+        run,
+        execution=Execution(out=out, shard=shard),
+    ).status
+
+
+def _outputs(out: Path) -> object:
+    manifest = read_manifest(out / "contour.json")
+    return manifest.request, manifest.outputs
+
+
+def _num_records(out: Path) -> tuple[int, int]:
+    """Records in all journals, and distinct cells among them."""
+    data = [path.read_bytes() for path in (out / BOOKKEEPING / "cells").glob("*.journal")]
+    keys = [key for content in data for key, _ in _records(content)]
+    return len(keys), len(set(keys))
+
+
+def test_shares_equal_the_undivided_run(small_run: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _contour(small_run, whole)
+    assert _contour(small_run, parts, "1/3") is Status.SHARE_DONE
+    assert _contour(small_run, parts, "0/3") is Status.SHARE_DONE
+    assert not (parts / "contour.json").exists()
+    assert _contour(small_run, parts, "2/3") is Status.COMPUTED
+    assert _outputs(parts) == _outputs(whole)
+    # The centre is the untouched model, which is no cell.
+    assert _num_records(parts) == _num_records(whole) == (62, 62)
+    assert _contour(small_run, parts, "0/3") is Status.UP_TO_DATE
+
+
+def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> None:
+    for config in ({"tolerance": 0.1}, {"num_planes": 2}):
+        with pytest.raises(UsageError, match="--shard divides all cells"):
+            _contour(small_run, tmp_path, "0/2", **config)
+
+
+def test_finer_grid_measures_what_is_new(small_run: Path, tmp_path: Path) -> None:
+    """As from 26 × 26 to 51 × 51: of 2,601 cells 676 are there."""
+    _contour(small_run, tmp_path, resolution="6")
+    assert _num_records(tmp_path) == (36, 36)
+    _contour(small_run, tmp_path, resolution="11")
+    assert _num_records(tmp_path) == (120, 120)
+    _contour(small_run, tmp_path / "fresh", resolution="11")
+    assert _outputs(tmp_path) == _outputs(tmp_path / "fresh")
+
+
+def test_record_is_of_one_size() -> None:
+    """Kept files must stay readable: two coordinates, a count, three results, a checksum."""
+    assert struct.calcsize("<ddqddd") + 4 == 52
