@@ -212,3 +212,32 @@ def test_hooked_layer_is_left_alone() -> None:
         evaluator = Evaluator(objective, _directions(objective))
         assert "(48 to 8)" in evaluator.plan or "own pass" in evaluator.plan
         _check(evaluator, 1e-5)
+
+
+class Aliasing(nn.Module):
+    """Puts out a part of what is kept, and adds to a row that is broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(48, 6)
+        self.token = nn.Parameter(torch.randn(1, 6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.wide(images.flatten(1))[:, 1:4]
+
+
+class Broadcasting(Aliasing):
+    """A fresh row that broadcasts over the samples must not be written over."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        row = F.linear(self.token, self.token.T.expand(6, 6))
+        return (row + self.wide(images.flatten(1)))[:, :3]
+
+
+@pytest.mark.parametrize("kind", [Aliasing, Broadcasting])
+def test_memory_that_is_reused_is_nobody_elses(kind: Callable[[], nn.Module]) -> None:
+    samples = _images(5000)  # more than one micro-batch
+    with Objective(_build(kind), samples) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        _check(evaluator, 1e-5)
+        assert evaluator(0.3, 0.1) == evaluator(0.3, 0.1)

@@ -1,6 +1,7 @@
 """A loss surface from a few of its cells, with an error for each of the others.
 
-Shapes: a grid of ny rows and nx columns, m = ny·nx cells in the order of rows. theory.md, section 28.
+Shapes: a grid of ny rows and nx columns, m = ny·nx cells in the order of rows.
+theory.md, section 28.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lgo_cli.landscape.borders import border, nearest_is_finite
+from lgo_cli.landscape.checking import Check, compare
 from lgo_cli.landscape.spline import Spline, fit
 from lgo_cli.seeding import generator
 
@@ -30,43 +33,34 @@ needs; elsewhere their residuals say how far they are from it."""
 NUM_CHECKED = 20
 """Cells of a check. If all hold, at least 86 % of the filled cells do, with 95 % confidence."""
 
-CONFIDENCE = 0.95
-
 BATCH = 5
+"""A batch is a fifth of what is measured: the next one then profits from it, and few are needed."""
 
-SAFETY = 2.5
-"""Stated error over the standard deviation of the spline's error."""
+SAFETY = 2.0
+"""Stated error over the standard deviation of the spline's error. Measured surfaces exceed it at
+one filled cell in twenty or fewer."""
 
 SMALL_SHARE = 0.5
 """Share of the tolerance that the spline of the small losses may use up. Errors add in squares, so
 the ratio keeps 87 %; small cells are cheap."""
 
+LEAST_FOR_LEVELS = 20
+"""Finite cells of the coarse grid on which the choice between one level and two can rest."""
+
+MOST_ENLARGED = 2.0
+"""Factor on all estimates after a check that found them too small."""
+
 ROUNDING = 2.0**-23
 """No error is stated below it: losses come from float32 arithmetic."""
 
+WHOLE_SHARE = 0.5
+"""Share of the cells from which on all are measured: splines, of cubic cost, save little then."""
+
+MAX_HEIGHT = 700.0
+"""A spline that overshoots before it is refined must not overflow: sinh does so at 710."""
+
 FLOOR_SHARE = 1e-3
 """Of the centre's loss: no level below is drawn apart from it."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """Filled cells that were measured, drawn at random, after the filling was done.
-
-    Attributes:
-        num_cells: How many.
-        worst_error: The largest |filled − measured| / max(|measured|, floor); infinite if only one
-            of the two is finite.
-        worst_ratio: The largest |filled − measured| over the error stated for that cell.
-        share_within: Share of them within the tolerance.
-        least_share: Share of all filled cells within the tolerance, a lower bound with 95 %
-            confidence (Clopper & Pearson 1934).
-    """
-
-    num_cells: int
-    worst_error: float
-    worst_ratio: float
-    share_within: float
-    least_share: float
 
 
 @dataclass(frozen=True)
@@ -114,22 +108,22 @@ def fill_surface(
 ) -> Filled:
     """Measure cells of a grid until a spline through them gives the others to a tolerance.
 
-    First a coarse grid, denser towards the edges; then, a batch at a time, the cells where the error
-    of the spline is estimated largest; last a random sample of the cells that are filled. If one of
-    those is off by more than the tolerance, all of them join the data, estimates are enlarged until
-    they cover them, and it goes on. The border of a region where the loss is not finite is measured
-    cell by cell.
+    First a coarse grid, denser towards the edges; then, a batch at a time, the cells where the
+    error of the spline is estimated largest; last, as a check, a random sample of the cells that
+    are filled. If one of those is off by more than the tolerance, or by more than was stated and
+    the estimates enlarged by that much exceed the tolerance, they join the data, and it goes on to
+    another check. The border of a region where the loss is not finite is measured cell by cell.
 
     The spline is one of asinh(loss / floor), which is the logarithm where losses are large against
     the floor, and takes zero and negative ones. The floor is the smallest magnitude on the coarse
     grid, or a thousandth of the centre's loss if that is larger.
 
     Where cells can be measured on a few of the samples, the spline is the sum of two, one of the
-    small losses and one, through fewer cells, of the difference of the two logarithms, if the coarse
-    grid says that this is cheaper.
+    small losses and one, through fewer cells, of the difference of the two logarithms, if the
+    coarse grid says that this is cheaper.
 
-    Which cells are asked for depends on the arguments and the values alone, and no cell is asked for
-    twice: a run that was killed goes on from a journal of values.
+    Which cells are asked for depends on the arguments and the values alone, and no cell is asked
+    for twice: a run that was killed goes on from a journal of values.
 
     Args:
         x: Coordinates of the columns [nx], ascending.
@@ -187,9 +181,8 @@ class _Filling:
         self.small, self.known_small = np.full(m, np.nan), np.zeros(m, bool)
         self.loss, self.error = np.full(m, np.nan), np.zeros(m)
         rows, columns = np.divmod(np.arange(m), len(x))
-        self.cells = np.stack([columns, rows], axis=1)
         # Of order one, so that powers of distances stay so; a cell counts alike along both axes.
-        self.grid = 2.0 * self.cells / (max(self.shape) - 1) - 1
+        self.grid = 2.0 * np.stack([columns, rows], axis=1) / max(1, *self.shape) - 1
         self.floor = 1.0
         self.margin = 1.0
         self.two_levels = False
@@ -203,7 +196,9 @@ class _Filling:
     def coarse(self) -> list[int]:
         """Chebyshev's points along both axes, and the cell nearest to the origin."""
         rows, columns = (
-            np.unique(np.round((1 - np.cos(np.pi * np.arange(COARSE) / (COARSE - 1))) / 2 * (n - 1)))
+            np.unique(
+                np.round((1 - np.cos(np.pi * np.arange(COARSE) / (COARSE - 1))) / 2 * (n - 1))
+            )
             for n in self.shape
         )
         cells = {int(i) * self.shape[1] + int(j) for i in rows for j in columns}
@@ -225,23 +220,27 @@ class _Filling:
         The number of cells that a tolerance takes is as the residuals over it, for an error of
         second order in the spacing.
         """
-        if self.measure_small is None or not np.isfinite(self.full[self.known]).all():
+        finite = self.known & np.isfinite(self.full)
+        if self.measure_small is None or finite.sum() < LEAST_FOR_LEVELS:
             return
         full = np.arcsinh(self.full / self.floor)
-        needed = self._growth(full)
+        needed = self._growth(finite, full)
         if needed * (1 - self.small_cost) <= 1 + self.small_cost:
             return
         self.ask_small(np.flatnonzero(self.known))
-        if not np.isfinite(self.small[self.known]).all():
+        finite &= np.isfinite(self.small)
+        if finite.sum() < LEAST_FOR_LEVELS:
             return
         small = np.arcsinh(self.small / self.floor)
-        cost = max(1.0, self._growth(full - small)) + self.small_cost * self._growth(small)
-        self.two_levels = cost < needed
+        with np.errstate(invalid="ignore"):
+            ratio = max(1.0, self._growth(finite, full - small))
+        self.two_levels = ratio + self.small_cost * self._growth(finite, small) < needed
 
-    def _growth(self, heights: Array) -> float:
+    def _growth(self, data: Array, heights: Array) -> float:
         """Cells needed over cells of the coarse grid."""
-        spline = fit(self.grid[self.known], heights[self.known], self.grid, self.tolerance)
-        return float(np.quantile(np.abs(spline.residuals), 0.9)) / self.tolerance
+        spline = fit(self.grid[data], heights[data], self.grid[data], self.tolerance)
+        growth = float(np.quantile(np.abs(spline.residuals), 0.9)) / self.tolerance
+        return min(growth, len(self.known) / len(heights[data]))
 
     def ask(self, cells: Iterable[int]) -> None:
         """Measure cells on all samples, and on few where both are wanted."""
@@ -263,45 +262,24 @@ class _Filling:
     def refine(self, max_cost: float) -> bool:
         """Measure until all estimates are within the tolerance; whether they are."""
         while True:
-            finite, distance = self._nearest()
+            measured = np.flatnonzero(self.known)
+            finite, distance = nearest_is_finite(self.shape, measured, self.full[measured])
             small, full = self._fill(finite)
-            border = self._border(finite, distance)
-            if not (small or full or border):
+            edge = border(self.shape, self.known, finite, distance)
+            if not (small or full or edge):
                 return True
             if self.cost >= max_cost:
                 return False
-            if small and not border:
+            if self.known.sum() > WHOLE_SHARE * len(self.known):
+                self.two_levels = False
+                self.ask(np.flatnonzero(~self.known).tolist())
+                return True
+            if small and not edge:
                 self.ask_small(small)
                 # What overflows on few samples does so on all: that is for the border.
                 self.ask(cell for cell in small if not np.isfinite(self.small[cell]))
             else:
-                self.ask(border or full)
-
-    def _nearest(self) -> tuple[Array, Array]:
-        """Whether the measured cell nearest to each is finite, and how far away it is."""
-        measured = np.flatnonzero(self.known)
-        if np.isfinite(self.full[measured]).all():
-            return np.ones(len(self.full), bool), np.zeros(len(self.full))
-        gaps = np.abs(self.cells[:, None] - self.cells[measured][None]).max(axis=2)
-        nearest = np.argmin(gaps, axis=1)
-        return np.isfinite(self.full[measured[nearest]]), gaps.min(axis=1)
-
-    def _border(self, finite: Array, distance: Array) -> list[int]:
-        """Cells to measure between finite and non-finite ones: halfway first, side by side last.
-
-        Until, of two neighbours that differ, both are measured.
-        """
-        padded = np.pad(finite.reshape(self.shape), 1, mode="edge")
-        ny, nx = self.shape
-        windows = [padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)]
-        differs = (np.any(windows, axis=0) & ~np.all(windows, axis=0)).ravel() & ~self.known
-        chosen: list[int] = []
-        candidates = np.flatnonzero(differs)
-        for cell in candidates[np.argsort(-distance[candidates], kind="stable")]:
-            gaps = np.abs(self.cells[chosen] - self.cells[cell]).max(axis=1)
-            if not (gaps < distance[cell]).any():
-                chosen.append(int(cell))
-        return chosen
+                self.ask(edge or full)
 
     def _fill(self, finite: Array) -> tuple[list[int], list[int]]:
         """Fill the cells that are not measured; name those to measure on few samples, and on all.
@@ -320,19 +298,23 @@ class _Filling:
         if self.two_levels:
             small_heights = np.arcsinh(self.small / self.floor)
             small = self._small_spline(small_heights)
-            full = self._spline("full", data, heights - small_heights)
+            with np.errstate(invalid="ignore"):
+                full = self._spline("full", data, heights - small_heights)
             filled, variance = small.values + full.values, small.deviation**2
         else:
             full = self._spline("full", data, heights)
             filled, variance = full.values, np.zeros(len(heights))
         stated = SAFETY * self.margin * np.sqrt(variance + full.deviation**2) + ROUNDING
+        filled = np.clip(filled, -MAX_HEIGHT, MAX_HEIGHT)
         with np.errstate(over="ignore"):
             size = np.sinh(np.abs(filled))
             room = np.arcsinh(size + self.tolerance * np.maximum(size, 1)) - np.abs(filled)
             self.loss[wanted] = (self.floor * np.sinh(filled))[wanted]
             self.error[wanted] = (self.floor * (np.sinh(np.abs(filled) + stated) - size))[wanted]
         if self.preview is not None:
-            self.preview(self.loss.reshape(self.shape).copy(), self.known.reshape(self.shape).copy())
+            self.preview(
+                self.loss.reshape(self.shape).copy(), self.known.reshape(self.shape).copy()
+            )
         limit = np.where(wanted, room / (SAFETY * self.margin), np.inf)
         if self.two_levels:
             few = np.where(self.known_small, np.inf, SMALL_SHARE * limit)
@@ -364,28 +346,18 @@ class _Filling:
         chosen = list(cells)
         filled, stated = self.loss[chosen], self.error[chosen]
         self.ask(chosen)
-        measured = self.full[chosen]
-        both = np.isfinite(filled) & np.isfinite(measured)
-        one = np.isfinite(filled) != np.isfinite(measured)
-        error = np.where(one, np.inf, 0.0)
-        error[both] = np.abs(filled - measured)[both]
-        relative = error.copy()
-        relative[both] /= np.maximum(np.abs(measured), self.floor)[both]
-        ratio = np.divide(error, stated, out=np.zeros_like(error), where=both)
-        num_within = int(np.sum(relative <= self.tolerance))
-        return Check(
-            num_cells=len(chosen),
-            worst_error=float(relative.max()),
-            worst_ratio=float(np.where(one, np.inf, ratio).max()),
-            share_within=num_within / len(chosen),
-            least_share=_least_share(num_within, len(chosen)),
-        )
+        return compare(filled, stated, self.full[chosen], self.floor, self.tolerance)
 
     def enlarge(self, check: Check) -> bool:
-        """State no less than what a check found; whether that is still within the tolerance."""
-        factor = max(1.0, check.worst_ratio) if math.isfinite(check.worst_ratio) else 1.0
-        self.margin *= factor
+        """State no less than what a check found; whether that is still within the tolerance.
+
+        If it is not, splines to come state more, but not much: a surprise at one place is data.
+        """
+        if math.isinf(check.worst_ratio):
+            return False
+        factor = max(1.0, check.worst_ratio)
         self.error *= factor
+        self.margin *= min(factor, MOST_ENLARGED)
         allowed = self.tolerance * np.maximum(np.abs(self.loss), self.floor)
         return not (self.error > allowed)[~self.known].any()
 
@@ -408,16 +380,3 @@ class _Filling:
 def _batch(known: Array) -> int:
     """Cells of a batch, a share of what there is: few enough that the next batch profits."""
     return max(4, int(known.sum()) // BATCH)
-
-
-def _least_share(num_within: int, num_cells: int) -> float:
-    """p of which `num_within` or more of `num_cells` have a chance of 5 % (Clopper & Pearson)."""
-    low, high = 0.0, num_within / num_cells
-    for _ in range(60):
-        p = (low + high) / 2
-        tail = sum(
-            math.comb(num_cells, k) * p**k * (1 - p) ** (num_cells - k)
-            for k in range(num_within, num_cells + 1)
-        )
-        low, high = (p, high) if tail < 1 - CONFIDENCE else (low, p)
-    return low

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -46,8 +47,8 @@ each output in place of that many multiplications."""
 MOST_BYTES = 2**30
 """Memory for kept products. A constant, since the choice moves the last bits."""
 
-CONVOLUTION_BATCH = 64
-DENSE_BATCH = 512
+CONVOLUTION_BATCH = 128
+DENSE_BATCH = 2048
 """Samples at a time on the fast path: what one layer hands to the next stays in the cache."""
 
 
@@ -84,6 +85,7 @@ class Evaluator:
         self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         self._linears: list[_Linear] = []
         self._products: list[list[Tensor]] = []
+        self._buffers: list[Tensor] = []
         self._inputs = self.samples.inputs
         self._batch_size = objective.micro_batch_size
         self.plan = self._choose()
@@ -158,8 +160,15 @@ class Evaluator:
         outputs = []
         for start in range(0, len(self.samples), self._batch_size):
             rows = slice(start, start + self._batch_size)
-            kept = [_combined(parts, coordinates, rows) for parts in self._products]
-            outputs.append(self._call(self._inputs[rows], *kept))
+            kept = [
+                _combined(parts, coordinates, rows, buffer)
+                for parts, buffer in zip(self._products, self._buffers, strict=True)
+            ]
+            found = self._call(self._inputs[rows], *kept)
+            # What is written anew for the next micro-batch may be the output itself.
+            storage = found.untyped_storage().data_ptr()
+            aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
+            outputs.append(found.clone() if aliased else found)
         totals = loss_totals(torch.cat(outputs), self.samples.labels, self.objective.loss_function)
         return evaluation_of(totals, len(self.samples))
 
@@ -225,10 +234,9 @@ class Evaluator:
                     self._products_of(linear, inputs)
                     for linear, inputs in zip(self._linears, seen, strict=True)
                 ]
-            rows = slice(0, 1)
-            kept = [parts[0][rows] for parts in self._products]
+            self._buffers = [parts[0][: self._batch_size].clone() for parts in self._products]
             assert self._call is not None
-            self._call(self._inputs[rows], *kept)
+            self._call(self._inputs[:2], *(buffer[:2] for buffer in self._buffers))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001
@@ -250,11 +258,15 @@ class Evaluator:
         return products
 
 
-def _combined(parts: list[Tensor], coordinates: Sequence[float], rows: slice) -> Tensor:
+def _combined(
+    parts: list[Tensor], coordinates: Sequence[float], rows: slice, buffer: Tensor
+) -> Tensor:
+    """Some rows of xWᵀ + Σ cᵢ·xDᵢᵀ, in a buffer that is written anew each time."""
     origin, *along = (part[rows] for part in parts)
+    total = buffer[: len(origin)]
     if not along:
-        return origin
-    total = torch.add(origin, along[0], alpha=coordinates[0])
+        return total.copy_(origin)
+    torch.add(origin, along[0], alpha=coordinates[0], out=total)
     for part, coordinate in zip(along[1:], coordinates[1:], strict=True):
         total.add_(part, alpha=coordinate)
     return total
@@ -348,6 +360,48 @@ def _without(traced: fx.GraphModule, nodes: list[fx.Node]) -> Callable[..., Tens
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     graph.eliminate_dead_code()
+    _reuse_memory(traced)
     graph.lint()
     traced.recompile()
     return traced
+
+
+_FRESH = {"_folded", "_convolution", "linear", "add", "iadd"}
+"""Functions that put out a tensor of their own."""
+
+_RELU = {F.relu, torch.relu}
+_ADD = {operator.add, operator.iadd, torch.add}
+
+
+def _reuse_memory(traced: fx.GraphModule) -> None:
+    """Let ReLU and addition write over what they read, where nothing else reads it.
+
+    Without gradients that is the same function; a new tensor of a few megabytes for each costs as
+    much as the arithmetic.
+    """
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        is_relu = node.op == "call_function" and node.target in _RELU
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            is_relu = type(module) is nn.ReLU and not hooked
+        is_sum = node.op == "call_function" and node.target in _ADD and len(node.args) == 2
+        if not (is_relu or is_sum) or not node.args or not _is_fresh(node.args[0], modules):
+            continue
+        if is_sum and not (isinstance(node.args[1], fx.Node) and node.args[1] is not node.args[0]):
+            continue
+        node.op = "call_function"
+        node.target = torch.relu_ if is_relu else operator.iadd
+        node.args, node.kwargs = node.args[: 1 + is_sum], {}
+
+
+def _is_fresh(value: object, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node's output is a tensor of its own that one node alone reads."""
+    if not isinstance(value, fx.Node) or len(value.users) != 1:
+        return False
+    if value.op == "placeholder":
+        return str(value.target).startswith("kept_")
+    if value.op == "call_module":
+        return type(modules[str(value.target)]) is nn.Linear
+    return value.op == "call_function" and getattr(value.target, "__name__", "") in _FRESH

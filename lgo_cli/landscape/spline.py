@@ -77,7 +77,7 @@ class Spline:
             known[len(chosen)] = covariance / np.sqrt(variance[best])
             variance -= known[len(chosen)] ** 2
             chosen.append(best)
-        return cells[chosen].tolist()
+        return [int(cell) for cell in cells[chosen]]
 
 
 def fit(
@@ -87,9 +87,9 @@ def fit(
 
     With A the bordered matrix of the interpolation conditions, [[φ(x_i − x_j), p], [pᵀ, 0]]:
     the residual of the spline that leaves point i out is c_i / (A⁻¹)_ii, for all i from one inverse
-    (Rippa 1999). Read as kriging with the generalised covariance φ (Matheron 1973), the spline is the
-    best linear predictor and the variance of its error is σ²(φ(0) − b(x)ᵀA⁻¹b(x)), where b(x) are
-    the kernels and monomials at x; each left-out residual is one draw of variance σ²/(A⁻¹)_ii,
+    (Rippa 1999). Read as kriging with the generalised covariance φ (Matheron 1973), the spline is
+    the best linear predictor and the variance of its error is σ²(φ(0) − b(x)ᵀA⁻¹b(x)), where b(x)
+    are the kernels and monomials at x; each left-out residual is one draw of variance σ²/(A⁻¹)_ii,
     which gives σ², here around each cell rather than once for all.
 
     Args:
@@ -131,9 +131,9 @@ def fit(
 class _System:
     """The interpolation conditions, solved on the complement of the polynomials.
 
-    With Q an orthonormal basis of the monomials' values and Π = I − QQᵀ, ΠKΠ is positive definite on
-    the complement and hundreds of times better conditioned than the bordered matrix; its inverse
-    there is G, the leading block of the bordered inverse.
+    With Q an orthonormal basis of the monomials' values and Π = I − QQᵀ, ΠKΠ is positive definite
+    on the complement and hundreds of times better conditioned than the bordered matrix; its inverse
+    there is the leading block of the bordered inverse.
     """
 
     def __init__(self, points: Array, order: int) -> None:
@@ -166,8 +166,9 @@ def _local_scale(grid: Array, points: Array, squares: Array) -> Array:
     """
     count = min(NUM_NEIGHBORS, len(points))
     nearest = np.argpartition(_squared_distance(grid, points), count - 1, axis=1)[:, :count]
-    local = np.sqrt(squares[nearest].mean(axis=1))
-    return np.maximum(local, np.median(local))
+    local: Array = np.sqrt(squares[nearest].mean(axis=1))
+    local = np.maximum(local, np.median(local))
+    return local
 
 
 def _determined(points: Array, order: int) -> bool:
@@ -196,6 +197,4 @@ def _monomials(points: Array, order: int) -> Array:
     """Of degree below ⌈β/2⌉ [n, q]."""
     degree = (order - 1) // 2
     x, y = points.T
-    return np.stack(
-        [x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1
-    )
+    return np.stack([x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1)

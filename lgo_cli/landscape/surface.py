@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.landscape.adaptive import Check, Filled, fill_surface
+from lgo_cli.landscape.adaptive import Filled, fill_surface
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.objective import evaluate_model
 from lgo_cli.progress import SILENT, Progress
@@ -19,6 +19,7 @@ from lgo_cli.seeding import derive_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lgo_cli.landscape.checking import Check
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.objective import Evaluation
 

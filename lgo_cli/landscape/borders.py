@@ -1,0 +1,65 @@
+"""Where finite cells of a grid end and others begin, found from a few of them.
+
+Shapes: m = ny·nx cells in the order of rows, n of them measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def nearest_is_finite(
+    shape: tuple[int, int], measured: Array, values: Array
+) -> tuple[Array, Array]:
+    """Whether the measured cell nearest to each is finite [m], and how far away it is [m].
+
+    Args:
+        shape: (ny, nx).
+        measured: Numbers of the measured cells [n], at least one.
+        values: Theirs [n].
+
+    Returns:
+        The guess, right at the measured cells; and the distance in cells, the larger of rows and
+        columns.
+    """
+    cells = _cells(shape)
+    if np.isfinite(values).all():
+        return np.ones(len(cells), bool), np.zeros(len(cells))
+    gaps = np.abs(cells[:, None] - cells[measured][None]).max(axis=2)
+    nearest = np.argmin(gaps, axis=1)
+    return np.isfinite(values[nearest]), gaps.min(axis=1)
+
+
+def border(shape: tuple[int, int], known: Array, finite: Array, distance: Array) -> list[int]:
+    """Cells to measure next between finite cells and others: halfway first, side by side last.
+
+    Until, of two neighbours along a row, a column or a diagonal that differ, both are measured.
+    Cells of one batch are no nearer to each other than to what is measured, so that a batch halves
+    what is unknown along the whole border.
+
+    Args:
+        shape: (ny, nx).
+        known: Whether each is measured [m].
+        finite: Whether each is finite, or is taken to be [m].
+        distance: Of each from the nearest measured cell [m].
+    """
+    ny, nx = shape
+    cells = _cells(shape)
+    padded = np.pad(finite.reshape(shape), 1, mode="edge")
+    windows = [padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)]
+    differs = (np.any(windows, axis=0) & ~np.all(windows, axis=0)).ravel()
+    candidates = np.flatnonzero(differs & ~known)
+    chosen: list[int] = []
+    for cell in candidates[np.argsort(-distance[candidates], kind="stable")]:
+        gaps = np.abs(cells[chosen] - cells[cell]).max(axis=1)
+        if not (gaps < distance[cell]).any():
+            chosen.append(int(cell))
+    return chosen
+
+
+def _cells(shape: tuple[int, int]) -> Array:
+    return np.stack(np.divmod(np.arange(shape[0] * shape[1]), shape[1]), axis=1)

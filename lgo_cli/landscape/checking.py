@@ -1,0 +1,73 @@
+"""What a random sample of filled cells says about all of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """Filled cells that were measured, drawn at random, after the filling was done.
+
+    Attributes:
+        num_cells: How many.
+        worst_error: The largest |filled − measured| / max(|measured|, floor); infinite if only one
+            of the two is finite.
+        worst_ratio: The largest |filled − measured| over the error stated for that cell.
+        share_within: Share of them within the tolerance.
+        least_share: Share of all filled cells within the tolerance, a lower bound with 95 %
+            confidence (Clopper & Pearson 1934).
+    """
+
+    num_cells: int
+    worst_error: float
+    worst_ratio: float
+    share_within: float
+    least_share: float
+
+
+def compare(filled: Array, stated: Array, measured: Array, floor: float, tolerance: float) -> Check:
+    """Compare filled cells with what was measured there.
+
+    Args:
+        filled: Losses of a random sample of the filled cells [n].
+        stated: Their error estimates [n]; positive, or NaN where the loss is.
+        measured: What was measured there then [n].
+        floor: Errors are relative to max(|measured|, floor).
+        tolerance: Of the relative error.
+    """
+    both = np.isfinite(filled) & np.isfinite(measured)
+    error = np.where(np.isfinite(filled) == np.isfinite(measured), 0.0, np.inf)
+    error[both] = np.abs(filled[both] - measured[both])
+    relative, ratio = error.copy(), error.copy()
+    relative[both] /= np.maximum(np.abs(measured[both]), floor)
+    ratio[both] /= stated[both]
+    num_within = int(np.sum(relative <= tolerance))
+    return Check(
+        num_cells=len(filled),
+        worst_error=float(relative.max()),
+        worst_ratio=float(ratio.max()),
+        share_within=num_within / len(filled),
+        least_share=_least_share(num_within, len(filled)),
+    )
+
+
+def _least_share(num_within: int, num_cells: int) -> float:
+    """The share of which `num_within` or more of `num_cells` have a chance of 5 %."""
+    low, high = 0.0, num_within / num_cells
+    for _ in range(60):
+        p = (low + high) / 2
+        tail = sum(
+            math.comb(num_cells, k) * p**k * (1 - p) ** (num_cells - k)
+            for k in range(num_within, num_cells + 1)
+        )
+        low, high = (p, high) if tail < 1 - CONFIDENCE else (low, p)
+    return low
