@@ -235,6 +235,9 @@ class ContourConfig(LandscapeConfig):
         if self.directions and kind != "file":
             raise ValueError(f"--directions does not go with --plane {kind}")
         drawn = kind in ("random", "gradient", "random+eigen")
+        for bounds in (self.x_range, self.y_range):
+            if self.num_planes > 1 and bounds is not None and not bounds[0] < 0 < bounds[1]:
+                raise ValueError("--num-planes needs the centre inside the ranges")
         if self.num_planes > 1 and not drawn:
             raise ValueError(f"--num-planes draws random directions: --plane {kind} has none")
         if self.normalization != "filter" and not drawn:
@@ -348,10 +351,16 @@ class Execution(Strict):
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
+MAX_COORDINATE = 1e38
+
+
 def _check_range(name: str, value: Range | None) -> None:
     if value is not None and not value[0] < value[1]:
         flag = name.replace("_", "-")
         raise ValueError(f"--{flag} needs MIN < MAX, got {value[0]:g} {value[1]:g}")
+    if value is not None and max(map(abs, value)) > MAX_COORDINATE:
+        flag = name.replace("_", "-")
+        raise ValueError(f"--{flag} reaches beyond {MAX_COORDINATE:g}, what float32 can hold")
 
 
 def linspace(bounds: Range, num_points: int) -> list[float]:

@@ -111,6 +111,15 @@ def write_error(path: Path, error: OSError) -> MachineError | OutputError:
     )
 
 
+def is_locked(directory: Path, step: str) -> bool:
+    """Whether another process holds the lock of `step` in `directory` at this moment."""
+    try:
+        with step_lock(directory, step):
+            return False
+    except OutputError:
+        return True
+
+
 @contextmanager
 def step_lock(directory: Path, step: str) -> Iterator[None]:
     """Hold the lock of `step` in `directory`; other steps may run there meanwhile.

@@ -241,3 +241,24 @@ def test_memory_that_is_reused_is_nobody_elses(kind: Callable[[], nn.Module]) ->
         evaluator = Evaluator(objective, _directions(objective))
         _check(evaluator, 1e-5)
         assert evaluator(0.3, 0.1) == evaluator(0.3, 0.1)
+
+
+class Shifting(nn.Module):
+    """Writes into what the wide layer reads, by a parameter: a prefix alone would miss it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(48))
+        self.wide = nn.Linear(48, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1).clone()
+        x.add_(self.shift)
+        return self.head(torch.tanh(self.wide(x)))
+
+
+def test_writing_in_place_before_the_wide_layer_is_left_to_the_model() -> None:
+    with Objective(_build(Shifting), _images()) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        _check(evaluator, 1e-5)

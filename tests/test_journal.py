@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgo_cli.config import ContourConfig, Execution
+from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.landscape.evaluator import Evaluator
-from lgo_cli.manifest import read_manifest
+from lgo_cli.manifest import InputRef, Request, read_manifest
 from lgo_cli.objective import Evaluation, Objective, Samples
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.journal import Journal, _records, key_of
@@ -81,20 +81,35 @@ def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:
         assert (9.0, 9.0, 64) in journal.known
 
 
-def _key(scale: float = 1.0, num_samples: int = 20, bias: float = 0.0, batch: int = 8) -> str:
+REQUEST = Request(
+    command="contour", algorithm_version=1, config={"model": "mlp", "model_arg": {}}, inputs={}
+)
+
+
+def _key(
+    scale: float = 1.0, num_samples: int = 20, bias: float = 0.0, batch: int = 8,
+    request: Request = REQUEST,
+) -> str:  # fmt: skip
     model = torch.nn.Linear(4, 2)
     with torch.no_grad():
         model.weight.fill_(0.5)
         model.bias.fill_(bias)
     samples = Samples(torch.ones(num_samples, 4), torch.arange(num_samples) % 2)
     with Objective(model, samples, micro_batch_size=batch) as objective:
-        return key_of(Evaluator(objective, scale * torch.eye(objective.dim)[:2]))
+        return key_of(Evaluator(objective, scale * torch.eye(objective.dim)[:2]), request)
 
 
 def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {_key(), _key(scale=2.0), _key(num_samples=19), _key(bias=0.1), _key(batch=7)}
     assert len(keys) == 5
     assert _key() in keys
+    code = {"model.py": InputRef(sha256="0" * 64, produced_by=None)}
+    for change in (
+        {"inputs": code},
+        {"algorithm_version": 2},
+        {"config": {"model": "mlp", "model_arg": {"hidden": 3}}},
+    ):
+        assert _key(request=REQUEST.model_copy(update=change)) not in keys
     monkeypatch.setattr("lgo_cli.landscape.evaluator.VERSION", 999)
     assert _key() not in keys
 
@@ -152,3 +167,36 @@ def test_finer_grid_measures_what_is_new(small_run: Path, tmp_path: Path) -> Non
 def test_record_is_of_one_size() -> None:
     """Kept files must stay readable: two coordinates, a count, three results, a checksum."""
     assert struct.calcsize("<ddqddd") + 4 == 52
+
+
+def test_changed_model_code_and_force_measure_again(tmp_path: Path) -> None:
+    """Weights, names and shapes stay; what the code does with them does not."""
+    source = tmp_path / "net.py"
+    text = (
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.b(torch.relu(self.a(x.flatten(1))))\n"
+        "def build():\n    return Net()\n"
+    )
+    source.write_text(text)
+    run = tmp_path / "run"
+    named = {"model": f"{source}:build", "dataset": "digits"}
+    execute(TrainConfig(**named, epochs=1), execution=Execution(out=run))  # type: ignore[arg-type]
+    config = {"resolution": "3", "model": named["model"], "analysis_samples": 32}
+    _contour(run, run, **config)
+    assert _num_records(run) == (8, 8)
+    source.write_text(text.replace("relu", "sigmoid"))
+    _contour(run, run, **config)
+    _contour(run, tmp_path / "fresh", **config)
+    assert _num_records(run) == (16, 16 // 2)
+    assert _outputs(run) == _outputs(tmp_path / "fresh")
+    execute(
+        ContourConfig(**config),  # type: ignore[arg-type]
+        run,
+        execution=Execution(out=tmp_path / "fresh", force=True),
+    )
+    assert _num_records(tmp_path / "fresh") == (8, 8)

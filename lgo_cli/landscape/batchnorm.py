@@ -100,6 +100,13 @@ class BatchNorm:
                 name: torch.stack([state[name] for state in states]) for name in self.buffers
             }
 
+    @property
+    def ends(self) -> list[Tensor]:
+        """What `interpolate` goes between: coordinates and statistics; empty for the others."""
+        if self.policy != "interpolate":
+            return []
+        return [torch.from_numpy(self._coordinates), *self._ends.values()]
+
     def statistics_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The running statistics among a checkpoint's tensors, in float64 on the device.
 

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from lgo_cli.curvature.folding import rewrite_convolutions, trace
+from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, without
 from lgo_cli.objective import Evaluation, evaluate_model, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
@@ -52,15 +52,6 @@ DENSE_BATCH = 2048
 """Samples at a time on the fast path: what one layer hands to the next stays in the cache."""
 
 
-class _Linear(NamedTuple):
-    """A linear layer whose input is the samples' own: its node, and weight and bias by tensor."""
-
-    node: fx.Node
-    inputs: fx.Node
-    weight: Tensor
-    bias: Tensor | None
-
-
 class Evaluator:
     """Losses at θ + Σ cᵢ·dᵢ on fixed samples.
 
@@ -72,6 +63,7 @@ class Evaluator:
     Attributes:
         samples: What the loss is the mean over: the objective's own, unless `on` gave others.
         plan: Which path the points take, and why.
+        difference: Largest relative difference from the model itself that `verify` found.
     """
 
     def __init__(
@@ -81,9 +73,10 @@ class Evaluator:
         self.directions = directions
         self.batchnorm = batchnorm
         self.samples = objective.samples
+        self.difference = 0.0
         self._call: Callable[..., Tensor] | None = None
         self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
-        self._linears: list[_Linear] = []
+        self._linears: list[FirstLinear] = []
         self._products: list[list[Tensor]] = []
         self._buffers: list[Tensor] = []
         self._inputs = self.samples.inputs
@@ -125,10 +118,11 @@ class Evaluator:
         Beyond a relative difference of 1e-5 it is given up, and `plan` says so.
 
         Returns:
-            The largest relative difference of the mean loss; 0 if there is no fast path.
+            The largest relative difference of the mean loss that was ever found; 0 if there never
+            was a fast path.
         """
         if self._call is None:
-            return 0.0
+            return self.difference
         few = copy.copy(self)
         few.samples = self.samples.head(self._batch_size)
         few._inputs = self._inputs[: self._batch_size]
@@ -138,6 +132,7 @@ class Evaluator:
             fast, plain = few(*point).loss, few.reference(*point).loss
             if math.isfinite(plain):
                 worst = max(worst, abs(fast - plain) / max(abs(plain), torch.finfo().tiny))
+        self.difference = max(self.difference, worst)
         if worst > TOLERANCE:
             self._give_up(f"it would move the loss by {worst:.1e}")
         return worst
@@ -188,7 +183,7 @@ class Evaluator:
         num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=False)
         self._linears = [
             linear
-            for linear in _first_linears(traced)
+            for linear in first_linears(traced)
             if linear.weight.shape[1] >= LEAST_FEATURES and self._fits(linear)
         ]
         done = []
@@ -204,11 +199,11 @@ class Evaluator:
             done.append(f"products of the first linear layer kept ({', '.join(sizes)})")
         if not done:
             return "the model's own pass: no convolution, and no wide linear layer sees the inputs"
-        self._prefix = _prefix_of(traced, [linear.inputs for linear in self._linears])
-        self._call = _without(traced, [linear.node for linear in self._linears])
+        self._prefix = prefix_of(traced, [linear.inputs for linear in self._linears])
+        self._call = without(traced, [linear.node for linear in self._linears])
         return f"{'; '.join(done)}; micro-batches of {self._batch_size}"
 
-    def _fits(self, linear: _Linear) -> bool:
+    def _fits(self, linear: FirstLinear) -> bool:
         per_sample = len(linear.weight) * (1 + len(self.directions))
         num_bytes = per_sample * len(self.samples) * linear.weight.dtype.itemsize
         return num_bytes <= MOST_BYTES
@@ -242,7 +237,7 @@ class Evaluator:
         except Exception as error:  # noqa: BLE001
             self._give_up(f"the rewritten model fails ({str(error).splitlines()[0]})")
 
-    def _products_of(self, linear: _Linear, inputs: Tensor) -> list[Tensor]:
+    def _products_of(self, linear: FirstLinear, inputs: Tensor) -> list[Tensor]:
         """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""
         index = {id(parameter): i for i, parameter in enumerate(self.objective.parameters)}
         products = [F.linear(inputs, linear.weight, linear.bias)]
@@ -270,138 +265,3 @@ def _combined(
     for part, coordinate in zip(along[1:], coordinates[1:], strict=True):
         total.add_(part, alpha=coordinate)
     return total
-
-
-def _first_linears(traced: fx.GraphModule) -> list[_Linear]:
-    """Linear layers, as modules or functions, whose input depends on no parameter."""
-    modules = dict(traced.named_modules())
-    fixed: set[fx.Node] = set()
-    found = []
-    for node in traced.graph.nodes:
-        if _is_fixed(node, fixed, traced, modules):
-            fixed.add(node)
-        linear = _as_linear(node, traced, modules)
-        if linear is not None and linear.inputs in fixed:
-            found.append(linear)
-    return found
-
-
-def _is_fixed(
-    node: fx.Node, fixed: set[fx.Node], traced: fx.GraphModule, modules: dict[str, nn.Module]
-) -> bool:
-    """Whether a node is the samples, a constant, or computed from such alone."""
-    if node.op == "placeholder":
-        return True
-    if node.op == "get_attr":
-        return not isinstance(_attribute(node, traced), nn.Parameter)
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        tensors = [*module.parameters(), *module.buffers()]
-        if tensors or module._forward_hooks or module._forward_pre_hooks:
-            return False
-    return node.op != "output" and all(parent in fixed for parent in node.all_input_nodes)
-
-
-def _as_linear(
-    node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]
-) -> _Linear | None:
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        # A subclass, or a module with hooks, may do more.
-        if type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
-            return None
-        if module._forward_hooks or module._forward_pre_hooks:
-            return None
-        return _Linear(node, node.all_input_nodes[0], module.weight, module.bias)
-    if node.op == "call_function" and node.target is F.linear:
-        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
-        inputs = given.get("input")
-        weight, bias = (_attribute(given.get(name), traced) for name in ("weight", "bias"))
-        if (
-            isinstance(inputs, fx.Node)
-            and weight is not None
-            and ((bias is None) == (given.get("bias") is None))
-        ):
-            return _Linear(node, inputs, weight, bias)
-    return None
-
-
-def _attribute(value: object, traced: fx.GraphModule) -> Tensor | None:
-    """The tensor that a node reads from the model; `None` for anything else."""
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
-        return None
-    found: object = traced
-    for name in str(value.target).split("."):
-        found = getattr(found, name)
-    return found if isinstance(found, Tensor) else None
-
-
-def _prefix_of(
-    traced: fx.GraphModule, nodes: list[fx.Node]
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What leads from the samples to some nodes, as a function of its own."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(traced.graph, copied)
-    graph.output(tuple(copied[node] for node in nodes))
-    prefix = fx.GraphModule(traced, graph)
-    prefix.graph.eliminate_dead_code()
-    prefix.recompile()
-    return prefix
-
-
-def _without(traced: fx.GraphModule, nodes: list[fx.Node]) -> Callable[..., Tensor]:
-    """The same function with the outputs of some nodes as further arguments, in their order."""
-    graph = traced.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for index, node in enumerate(nodes):
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"kept_{index}")
-        node.replace_all_uses_with(last)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
-    _reuse_memory(traced)
-    graph.lint()
-    traced.recompile()
-    return traced
-
-
-_FRESH = {"_folded", "_convolution", "linear", "add", "iadd"}
-"""Functions that put out a tensor of their own."""
-
-_RELU = {F.relu, torch.relu}
-_ADD = {operator.add, operator.iadd, torch.add}
-
-
-def _reuse_memory(traced: fx.GraphModule) -> None:
-    """Let ReLU and addition write over what they read, where nothing else reads it.
-
-    Without gradients that is the same function; a new tensor of a few megabytes for each costs as
-    much as the arithmetic.
-    """
-    modules = dict(traced.named_modules())
-    for node in traced.graph.nodes:
-        is_relu = node.op == "call_function" and node.target in _RELU
-        if node.op == "call_module":
-            module = modules[str(node.target)]
-            hooked = module._forward_hooks or module._forward_pre_hooks
-            is_relu = type(module) is nn.ReLU and not hooked
-        is_sum = node.op == "call_function" and node.target in _ADD and len(node.args) == 2
-        if not (is_relu or is_sum) or not node.args or not _is_fresh(node.args[0], modules):
-            continue
-        if is_sum and not (isinstance(node.args[1], fx.Node) and node.args[1] is not node.args[0]):
-            continue
-        node.op = "call_function"
-        node.target = torch.relu_ if is_relu else operator.iadd
-        node.args, node.kwargs = node.args[: 1 + is_sum], {}
-
-
-def _is_fresh(value: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node's output is a tensor of its own that one node alone reads."""
-    if not isinstance(value, fx.Node) or len(value.users) != 1:
-        return False
-    if value.op == "placeholder":
-        return str(value.target).startswith("kept_")
-    if value.op == "call_module":
-        return type(modules[str(value.target)]) is nn.Linear
-    return value.op == "call_function" and getattr(value.target, "__name__", "") in _FRESH

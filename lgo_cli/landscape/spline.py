@@ -165,6 +165,8 @@ def _local_scale(grid: Array, points: Array, squares: Array) -> Array:
     No less than the median: a dozen residuals may all be small by chance.
     """
     count = min(NUM_NEIGHBORS, len(points))
+    # Beyond what a square can hold there is no scale: such a place is refined.
+    squares = np.where(np.isfinite(squares), np.maximum(squares, 0.0), 1e300)
     nearest = np.argpartition(_squared_distance(grid, points), count - 1, axis=1)[:, :count]
     local: Array = np.sqrt(squares[nearest].mean(axis=1))
     local = np.maximum(local, np.median(local))

@@ -145,8 +145,7 @@ def measure_surface(
     self-check.
     """
     cells = Cells() if cells is None else cells
-    corners = [(x[0], y[0]), (x[-1], y[-1])]
-    difference = evaluator.verify([(0.0, 0.0), *corners])
+    difference = evaluator.verify([(0.0, 0.0), (x[0], y[0]), (x[-1], y[-1])])
     grid = _Grid(evaluator, x, y, cells)
     filled = None
     if tolerance is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from lgo_cli.vectors import fix_sign, norm
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.planes import Plane
     from lgo_cli.objective import Objective
 
@@ -119,6 +121,7 @@ def trajectory_heights(
     plane: Plane,
     checkpoints: Sequence[Callable[[], Tensor]],
     surface: Callable[[float, float], float],
+    batchnorm: BatchNorm | None = None,
 ) -> Heights:
     """The loss at each checkpoint, beside the plane's at its projection.
 
@@ -130,14 +133,21 @@ def trajectory_heights(
         plane: With the trajectory on it.
         checkpoints: As they were given to `pca_plane`.
         surface: The loss at coordinates of the plane.
+        batchnorm: What batch norm does at each, as on the surface.
 
     Cost: two passes over the probe set for each checkpoint.
     """
     if plane.trajectory is None or len(plane.trajectory) != len(checkpoints) + 1:
         raise ValueError("the plane is not that of these checkpoints")
-    losses = [objective.loss(checkpoint().to(objective.theta)) for checkpoint in checkpoints]
+    losses = []
+    for checkpoint, (x, y) in zip(checkpoints, plane.trajectory, strict=False):
+        policy = nullcontext() if batchnorm is None else batchnorm.at(x, y)
+        with objective.at(checkpoint().to(objective.theta)), policy:
+            losses.append(objective.evaluate().loss)
+    with nullcontext() if batchnorm is None else batchnorm.at(0.0, 0.0):
+        losses.append(objective.evaluate().loss)
     return Heights(
-        loss=(*losses, objective.center.loss),
+        loss=tuple(losses),
         surface=tuple(surface(x, y) for x, y in plane.trajectory),
     )
 

@@ -108,6 +108,7 @@ class Planes(Strict):
     """Several random planes; the arrays and the other results are of the first."""
 
     num_planes: int
+    converged: bool
     loss_min: BandResults
     loss_max: BandResults
     line_curvature: LineCurvatureResults | None
@@ -126,6 +127,7 @@ class ConvexityResults(Strict):
 class ContourResults(AnalysisResults):
     """`lgo contour`."""
 
+    complaints: list[str]
     plane: str
     normalization: Literal["filter", "layer", "none"] | None
     movements: list[str]

@@ -11,12 +11,19 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import DEFAULT_RUN, Execution, FigureConfig, StepConfig
-from lgo_cli.errors import ConvergenceError, InputError, OutputError
+from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, StepConfig
+from lgo_cli.errors import (
+    ConvergenceError,
+    InputError,
+    NumericsError,
+    OutputError,
+    UsageError,
+)
 from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
     canonical_json,
+    is_locked,
     step_lock,
     temporary_path,
     write_error,
@@ -31,7 +38,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
-from lgo_cli.results import HessianResults
+from lgo_cli.results import ContourResults, HessianResults
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 
@@ -114,8 +121,11 @@ def execute(
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
-    if execution.share is not None and not _measure_share(plan, execution, stopwatch, progress):
-        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
+    if execution.share is not None:
+        complete = _measure_share(plan, execution, stopwatch, progress)
+        # Of two that end together one assembles.
+        if not complete or is_locked(plan.out, plan.command):
+            return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
     with step_lock(plan.out, plan.command):
         if done is not None:
             manifest = _redraw(plan, done, figure)
@@ -128,6 +138,15 @@ def _measure_share(
     plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress
 ) -> bool:
     """Measure one of several shares of a surface; whether that was the last to come."""
+    config = plan.config
+    if not isinstance(config, ContourConfig):
+        raise UsageError("only a surface is measured in shares")
+    if config.tolerance is not None or config.num_planes > 1:
+        raise UsageError(
+            "--shard divides all cells of one plane: it goes with neither --tolerance nor "
+            "--num-planes",
+            hint="a surface filled in to a tolerance needs few cells: leave out --shard",
+        )
     with stopwatch.phase("load"):
         from lgo_cli.runs.loaded import load, machine_settings
         from lgo_cli.runs.steps.base import Context
@@ -150,6 +169,8 @@ def _refuse_unconverged(manifest: Manifest) -> None:
     results = manifest.results
     if isinstance(results, HessianResults) and not results.converged:
         raise ConvergenceError(results.num_matvecs)
+    if isinstance(results, ContourResults) and results.complaints:
+        raise NumericsError("; ".join(results.complaints))
 
 
 def _download(config: StepConfig, execution: Execution) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import platform
 import struct
 import zlib
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from lgo_cli.landscape.cells import Key
     from lgo_cli.landscape.evaluator import Evaluator
+    from lgo_cli.manifest import Request
 
 _RECORD = struct.Struct("<ddqddd")
 _CHECKSUM = struct.Struct("<I")
@@ -40,26 +44,30 @@ class Journal(Cells):
         out: The run's directory; files lie in its `.lgo/cells/`.
         key: Of everything that a cell's bits depend on (`key_of`).
         share: Name of the own file beside the key, such as `0-of-4`; empty for the undivided run.
+        anew: Forget what the own file holds, and of an undivided run what all hold.
 
     Raises:
         OutputError: if the place cannot be written.
         MachineError: if the disk is full.
     """
 
-    def __init__(self, out: Path, key: str, share: str = "") -> None:
+    def __init__(self, out: Path, key: str, share: str = "", *, anew: bool = False) -> None:
         super().__init__()
         self.directory = out / BOOKKEEPING / "cells"
         self.key = key
         self.path = self.directory / f"{key}{'.' if share else ''}{share}.journal"
-        self.read_all()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._handle = self.path.open("ab", buffering=0)
+            if anew:
+                self._handle.truncate(0)
             # What was cut short goes, so that what follows can be read.
             self._handle.truncate(self._handle.tell() // _SIZE * _SIZE)
             self._drop_damaged()
         except OSError as error:
             raise write_error(self.path, error) from error
+        if share or not anew:
+            self.read_all()
 
     def __enter__(self) -> Self:
         return self
@@ -70,15 +78,17 @@ class Journal(Cells):
     def read_all(self) -> None:
         """Take in what every file of the key holds by now."""
         for path in sorted(self.directory.glob(f"{self.key}*.journal")):
-            for key, evaluation in _records(path.read_bytes()):
-                self.known[key] = evaluation
+            # What cannot be read, or is gone by now, is measured again.
+            with contextlib.suppress(OSError):
+                self.known.update(_records(path.read_bytes()))
 
     def add(self, key: Key, evaluation: Evaluation) -> None:
         """Keep an evaluation, here and in the file."""
         super().add(key, evaluation)
         record = _RECORD.pack(*key, evaluation.loss, evaluation.standard_error, evaluation.accuracy)
         try:
-            self._handle.write(record + _CHECKSUM.pack(zlib.crc32(record)))
+            if self._handle.write(record + _CHECKSUM.pack(zlib.crc32(record))) < _SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self.path, error) from error
 
@@ -98,12 +108,20 @@ def _records(data: bytes) -> Iterator[tuple[Key, Evaluation]]:
         yield (x, y, num_samples), Evaluation(loss, standard_error, accuracy, num_samples)
 
 
-def key_of(evaluator: Evaluator) -> str:
-    """A digest of all that the bits of an evaluator's cells depend on, beside their coordinates."""
+def key_of(evaluator: Evaluator, request: Request) -> str:
+    """A digest of all that the bits of an evaluator's cells depend on, beside their coordinates.
+
+    Args:
+        evaluator: Verified, since that may give its fast path up.
+        request: Of the step: which code and arguments the model comes from.
+    """
     objective, batchnorm = evaluator.objective, evaluator.batchnorm
     model = objective.model
     parts = {
         "evaluator": evaluators.VERSION,
+        "algorithm_version": request.algorithm_version,
+        "code": [ref.sha256 for name, ref in request.inputs.items() if name.endswith(".py")],
+        "model": [request.config[name] for name in ("model", "model_arg")],
         "plan": evaluator.plan,
         "center": _digest(objective.theta),
         "frozen": [_digest(p) for p in model.parameters() if not p.requires_grad],
@@ -114,7 +132,7 @@ def key_of(evaluator: Evaluator) -> str:
         "dtype": str(objective.dtype),
         "micro_batch_size": objective.micro_batch_size,
         "batchnorm": None if batchnorm is None else [batchnorm.policy, batchnorm.num_samples],
-        "model": [f"{name}: {type(module).__qualname__}" for name, module in model.named_modules()],
+        "ends": [] if batchnorm is None else [_digest(tensor) for tensor in batchnorm.ends],
         "device": str(objective.device),
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -124,4 +142,5 @@ def key_of(evaluator: Evaluator) -> str:
 
 
 def _digest(tensor: Tensor) -> str:
-    return sha256_bytes(tensor.detach().cpu().contiguous().numpy().tobytes())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return sha256_bytes(flat.view(torch.uint8).numpy().tobytes())

@@ -188,9 +188,9 @@ def plan_analysis(
     _inherit(builder, config, checkpoint)
     if isinstance(config, InterpConfig):
         _add_target(builder, config, checkpoint)
-    elif isinstance(config, ContourConfig):
-        _add_plane(builder, config, checkpoint)
     out = checkpoint.directory if out is None else out
+    if isinstance(config, ContourConfig):
+        _add_plane(builder, config, checkpoint, out)
     if isinstance(config, HessianConfig):
         _add_optimizer(builder, config, checkpoint)
         _add_warm_start(builder, config, out)
@@ -304,7 +304,7 @@ def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
     return listed_checkpoint(directory / ref.path, manifest, directory)
 
 
-def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint) -> None:
+def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint, out: Path) -> None:
     plane = config.kind
     builder.set("plane", plane)
     if plane == "file":
@@ -312,6 +312,8 @@ def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint)
         for name, named in zip(names, config.directions, strict=True):
             if not Path(named).is_file():
                 raise InputError(f"--directions {named}: there is no such file")
+            if Path(named).resolve() == (out / "contour.npz").resolve():
+                raise UsageError(f"--directions {named} is what this step writes", hint="--out DIR")
             builder.add(name, Path(named))
         builder.set("directions", [str(builder.files[name]) for name in names], names)
     elif plane == "checkpoints":

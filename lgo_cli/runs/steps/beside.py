@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import linspace
-from lgo_cli.errors import UsageError
 from lgo_cli.results import (
     BandResults,
     ConvexityResults,
@@ -37,6 +36,7 @@ def trajectory_points(work: Work) -> list[TrajectoryPoint] | None:
             plane,
             work.named.checkpoints,
             lambda x, y: cells.measure(work.evaluator, x, y).loss,
+            work.evaluator.batchnorm,
         )
     return [
         TrajectoryPoint(label=label, x=x, y=y, distance=distance, loss=loss, surface=height)
@@ -82,18 +82,16 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     if config.num_planes == 1 or draw is None:
         return None, 0
     losses = [arrays["loss"]]
+    converged = True
     for index in range(1, config.num_planes):
         evaluator = Evaluator(
             work.problem, draw(index).directions, batchnorm=work.evaluator.batchnorm
         )
-        losses.append(work.measure(evaluator).loss)
+        surface = work.measure(evaluator)
+        converged &= surface.filled is None or surface.filled.converged
+        losses.append(surface.loss)
     arrays["planes_loss"] = np.stack(losses)
-    try:
-        statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
-    except ValueError as error:
-        raise UsageError(
-            f"--num-planes: {error}", hint="a range with 0 inside, such as --x-range -1 1"
-        ) from error
+    statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
     arrays["profile_radius"] = statistics.radii
     arrays["profile_median"] = statistics.profile.median
     arrays["profile_low"] = statistics.profile.minimum
@@ -109,6 +107,7 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         )
     found = Planes(
         num_planes=config.num_planes,
+        converged=converged,
         loss_min=_band(statistics.loss_min),
         loss_max=_band(statistics.loss_max),
         line_curvature=None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.errors import NumericsError
 from lgo_cli.results import ContourResults, Filling, FillingCheck, Marker, SelfCheck
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lgo_cli.config import ContourConfig
     from lgo_cli.landscape.surface import Surface
+    from lgo_cli.results import ConvexityResults, Planes
     from lgo_cli.runs.steps.surfaces import Work
 
 
@@ -44,16 +45,15 @@ class ContourStep(Step):
             quadratic, quadratic_matvecs = quadratic_of(work, surface)
             planes, plane_matvecs = further_planes(work, arrays)
             convexity, convexity_matvecs = convexity_of(work, arrays)
-        save_arrays(context, "contour.npz", arrays)
         plane, config = work.named.plane, work.config
         filling = _filling(surface, config)
-        if context.execution.strict and filling is not None and not filling.converged:
-            raise NumericsError(
-                f"the surface was not filled in to {config.tolerance:g}",
-                hint="a larger --tolerance, or none: every cell is measured then",
-            )
+        complaints = list(_complaints(surface, filling, planes, convexity))
+        if context.execution.strict and complaints:
+            raise NumericsError("; ".join(complaints))
+        save_arrays(context, "contour.npz", arrays)
         return ContourResults(
-            **common(context, [*plane.warnings, *work.warnings, *_warnings(surface, filling)]),
+            **common(context, [*plane.warnings, *work.warnings, *_warnings(surface), *complaints]),
+            complaints=complaints,
             measured=work.description,
             plane=plane.kind,
             normalization=config.normalization if work.named.draw is not None else None,
@@ -91,12 +91,7 @@ class ContourStep(Step):
         from lgo_cli.landscape.surface import is_complete, measure_share
 
         with context.stopwatch.phase("compute"), open_work(context) as work:
-            if work.config.tolerance is not None or work.config.num_planes > 1:
-                raise UsageError(
-                    "--shard divides all cells of one plane: it goes with neither --tolerance nor "
-                    "--num-planes",
-                    hint="a surface filled in to a tolerance needs few cells: leave out --shard",
-                )
+            work.verify(work.evaluator)
             with work.journal(work.evaluator, f"{index}-of-{count}") as cells:
                 measure_share(
                     work.evaluator,
@@ -138,8 +133,32 @@ def _movements(work: Work) -> list[str]:
     return [f"{each.name} {list(each.shape)}: {each.treatment}" for each in found]
 
 
-def _warnings(surface: Surface, filling: Filling | None) -> Iterator[str]:
+def _warnings(surface: Surface) -> Iterator[str]:
     if surface.self_check.num_nonfinite:
         yield f"{surface.self_check.num_nonfinite} of {surface.num_cells} cells are not finite"
+
+
+def _complaints(
+    surface: Surface,
+    filling: Filling | None,
+    planes: Planes | None,
+    convexity: ConvexityResults | None,
+) -> Iterator[str]:
+    """What `--strict` does not let pass."""
+    from lgo_cli.landscape.evaluator import TOLERANCE
+
+    check = surface.self_check
+    center = abs(check.center_difference) / max(abs(surface.loss_at_center), 1e-300)
+    for what, difference in (
+        ("the centre, measured as any cell,", center),
+        ("a cell that was measured again by plain arithmetic", check.recomputed_cell.difference),
+    ):
+        if not difference <= TOLERANCE:
+            yield f"{what} is off by {difference:.1e} of the loss"
     if filling is not None and not filling.converged:
         yield f"the surface was not filled in to {filling.tolerance:g}: see its error estimates"
+    if planes is not None and not planes.converged:
+        yield "not all planes were filled in to the tolerance"
+    if convexity is not None and convexity.num_converged < convexity.num_cells:
+        failed = convexity.num_cells - convexity.num_converged
+        yield f"the eigenvalues of {failed} cells of the convexity map did not converge"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Work:
     y_range: Range = (0.0, 0.0)
     num_range_evaluations: int = 0
     warnings: tuple[str, ...] = ()
+    begun: set[str] = field(default_factory=set)
 
     @property
     def x(self) -> list[float]:
@@ -56,13 +57,21 @@ class Work:
         """What was measured on an evaluator's plane in this run's directory, whenever it was."""
         from lgo_cli.runs.journal import Journal, key_of
 
-        return Journal(self.context.plan.out, key_of(evaluator), share)
+        key = key_of(evaluator, self.context.plan.request)
+        anew = self.context.execution.force and key not in self.begun
+        self.begun.add(key)
+        return Journal(self.context.plan.out, key, share, anew=anew)
+
+    def verify(self, evaluator: Evaluator) -> None:
+        """Compare the fast path with the model at the centre and two corners."""
+        corners = [(self.x[0], self.y[0]), (self.x[-1], self.y[-1])]
+        evaluator.verify([(0.0, 0.0), *corners])
 
     def measure(self, evaluator: Evaluator) -> Surface:
         """The surface on the plane of an evaluator, from the journal where it has the cells."""
         from lgo_cli.landscape.surface import measure_surface
 
-        evaluator.verify([(0.0, 0.0), (self.x[0], self.y[0]), (self.x[-1], self.y[-1])])
+        self.verify(evaluator)
         with self.journal(evaluator) as cells:
             return measure_surface(
                 evaluator,
@@ -84,7 +93,7 @@ class Work:
         self.y_range = config.y_range or plane.y_range
         if config.auto_range is None:
             return
-        evaluator.verify([(0.0, 0.0)])
+        evaluator.verify([(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)])
         with self.journal(evaluator) as cells:
             center = cells.measure(evaluator, 0.0, 0.0).loss
             found = auto_range(

@@ -1,0 +1,175 @@
+"""What of a traced graph is the same at every point: what leads to the first linear layers.
+
+Graphs are those of torch.fx; they share the model's parameters.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class FirstLinear(NamedTuple):
+    """A linear layer whose input is the samples' own: its node, and weight and bias by tensor."""
+
+    node: fx.Node
+    inputs: fx.Node
+    weight: Tensor
+    bias: Tensor | None
+
+
+def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:
+    """Linear layers, as modules or functions, whose input depends on no parameter."""
+    modules = dict(traced.named_modules())
+    fixed: set[fx.Node] = set()
+    found = []
+    for node in traced.graph.nodes:
+        if _writes_in_place(node, modules) and fixed & set(node.all_input_nodes):
+            return []  # an order of reading and writing that a prefix of its own would not keep
+        if _is_fixed(node, fixed, traced, modules):
+            fixed.add(node)
+        linear = _as_linear(node, traced, modules)
+        if linear is not None and linear.inputs in fixed:
+            found.append(linear)
+    return found
+
+
+def _writes_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node changes a tensor that others may see."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    named_so = name.endswith("_") and not name.endswith("__")
+    in_place = named_so or node.target in _IN_PLACE or name in ("setitem", "__setitem__")
+    return in_place or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+
+
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
+
+
+def _is_fixed(
+    node: fx.Node, fixed: set[fx.Node], traced: fx.GraphModule, modules: dict[str, nn.Module]
+) -> bool:
+    """Whether a node is the samples, a constant, or computed from such alone."""
+    if node.op == "placeholder":
+        return True
+    if node.op == "get_attr":
+        return not isinstance(_attribute(node, traced), nn.Parameter)
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        tensors = [*module.parameters(), *module.buffers()]
+        if tensors or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return node.op != "output" and all(parent in fixed for parent in node.all_input_nodes)
+
+
+def _as_linear(
+    node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]
+) -> FirstLinear | None:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        # A subclass, or a module with hooks, may do more.
+        if type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
+            return None
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return FirstLinear(node, node.all_input_nodes[0], module.weight, module.bias)
+    if node.op == "call_function" and node.target is F.linear:
+        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+        inputs = given.get("input")
+        weight, bias = (_attribute(given.get(name), traced) for name in ("weight", "bias"))
+        if (
+            isinstance(inputs, fx.Node)
+            and weight is not None
+            and ((bias is None) == (given.get("bias") is None))
+        ):
+            return FirstLinear(node, inputs, weight, bias)
+    return None
+
+
+def _attribute(value: object, traced: fx.GraphModule) -> Tensor | None:
+    """The tensor that a node reads from the model; `None` for anything else."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    found: object = traced
+    for name in str(value.target).split("."):
+        found = getattr(found, name)
+    return found if isinstance(found, Tensor) else None
+
+
+def prefix_of(
+    traced: fx.GraphModule, nodes: list[fx.Node]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """What leads from the samples to some nodes, as a function of its own."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(traced.graph, copied)
+    graph.output(tuple(copied[node] for node in nodes))
+    prefix = fx.GraphModule(traced, graph)
+    prefix.graph.eliminate_dead_code()
+    prefix.recompile()
+    return prefix
+
+
+def without(traced: fx.GraphModule, nodes: list[fx.Node]) -> Callable[..., Tensor]:
+    """The same function with the outputs of some nodes as further arguments, in their order."""
+    graph = traced.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for index, node in enumerate(nodes):
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"kept_{index}")
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    _reuse_memory(traced)
+    graph.lint()
+    traced.recompile()
+    return traced
+
+
+_FRESH = {"_folded", "_convolution", "linear", "add", "iadd"}
+"""Functions that put out a tensor of their own."""
+
+_RELU = {F.relu, torch.relu}
+_ADD = {operator.add, operator.iadd, torch.add}
+
+
+def _reuse_memory(traced: fx.GraphModule) -> None:
+    """Let ReLU and addition write over what they read, where nothing else reads it.
+
+    Without gradients that is the same function; a new tensor of a few megabytes for each costs as
+    much as the arithmetic.
+    """
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        is_relu = node.op == "call_function" and node.target in _RELU
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            is_relu = type(module) is nn.ReLU and not hooked
+        is_sum = node.op == "call_function" and node.target in _ADD and len(node.args) == 2
+        if not (is_relu or is_sum) or not node.args or not _is_fresh(node.args[0], modules):
+            continue
+        if is_sum and not (isinstance(node.args[1], fx.Node) and node.args[1] is not node.args[0]):
+            continue
+        node.op = "call_function"
+        node.target = torch.relu_ if is_relu else operator.iadd
+        node.args, node.kwargs = node.args[: 1 + is_sum], {}
+
+
+def _is_fresh(value: object, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node's output is a tensor of its own that one node alone reads."""
+    if not isinstance(value, fx.Node) or len(value.users) != 1:
+        return False
+    if value.op == "placeholder":
+        return str(value.target).startswith("kept_")
+    if value.op == "call_module":
+        return type(modules[str(value.target)]) is nn.Linear
+    return value.op == "call_function" and getattr(value.target, "__name__", "") in _FRESH
