@@ -13,8 +13,8 @@ for resnet in ${RESNETS:-resnet20 resnet56}; do
     run="resnets/$resnet-shortcuts-$shortcuts"
     lgo train --out "$run" --model "$resnet" --model-arg "shortcuts=$shortcuts" "${data[@]}" \
       --epochs "${EPOCHS:-3}" --schedule cosine --lr 0.05 --quiet
-    lgo contour "$run" --resolution "${RESOLUTION:-51}" --tolerance 0.01 \
-      --convexity "${CONVEXITY:-11}" --quiet
+    lgo contour "$run" --resolution "${RESOLUTION:-51}" --tolerance "${TOLERANCE:-0.01}" \
+      --convexity "${CONVEXITY:-11}" --analysis-samples "${PROBE:-1024}" --quiet
     runs+=("$run")
   done
 done
