@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.cli.path_tables import interval, path_rows
@@ -286,12 +287,14 @@ def _contour(results: ContourResults) -> Rows:
         rows += _planes(results.planes)
     if results.convexity is not None:
         convexity = results.convexity
+        largest = f"up to {convexity.largest_ratio:.3g} ± {convexity.largest_ratio_error:.1g}"
+        if math.isnan(convexity.largest_ratio):
+            largest = "finite at no cell"
         rows.append(
             (
                 "convexity",
-                f"|λmin/λmax| up to {convexity.largest_ratio:.3g} ± "
-                f"{convexity.largest_ratio_error:.1g}, {convexity.num_converged} of "
-                f"{convexity.num_cells} cells converged, {convexity.num_matvecs:,} products",
+                f"|λmin/λmax| {largest}, {convexity.num_converged} of {convexity.num_cells} "
+                f"cells converged, {convexity.num_matvecs:,} products",
             )
         )
     cell = check.recomputed_cell

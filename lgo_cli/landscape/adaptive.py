@@ -38,7 +38,7 @@ BATCH = 5
 
 SAFETY = 2.0
 """Stated error over the standard deviation of the spline's error. Measured surfaces exceed it at
-one filled cell in twenty or fewer."""
+about one filled cell in twenty."""
 
 SMALL_SHARE = 0.5
 """Share of the tolerance that the spline of the small losses may use up. Errors add in squares, so

@@ -47,10 +47,6 @@ each output in place of that many multiplications."""
 MOST_BYTES = 2**30
 """Memory for kept products. A constant, since the choice moves the last bits."""
 
-CONVOLUTION_BATCH = 128
-DENSE_BATCH = 2048
-"""Samples at a time on the fast path: what one layer hands to the next stays in the cache."""
-
 
 class Evaluator:
     """Losses at θ + Σ cᵢ·dᵢ on fixed samples.
@@ -81,6 +77,7 @@ class Evaluator:
         self._buffers: list[Tensor] = []
         self._inputs = self.samples.inputs
         self._batch_size = objective.micro_batch_size
+        self._channels_last = False
         self.plan = self._choose()
         if self._call is not None:
             self._prepare()
@@ -188,36 +185,32 @@ class Evaluator:
         ]
         done = []
         if num_convolutions:
-            self._batch_size = CONVOLUTION_BATCH
+            # On a CPU two-dimensional convolutions are faster so.
+            four, cpu = self.samples.inputs.ndim == 4, objective.device.type == "cpu"
+            self._channels_last = four and cpu
             last = ", channels last" if self._channels_last else ""
             done.append(
                 f"{num_folded} batch norms folded into {num_convolutions} convolutions" + last
             )
         if self._linears:
-            self._batch_size = CONVOLUTION_BATCH if num_convolutions else DENSE_BATCH
             sizes = (f"{w.shape[1]} to {w.shape[0]}" for _, _, w, _ in self._linears)
             done.append(f"products of the first linear layer kept ({', '.join(sizes)})")
         if not done:
             return "the model's own pass: no convolution, and no wide linear layer sees the inputs"
         self._prefix = prefix_of(traced, [linear.inputs for linear in self._linears])
         self._call = without(traced, [linear.node for linear in self._linears])
-        return f"{'; '.join(done)}; micro-batches of {self._batch_size}"
+        return "; ".join(done)
 
     def _fits(self, linear: FirstLinear) -> bool:
         per_sample = len(linear.weight) * (1 + len(self.directions))
         num_bytes = per_sample * len(self.samples) * linear.weight.dtype.itemsize
         return num_bytes <= MOST_BYTES
 
-    @property
-    def _channels_last(self) -> bool:
-        """Two-dimensional convolutions are faster so on a CPU."""
-        return self.objective.samples.inputs.ndim == 4 and self.objective.device.type == "cpu"
-
     @torch.no_grad()
     def _prepare(self) -> None:
         """Inputs and kept products for the samples at hand."""
         self._inputs = self.samples.inputs
-        if self._batch_size == CONVOLUTION_BATCH and self._channels_last:
+        if self._channels_last:
             self._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
         self.objective.move(self.objective.theta)
         self._products = []

@@ -177,7 +177,9 @@ def _nearest(loss: np.ndarray[Any, Any], measured: np.ndarray[Any, Any]) -> np.n
     if not missing.any() or not len(rows):
         return loss
     filled = loss.copy()
-    for i, j in np.argwhere(missing):
-        nearest = np.argmin((rows - i) ** 2 + (columns - j) ** 2)
-        filled[i, j] = loss[rows[nearest], columns[nearest]]
+    for i in np.flatnonzero(missing.any(axis=1)):
+        wanted = np.flatnonzero(missing[i])
+        distances = (rows - i) ** 2 + (columns - wanted[:, None]) ** 2
+        nearest = distances.argmin(axis=1)
+        filled[i, wanted] = loss[rows[nearest], columns[nearest]]
     return filled
