@@ -14,6 +14,7 @@ from conftest import Lgo
 
 from lgo_cli import checkpoint
 from lgo_cli.config import Execution, InterpConfig, TrainConfig
+from lgo_cli.errors import InputError
 from lgo_cli.landscape.curve_training import CurveTraining
 from lgo_cli.results import InterpResults
 from lgo_cli.runs import Status, execute
@@ -302,3 +303,12 @@ def test_repair_of_batch_norm_recomputes_its_statistics(pair: Path) -> None:
     # The same statistics, from one pass over all samples or from one micro-batch of as many.
     np.testing.assert_allclose(arrays["loss"], expected["loss"], rtol=1e-5)
     assert results.barrier == pytest.approx(recomputed.barrier, abs=1e-5)
+
+
+def test_curve_to_the_run_itself_is_refused_before_training(
+    small_run: Path, tmp_path: Path
+) -> None:
+    config = InterpConfig(to=(str(small_run),), curve="bezier", epochs=1, analysis_samples=32)
+    with pytest.raises(InputError, match="the run's own weights"):
+        execute(config, small_run, execution=Execution(out=tmp_path))
+    assert not (tmp_path / "interp.npz").exists()

@@ -217,7 +217,9 @@ def draw_matrix(
             red, green, blue, _ = colours(norm(min(float(barriers[i, j]), high)))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             known = np.isfinite(barriers[i, j])
-            text = f"{barriers[i, j]:.2g}\n±{errors[i, j]:.1g}" if known else "∞"
+            text = _unknown(float(barriers[i, j]))
+            if known:
+                text = f"{barriers[i, j]:.2g}\n±{errors[i, j]:.1g}"
             axes.text(
                 j, i, text, ha="center", va="center", fontsize=font,
                 color="white" if dark and known else INK,
@@ -241,3 +243,7 @@ def draw_matrix(
 def _short(name: str) -> str:
     """A name that fits beside a cell: a long one keeps its end, which tells runs apart."""
     return name if len(name) <= 16 else f"…{name[-15:]}"
+
+
+def _unknown(value: float) -> str:
+    return "NaN" if np.isnan(value) else "∞"

@@ -91,6 +91,8 @@ def _write(directory: Path, contents: dict[str, bytes], *, force: bool) -> None:
     ours = _recorded(record)
     for name, data in contents.items():
         path = directory / name
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory", hint="choose another --out")
         known = {ours.get(name), sha256_bytes(data)}
         if path.exists() and not force and sha256_bytes(path.read_bytes()) not in known:
             raise OutputError(

@@ -105,6 +105,11 @@ class Descent(ABC):
         gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
+        if recipe.augment == "crop-flip" and train.inputs.ndim != 4:
+            raise UsageError(
+                "--augment crop-flip is for images [C, H, W], which these inputs are not",
+                hint="--augment none",
+            )
         self.model = model
         self.train = train
         self.recipe = recipe

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lgo_cli import checkpoint
+from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import CurveResults
@@ -32,6 +33,8 @@ def trained_curve(
     """Train the curve, from where an interrupted step of the same request left it."""
     from lgo_cli.landscape.curve_training import train_curve
 
+    if torch.equal(problem.theta, target):
+        raise InputError("the other checkpoint has the run's own weights: no curve leads to it")
     published = recipe_of(str(config.model))
     path = context.path(CURVE_STATE)
     if context.execution.force:

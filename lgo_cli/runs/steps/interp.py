@@ -188,7 +188,8 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
                 repairs = Repairs(problem, ends.own, other)
                 path = ends.straight(other, repairs)
                 description = repairs.described(description)
-        if description.batchnorm == "frozen":
+        fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
+        if description.batchnorm == "frozen" or fixed:
             loss_of_other = _loss_of(context, other)
     paths = (path, *beside.values())
     for each in paths:
@@ -251,7 +252,8 @@ def _of_statistics(path: Path, loss_of_other: float, trained: TrainedCurve | Non
     warnings = []
     if abs(loss_of_other - path.loss_at_end) > 1e-5 * abs(loss_of_other):
         warnings.append(
-            "batch-norm statistics are the run's own all along the path: with its own, "
+            "batch-norm statistics are the run's own all along the path, and so are frozen "
+            "parameters: with its own, "
             f"the other end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
         )
     if trained is not None and trained.uses_batch_statistics:
