@@ -166,7 +166,8 @@ def _from_here() -> Iterator[None]:
 def _users_code(action: str) -> Iterator[None]:
     """Turn whatever the user's own code raises into one error that names the line.
 
-    The only handler of `Exception` in the package: what a stranger's code raises cannot be listed.
+    A handler of `Exception`, as `curvature.tracing` has the only other one: what a stranger's code
+    raises cannot be listed.
     """
     try:
         yield

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 from torch.fx.operator_schemas import normalize_function
 
+from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:
@@ -207,19 +208,17 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
     if not num_convolutions:
         return Rewritten(model, "no convolution that tracing finds")
     candidates: list[Callable[[Tensor], Tensor]] = [traced]
-    if _wants_channels_last(objective):
+    if wants_channels_last(objective):
         candidates.insert(0, _channels_last(traced))
     for call in candidates:
         try:
             # fx prints where its code failed.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), strange_forward():
                 outputs, product = _differences(objective, call)
             break
-        except torch.OutOfMemoryError:
-            raise
         # A view of channels that come last is an error: such a model keeps them first.
-        except Exception as error:  # noqa: BLE001
-            failure = _reason(error)
+        except ForwardError as error:
+            failure = str(error)
     else:
         return Rewritten(model, f"not rewritten: the rewritten model fails ({failure})")
     if not (outputs <= OUTPUT_TOLERANCE and product <= PRODUCT_TOLERANCE):
@@ -234,19 +233,7 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
     )
 
 
-def trace(model: nn.Module) -> fx.GraphModule | str:
-    """A model's forward as a graph that shares its parameters, or why there is none."""
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:  # noqa: BLE001 - a user's forward on proxies: anything may fail
-        return f"the model cannot be traced ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _wants_channels_last(objective: Objective) -> bool:
+def wants_channels_last(objective: Objective) -> bool:
     """On a CPU, two-dimensional convolutions are faster with channels last."""
     return objective.samples.inputs.ndim == 4 and objective.device.type == "cpu"
 
@@ -343,7 +330,7 @@ def _as_convolution(
     """
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if not isinstance(module, _CONVOLUTIONS) or _is_customised(module, _CONVOLUTIONS):
+        if not isinstance(module, _CONVOLUTIONS) or is_customised(module, _CONVOLUTIONS):
             return None
         padding = _padding(module)
         if module.padding_mode != "zeros" or padding is None:
@@ -383,13 +370,6 @@ def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
 
-def _is_customised(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module does more than its class in torch.nn: a subclass, or one with hooks."""
-    return type(module) not in bases or bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    )
-
-
 def _as_batch_norm(
     node: fx.Node, before: fx.Node, modules: dict[str, nn.Module]
 ) -> tuple[Any, Any, Any, Any, float] | None:
@@ -398,7 +378,7 @@ def _as_batch_norm(
         module = modules[str(node.target)]
         if (
             not isinstance(module, _BATCH_NORMS)
-            or _is_customised(module, _BATCH_NORMS)
+            or is_customised(module, _BATCH_NORMS)
             or module.running_mean is None
             or module.training
         ):

@@ -8,7 +8,7 @@ as many as there are answers to which statistics are meant.
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from lgo_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from lgo_cli.config import BatchNormPolicy
     from lgo_cli.objective import Objective
@@ -176,6 +177,11 @@ class BatchNorm:
         weights = np.linalg.solve(system, np.array([1.0, *coordinates])).clip(min=0.0)
         inside: np.ndarray[Any, Any] = weights / weights.sum()
         return inside
+
+
+def statistics_at(batchnorm: BatchNorm | None, *coordinates: float) -> AbstractContextManager[None]:
+    """What is to be in force around passes at a point; nothing where no policy is given."""
+    return nullcontext() if batchnorm is None else batchnorm.at(*coordinates)
 
 
 class _Intercepting(TorchFunctionMode):

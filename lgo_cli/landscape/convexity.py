@@ -7,7 +7,6 @@ bowl may be a picture of a saddle (theory.md, section 30).
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,11 @@ from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.search import Wanted
 from lgo_cli.errors import NumericsError
+from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -139,13 +138,13 @@ def convexity_map(
     num_matvecs = np.zeros((ny, nx), dtype=np.int64)
     wanted = Wanted(1, 1, rtol=SHARE * rtol, floor=1.0, seed=seed, max_matvecs=max_matvecs)
     objective.move(objective.theta)
-    with _statistics(batchnorm, 0.0, 0.0):
+    with statistics_at(batchnorm, 0.0, 0.0):
         model = fold(objective)  # the same function of any parameters
     with progress.task("convexity", nx * ny, "cells") as task:
         for cell in _serpentine(ny, nx):
             x_i, y_i = x[cell[1]], y[cell[0]]
             objective.displace((x_i, directions[0]), (y_i, directions[1]))
-            with _statistics(batchnorm, x_i, y_i):
+            with statistics_at(batchnorm, x_i, y_i):
                 loss[cell] = objective.evaluate().loss
                 if math.isfinite(loss[cell]):
                     pairs, num_matvecs[cell] = _eigenpairs(objective, model, wanted, memory_bytes)
@@ -172,10 +171,6 @@ def convexity_map(
         rtol=rtol,
         warnings=tuple(_warnings(loss, values[0], converged)),
     )
-
-
-def _statistics(batchnorm: BatchNorm | None, x: float, y: float) -> AbstractContextManager[None]:
-    return nullcontext() if batchnorm is None else batchnorm.at(x, y)
 
 
 def _eigenpairs(

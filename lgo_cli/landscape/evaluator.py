@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgo_cli.curvature.folding import rewrite_convolutions, trace
+from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
+from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
+from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, without
-from lgo_cli.objective import Evaluation, evaluate_model, evaluation_of, loss_totals
+from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
 
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.objective import Objective, Samples
@@ -59,7 +59,6 @@ class Evaluator:
     Attributes:
         samples: What the loss is the mean over: the objective's own, unless `on` gave others.
         plan: Which path the points take, and why.
-        difference: Largest relative difference from the model itself that `verify` found.
     """
 
     def __init__(
@@ -69,14 +68,13 @@ class Evaluator:
         self.directions = directions
         self.batchnorm = batchnorm
         self.samples = objective.samples
-        self.difference = 0.0
+        self._compared: dict[tuple[float, ...], float] = {}
         self._call: Callable[..., Tensor] | None = None
         self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         self._linears: list[FirstLinear] = []
         self._products: list[list[Tensor]] = []
         self._buffers: list[Tensor] = []
         self._inputs = self.samples.inputs
-        self._batch_size = objective.micro_batch_size
         self._channels_last = False
         self.plan = self._choose()
         if self._call is not None:
@@ -86,6 +84,7 @@ class Evaluator:
         """The same points on other samples, such as a test set; on the objective's device."""
         other = copy.copy(self)
         other.samples = samples
+        other._compared = {}
         if other._call is not None:
             other._prepare()
         return other
@@ -96,62 +95,63 @@ class Evaluator:
         A loss that is not finite is the model's own, not the fast path's.
         """
         self._move(coordinates)
-        with self._normalization(coordinates):
+        with statistics_at(self.batchnorm, *coordinates):
             if self._call is not None:
                 found = self._fast(coordinates)
                 if math.isfinite(found.loss):
                     return found
-            return self._plain()
+            return self.objective.evaluate(self.samples)
 
     def reference(self, *coordinates: float) -> Evaluation:
         """The same by the model itself, as `Objective.evaluate` does it."""
         self._move(coordinates)
-        with self._normalization(coordinates):
-            return self._plain()
+        with statistics_at(self.batchnorm, *coordinates):
+            return self.objective.evaluate(self.samples)
 
     def verify(self, points: Iterable[Sequence[float]]) -> float:
         """Compare the fast path with the model on one micro-batch at some points.
 
-        Beyond a relative difference of 1e-5 it is given up, and `plan` says so.
+        Beyond a relative difference of 1e-5 it is given up, and `plan` says so. A point is compared
+        once, however often it is asked for.
 
         Returns:
-            The largest relative difference of the mean loss that was ever found; 0 if there never
-            was a fast path.
+            The largest relative difference of the mean loss at these points; once there is no fast
+            path, that at any.
         """
         if self._call is None:
             return self.difference
+        size = self.objective.micro_batch_size
         few = copy.copy(self)
-        few.samples = self.samples.head(self._batch_size)
-        few._inputs = self._inputs[: self._batch_size]
-        few._products = [[part[: self._batch_size] for part in parts] for parts in self._products]
-        worst = 0.0
-        for point in points:
-            fast, plain = few(*point).loss, few.reference(*point).loss
-            if math.isfinite(plain):
-                worst = max(worst, abs(fast - plain) / max(abs(plain), torch.finfo().tiny))
-        self.difference = max(self.difference, worst)
+        few.samples = self.samples.head(size)
+        few._inputs = self._inputs[:size]
+        few._products = [[part[:size] for part in parts] for parts in self._products]
+        wanted = [tuple(point) for point in points]
+        for point in wanted:
+            if point not in self._compared:
+                fast, plain = few(*point).loss, few.reference(*point).loss
+                known = math.isfinite(plain)
+                scale = max(abs(plain), torch.finfo().tiny)
+                self._compared[point] = abs(fast - plain) / scale if known else 0.0
+        worst = max((self._compared[point] for point in wanted), default=0.0)
         if worst > TOLERANCE:
             self._give_up(f"it would move the loss by {worst:.1e}")
         return worst
 
+    @property
+    def difference(self) -> float:
+        """Largest relative difference from the model itself that `verify` ever found."""
+        return max(self._compared.values(), default=0.0)
+
     def _move(self, coordinates: Sequence[float]) -> None:
         self.objective.displace(*zip(coordinates, self.directions, strict=True))
-
-    def _normalization(self, coordinates: Sequence[float]) -> AbstractContextManager[None]:
-        return nullcontext() if self.batchnorm is None else self.batchnorm.at(*coordinates)
-
-    def _plain(self) -> Evaluation:
-        objective = self.objective
-        return evaluate_model(
-            objective.model, self.samples, objective.loss_function, objective.micro_batch_size
-        )
 
     @torch.no_grad()
     def _fast(self, coordinates: Sequence[float]) -> Evaluation:
         assert self._call is not None
         outputs = []
-        for start in range(0, len(self.samples), self._batch_size):
-            rows = slice(start, start + self._batch_size)
+        size = self.objective.micro_batch_size
+        for start in range(0, len(self.samples), size):
+            rows = slice(start, start + size)
             kept = [
                 _combined(parts, coordinates, rows, buffer)
                 for parts, buffer in zip(self._products, self._buffers, strict=True)
@@ -185,9 +185,7 @@ class Evaluator:
         ]
         done = []
         if num_convolutions:
-            # On a CPU two-dimensional convolutions are faster so.
-            four, cpu = self.samples.inputs.ndim == 4, objective.device.type == "cpu"
-            self._channels_last = four and cpu
+            self._channels_last = wants_channels_last(objective)
             last = ", channels last" if self._channels_last else ""
             done.append(
                 f"{num_folded} batch norms folded into {num_convolutions} convolutions" + last
@@ -214,21 +212,24 @@ class Evaluator:
             self._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
         self.objective.move(self.objective.theta)
         self._products = []
-        # Traced code that fx wrote may fail on what tracing did not show.
         try:
-            if self._prefix is not None and self._linears:
-                seen = self._prefix(self.samples.inputs)
-                self._products = [
-                    self._products_of(linear, inputs)
-                    for linear, inputs in zip(self._linears, seen, strict=True)
-                ]
-            self._buffers = [parts[0][: self._batch_size].clone() for parts in self._products]
-            assert self._call is not None
-            self._call(self._inputs[:2], *(buffer[:2] for buffer in self._buffers))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            self._give_up(f"the rewritten model fails ({str(error).splitlines()[0]})")
+            with strange_forward():
+                self._fill_products()
+        except ForwardError as error:
+            self._give_up(f"the rewritten model fails ({error})")
+
+    def _fill_products(self) -> None:
+        """Keep the products, and see on two samples that the call takes them."""
+        if self._prefix is not None and self._linears:
+            seen = self._prefix(self.samples.inputs)
+            self._products = [
+                self._products_of(linear, inputs)
+                for linear, inputs in zip(self._linears, seen, strict=True)
+            ]
+        size = self.objective.micro_batch_size
+        self._buffers = [parts[0][:size].clone() for parts in self._products]
+        assert self._call is not None
+        self._call(self._inputs[:2], *(buffer[:2] for buffer in self._buffers))
 
     def _products_of(self, linear: FirstLinear, inputs: Tensor) -> list[Tensor]:
         """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""

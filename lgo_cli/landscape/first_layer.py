@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lgo_cli.curvature.tracing import has_forward_hooks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -65,7 +67,7 @@ def _is_fixed(
     if node.op == "call_module":
         module = modules[str(node.target)]
         tensors = [*module.parameters(), *module.buffers()]
-        if tensors or module._forward_hooks or module._forward_pre_hooks:
+        if tensors or has_forward_hooks(module):
             return False
     return node.op != "output" and all(parent in fixed for parent in node.all_input_nodes)
 
@@ -78,7 +80,7 @@ def _as_linear(
         # A subclass, or a module with hooks, may do more.
         if type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
             return None
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_forward_hooks(module):
             return None
         return FirstLinear(node, node.all_input_nodes[0], module.weight, module.bias)
     if node.op == "call_function" and node.target is F.linear:
@@ -152,8 +154,7 @@ def _reuse_memory(traced: fx.GraphModule) -> None:
         is_relu = node.op == "call_function" and node.target in _RELU
         if node.op == "call_module":
             module = modules[str(node.target)]
-            hooked = module._forward_hooks or module._forward_pre_hooks
-            is_relu = type(module) is nn.ReLU and not hooked
+            is_relu = type(module) is nn.ReLU and not has_forward_hooks(module)
         is_sum = node.op == "call_function" and node.target in _ADD and len(node.args) == 2
         if not (is_relu or is_sum) or not node.args or not _is_fresh(node.args[0], modules):
             continue

@@ -20,6 +20,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
     INPUT,
@@ -206,15 +207,12 @@ def _trace(model: nn.Module, tensors: State, inputs: Tensor) -> fx.GraphModule:
 
     # The kernels that fuse a recurrent layer or attention have no rule; what they fuse has.
     with evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
-        # Tracing runs a user's forward on proxies: anything may fail.
         try:
-            traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            with strange_forward():
+                traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])
+        except ForwardError as error:
             raise InputError(
-                f"the model cannot be traced, so its symmetries are unknown: {reason}",
+                f"the model cannot be traced, so its symmetries are unknown: {error}",
                 hint="a forward whose course depends on values cannot be aligned",
             ) from error
     traced.graph.eliminate_dead_code()

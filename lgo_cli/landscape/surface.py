@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lgo_cli.landscape.adaptive import Filled, fill_surface
+from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.cells import Cells
-from lgo_cli.objective import evaluate_model
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lgo_cli.landscape.checking import Check
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.objective import Evaluation
 
@@ -108,11 +106,6 @@ class Surface:
     plan: str
     self_check: SelfCheck
 
-    @property
-    def check(self) -> Check | None:
-        """The filled cells that were measured after all."""
-        return self.filled.check if self.filled else None
-
 
 def measure_surface(
     evaluator: Evaluator,
@@ -145,7 +138,7 @@ def measure_surface(
     self-check.
     """
     cells = Cells() if cells is None else cells
-    difference = evaluator.verify([(0.0, 0.0), (x[0], y[0]), (x[-1], y[-1])])
+    difference = verify_on(evaluator, x, y)
     grid = _Grid(evaluator, x, y, cells)
     filled = None
     if tolerance is None:
@@ -153,33 +146,35 @@ def measure_surface(
     else:
         filled = _fill(grid, tolerance, seed, preview, progress)
     loss = grid.values[0] if filled is None else filled.loss
-    measured = grid.visited
     finite = loss[np.isfinite(loss)]
-    center = grid.center
-    evaluator_center = evaluator(0.0, 0.0).loss
     return Surface(
         x=np.array(x),
         y=np.array(y),
         loss=loss,
         standard_error=grid.values[1],
         accuracy=grid.values[2],
-        measured=measured,
+        measured=grid.visited,
         error_estimate=np.zeros_like(loss) if filled is None else filled.error_estimate,
-        loss_at_center=center.loss,
+        loss_at_center=grid.center.loss,
         loss_min=float(finite.min()) if len(finite) else None,
         loss_max=float(finite.max()) if len(finite) else None,
         num_cells=loss.size,
-        num_measured=int(measured.sum()),
+        num_measured=int(grid.visited.sum()),
         num_small=0 if filled is None else filled.num_small,
         filled=filled,
         plan=evaluator.plan,
         self_check=SelfCheck(
-            center_difference=evaluator_center - center.loss,
+            center_difference=evaluator(0.0, 0.0).loss - grid.center.loss,
             fast_path_difference=difference,
             recomputed_cell=_recompute(grid, seed),
             num_nonfinite=loss.size - len(finite),
         ),
     )
+
+
+def verify_on(evaluator: Evaluator, x: Sequence[float], y: Sequence[float]) -> float:
+    """Compare an evaluator with the model at the centre and two corners of a grid."""
+    return evaluator.verify([(0.0, 0.0), (x[0], y[0]), (x[-1], y[-1])])
 
 
 def measure_share(
@@ -203,7 +198,7 @@ def measure_share(
         count: Number of shares; together they are the grid.
         progress: Told of each cell.
     """
-    evaluator.verify([(0.0, 0.0), (x[0], y[0]), (x[-1], y[-1])])
+    verify_on(evaluator, x, y)
     grid = _Grid(evaluator, x, y, cells)
     mine = [cell for level in _coarse_to_fine(grid.shape) for cell in level][index::count]
     with progress.task(f"shard {index}/{count}", len(mine), "cells") as task:
@@ -316,8 +311,7 @@ def _fill(
 def _recompute(grid: _Grid, seed: int) -> RecomputedCell:
     """Measure one cell on fresh parameters, by plain arithmetic and without the buffer's code."""
     evaluator = grid.evaluator
-    objective, batchnorm = evaluator.objective, evaluator.batchnorm
-    x, y = grid.x, grid.y
+    objective, x, y = evaluator.objective, grid.x, grid.y
     # At the centre there would be nothing to check.
     cells = [(i, j) for i, j in np.argwhere(grid.visited).tolist() if (x[j], y[i]) != (0, 0)]
     i, j = cells[derive_seed(seed, "contour", "recompute") % len(cells)]
@@ -329,13 +323,8 @@ def _recompute(grid: _Grid, seed: int) -> RecomputedCell:
             objective.parameters, centers, firsts, seconds, strict=True
         ):
             parameter.data = center + x[j] * d0 + y[i] * d1
-        with nullcontext() if batchnorm is None else batchnorm.at(x[j], y[i]):
-            again = evaluate_model(
-                objective.model,
-                objective.samples,
-                objective.loss_function,
-                objective.micro_batch_size,
-            ).loss
+        with statistics_at(evaluator.batchnorm, x[j], y[i]):
+            again = objective.evaluate().loss
     finally:
         for parameter, view in zip(objective.parameters, views, strict=True):
             parameter.data = view

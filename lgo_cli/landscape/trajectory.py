@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lgo_cli.errors import InputError
+from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.directions import ROUNDING, displacements, project
 from lgo_cli.landscape.planes import build_plane, range_around
 from lgo_cli.progress import SILENT, Progress
@@ -141,10 +141,9 @@ def trajectory_heights(
         raise ValueError("the plane is not that of these checkpoints")
     losses = []
     for checkpoint, (x, y) in zip(checkpoints, plane.trajectory, strict=False):
-        policy = nullcontext() if batchnorm is None else batchnorm.at(x, y)
-        with objective.at(checkpoint().to(objective.theta)), policy:
+        with objective.at(checkpoint().to(objective.theta)), statistics_at(batchnorm, x, y):
             losses.append(objective.evaluate().loss)
-    with nullcontext() if batchnorm is None else batchnorm.at(0.0, 0.0):
+    with statistics_at(batchnorm, 0.0, 0.0):
         losses.append(objective.evaluate().loss)
     return Heights(
         loss=tuple(losses),

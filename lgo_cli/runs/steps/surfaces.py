@@ -63,9 +63,10 @@ class Work:
         return Journal(self.context.plan.out, key, share, anew=anew)
 
     def verify(self, evaluator: Evaluator) -> None:
-        """Compare the fast path with the model at the centre and two corners."""
-        corners = [(self.x[0], self.y[0]), (self.x[-1], self.y[-1])]
-        evaluator.verify([(0.0, 0.0), *corners])
+        """Settle the path that cells take, which the journal's key is of."""
+        from lgo_cli.landscape.surface import verify_on
+
+        verify_on(evaluator, self.x, self.y)
 
     def measure(self, evaluator: Evaluator) -> Surface:
         """The surface on the plane of an evaluator, from the journal where it has the cells."""

@@ -1,0 +1,54 @@
+"""A user's forward as a graph (torch.fx), and what may go wrong with one that is traced."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class ForwardError(Exception):
+    """A forward that was traced or rewritten fails; says why on one line."""
+
+
+@contextmanager
+def strange_forward() -> Iterator[None]:
+    """Turn whatever a forward raises, on proxies or as code that fx wrote, into one error.
+
+    What a stranger's code raises there cannot be listed (compare `factories`); the model itself,
+    which the objective has run, can then serve as it is.
+
+    Raises:
+        ForwardError: for all but a lack of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ForwardError(reason) from error
+
+
+def trace(model: nn.Module) -> fx.GraphModule | str:
+    """A model's forward as a graph that shares its parameters, or why there is none."""
+    try:
+        with strange_forward():
+            return fx.symbolic_trace(model)
+    except ForwardError as error:
+        return f"the model cannot be traced ({error})"
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_customised(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module does more than its class in torch.nn: a subclass, or one with hooks."""
+    return type(module) not in bases or has_forward_hooks(module) or bool(module._backward_hooks)
