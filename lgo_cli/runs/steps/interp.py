@@ -14,6 +14,7 @@ from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.steps.aligned import Repairs, aligned, alignment_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import CURVE_STATE, curve_results, trained_curve
+from lgo_cli.runs.steps.ends import Ends
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curve_training import TrainedCurve
-    from lgo_cli.landscape.curves import Curve
     from lgo_cli.landscape.interpolation import Path
-    from lgo_cli.objective import Objective
-    from lgo_cli.results import Measured
 
 
 class InterpStep(Step):
@@ -87,80 +84,6 @@ def _along_direction(context: Context, config: InterpConfig) -> InterpResults:
     )
 
 
-class _Ends:
-    """The run and other ends of paths from it, measured on both splits.
-
-    Args:
-        context: Of the step.
-        config: What is asked.
-        problem: Entered.
-    """
-
-    def __init__(self, context: Context, config: InterpConfig, problem: Objective) -> None:
-        from lgo_cli.landscape.interpolation import alpha_grid
-
-        between = config.spherical or config.repair or config.curve is not None
-        within = (0.0, 1.0) if between else (-0.5, 1.5)
-        test = context.loaded.samples("test", config.analysis_samples)
-        self.context = context
-        self.config = config
-        self.problem = problem
-        self.alphas = alpha_grid(config.range or within, config.num_points, (0.0, 1.0))
-        self.test = test.to(problem.device, problem.dtype)
-        self.own = context.loaded.model.state_dict()
-
-    def weights(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The trainable parameters [P] of a checkpoint."""
-        from lgo_cli.vectors import flatten
-
-        return flatten(state[name] for name in self.problem.layout.names).to(self.problem.theta)
-
-    def policy(self, state: Mapping[str, Tensor]) -> BatchNorm:
-        """The policy for batch norm on the way to an end."""
-        from lgo_cli.landscape.batchnorm import BatchNorm
-
-        return BatchNorm(
-            self.problem,
-            self.config.batchnorm,
-            num_samples=self.config.batchnorm_samples,
-            ends={(0.0,): self.own, (1.0,): state},
-        )
-
-    def measured(self, state: Mapping[str, Tensor]) -> Measured:
-        """What is measured, for the record."""
-        from lgo_cli.runs.loaded import measured
-
-        return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
-
-    def curve(self, state: Mapping[str, Tensor], curve: Curve) -> Path:
-        """Measure a curve to an end."""
-        return self._path(state, None, curve=curve)
-
-    def straight(self, state: Mapping[str, Tensor], repairs: Repairs | None = None) -> Path:
-        """Measure the line to an end, or the arc where arcs are asked for."""
-        from lgo_cli.landscape.curves import Arc
-
-        target = self.weights(state)
-        if self.config.spherical:
-            return self._path(state, repairs, curve=Arc.between(self.problem.theta, target))
-        return self._path(state, repairs, target=target)
-
-    def _path(self, state: Mapping[str, Tensor], repairs: Repairs | None, **route: Any) -> Path:
-        from lgo_cli.landscape.interpolation import interpolate
-
-        policy = self.policy(state)
-        around = None if policy.policy == "frozen" else policy.at
-        return interpolate(
-            self.problem,
-            self.test,
-            self.alphas,
-            around=repairs.at if repairs else around,
-            seed=self.config.seed,
-            progress=self.context.progress,
-            **route,
-        )
-
-
 def _to_other(context: Context, config: InterpConfig) -> InterpResults:
     from lgo_cli.runs.loaded import objective
 
@@ -173,7 +96,7 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
         if config.align:
             alignment = aligned(context, config, other)
         with objective(plan, loaded) as problem:
-            ends = _Ends(context, config, problem)
+            ends = Ends(context, config, problem)
             if alignment is not None:
                 beside["unaligned"] = ends.straight(other)
                 other = alignment.state

@@ -10,6 +10,7 @@ import numpy as np
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
 from lgo_cli.runs.steps.base import Context, common, save_arrays
+from lgo_cli.runs.steps.ends import Ends
 
 if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
@@ -26,15 +27,10 @@ def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
     Arrays of `interp.npz` hold a row for each of the k(k − 1)/2 pairs, and `matrix_barrier` and its
     like [k, k].
     """
-    from lgo_cli.landscape.batchnorm import BatchNorm
-    from lgo_cli.landscape.curves import Arc
-    from lgo_cli.landscape.interpolation import alpha_grid, interpolate
-    from lgo_cli.runs.loaded import measured, objective
+    from lgo_cli.runs.loaded import objective
     from lgo_cli.training.loop import snapshot
-    from lgo_cli.vectors import flatten
 
     plan, loaded = context.plan, context.loaded
-    alphas = alpha_grid((0.0, 1.0), config.num_points, (0.0, 1.0))
     paths: list[Path] = []
     losses = []
     with context.stopwatch.phase("compute"):
@@ -48,41 +44,17 @@ def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
                 loaded.model.load_state_dict(state)
                 with objective(plan, loaded) as problem:
                     losses.append(problem.center.loss)
-                    test = loaded.samples("test", config.analysis_samples)
-                    test = test.to(problem.device, problem.dtype)
+                    ends = Ends(context, config, problem)
                     for other in states[first + 1 :]:
-                        policy = BatchNorm(
-                            problem,
-                            config.batchnorm,
-                            num_samples=config.batchnorm_samples,
-                            ends={(0.0,): state, (1.0,): other},
-                        )
-                        description = measured(problem, loaded, len(test), policy)
-                        pieces = (other[name] for name in problem.layout.names)
-                        target = flatten(pieces).to(problem.theta)
-                        end: dict[str, Any] = (
-                            {"curve": Arc.between(problem.theta, target)}
-                            if config.spherical
-                            else {"target": target}
-                        )
-                        paths.append(
-                            interpolate(
-                                problem,
-                                test,
-                                alphas,
-                                around=None if policy.policy == "frozen" else policy.at,
-                                seed=config.seed,
-                                progress=context.progress,
-                                **end,
-                            )
-                        )
+                        description = ends.measured(other)
+                        paths.append(ends.straight(other))
         finally:
             loaded.model.load_state_dict(states[0])
     pairs = np.array([*combinations(range(len(states)), 2)])
     matrices = _matrices(pairs, paths, len(states))
     rows = [{**path.train.arrays(), **path.test.arrays("test_")} for path in paths]
     arrays = {
-        "alpha": np.array(alphas),
+        "alpha": paths[0].alpha,
         "pairs": pairs,
         **{key: np.stack([row[key] for row in rows]) for key in rows[0]},
         **{
@@ -116,7 +88,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
             **{name: matrix.tolist() for name, matrix in matrices.items()},
         ),
         range=(0.0, 1.0),
-        num_points=len(alphas),
+        num_points=len(paths[0].alpha),
         num_evaluations=sum(path.num_evaluations for path in paths),
         num_matvecs=sum(path.num_matvecs for path in paths),
     )

@@ -51,32 +51,22 @@ def named_plane(context: Context, problem: Objective, config: ContourConfig) -> 
         "eigen": _eigen,
         "pca": _pca,
         "checkpoints": _checkpoints,
-        "gradient": _gradient,
+        "gradient": _drawn,
         "random+eigen": _random_eigen,
         "file": _file,
-        "random": _random,
+        "random": _drawn,
     }
     return builders[config.kind](context, problem, config)
 
 
-def _random(context: Context, problem: Objective, config: ContourConfig) -> Named:
-    from lgo_cli.landscape.planes import random_plane
+def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.planes import gradient_plane, random_plane
 
     del context
+    build = gradient_plane if config.kind == "gradient" else random_plane
 
     def draw(index: int) -> Plane:
-        return random_plane(problem, config.seed, normalization=config.normalization, index=index)
-
-    return Named(draw(0), draw=draw)
-
-
-def _gradient(context: Context, problem: Objective, config: ContourConfig) -> Named:
-    from lgo_cli.landscape.planes import gradient_plane
-
-    del context
-
-    def draw(index: int) -> Plane:
-        return gradient_plane(problem, config.seed, normalization=config.normalization, index=index)
+        return build(problem, config.seed, normalization=config.normalization, index=index)
 
     return Named(draw(0), draw=draw)
 
