@@ -51,6 +51,10 @@ class OutputError(LgoError):
     exit_code = ExitCode.INPUT
 
 
+class LockedError(OutputError):
+    """Another process is writing what this one would write."""
+
+
 class NumericsError(LgoError):
     """The numbers failed: a non-finite loss, a non-deterministic objective, no convergence."""
 

@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lgo_cli.errors import InputError, MachineError, OutputError
+from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,21 +111,13 @@ def write_error(path: Path, error: OSError) -> MachineError | OutputError:
     )
 
 
-def is_locked(directory: Path, step: str) -> bool:
-    """Whether another process holds the lock of `step` in `directory` at this moment."""
-    try:
-        with step_lock(directory, step):
-            return False
-    except OutputError:
-        return True
-
-
 @contextmanager
 def step_lock(directory: Path, step: str) -> Iterator[None]:
     """Hold the lock of `step` in `directory`; other steps may run there meanwhile.
 
     Raises:
-        OutputError: if another process holds it, or the place cannot be written.
+        LockedError: if another process holds it.
+        OutputError: if the place cannot be written.
     """
     lock = directory / BOOKKEEPING / f"{step}.lock"
     try:
@@ -138,7 +130,7 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OutputError(
+                raise LockedError(
                     f"another lgo {step} is writing to {directory}",
                     hint="wait for it to end, or choose another directory with --out",
                 ) from error

@@ -15,6 +15,7 @@ from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, 
 from lgo_cli.errors import (
     ConvergenceError,
     InputError,
+    LockedError,
     NumericsError,
     OutputError,
     UsageError,
@@ -23,7 +24,6 @@ from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
     canonical_json,
-    is_locked,
     step_lock,
     temporary_path,
     write_error,
@@ -121,17 +121,20 @@ def execute(
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
-    if execution.share is not None:
-        complete = _measure_share(plan, execution, stopwatch, progress)
-        # Of two that end together one assembles.
-        if not complete or is_locked(plan.out, plan.command):
-            return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
-    with step_lock(plan.out, plan.command):
-        if done is not None:
-            manifest = _redraw(plan, done, figure)
-            return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
-        manifest = _compute(plan, figure, execution, stopwatch, progress)
-        return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+    if execution.share is not None and not _measure_share(plan, execution, stopwatch, progress):
+        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
+    try:
+        with step_lock(plan.out, plan.command):
+            if done is not None:
+                manifest = _redraw(plan, done, figure)
+                return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+            manifest = _compute(plan, figure, execution, stopwatch, progress)
+            return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+    except LockedError:
+        # Of two shares that end together, one assembles the surface.
+        if execution.share is None:
+            raise
+        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
 
 
 def _measure_share(

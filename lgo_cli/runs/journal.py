@@ -61,9 +61,9 @@ class Journal(Cells):
             self._handle = self.path.open("ab", buffering=0)
             if anew:
                 self._handle.truncate(0)
-            # What was cut short goes, so that what follows can be read.
-            self._handle.truncate(self._handle.tell() // _SIZE * _SIZE)
-            self._drop_damaged()
+            # What was cut short or damaged goes, so that what follows can be read.
+            num_sound = sum(1 for _ in _records(self.path.read_bytes()))
+            self._handle.truncate(num_sound * _SIZE)
         except OSError as error:
             raise write_error(self.path, error) from error
         if share or not anew:
@@ -91,10 +91,6 @@ class Journal(Cells):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self.path, error) from error
-
-    def _drop_damaged(self) -> None:
-        num_sound = sum(1 for _ in _records(self.path.read_bytes()))
-        self._handle.truncate(num_sound * _SIZE)
 
 
 def _records(data: bytes) -> Iterator[tuple[Key, Evaluation]]:
