@@ -91,7 +91,7 @@ class Basis:
         """
         rows = self.rows(num_rows)
         if last is not None:
-            rows = [row for block in rows for row in torch.split(block, 1)][-last:]
+            rows = [row for block in rows[-last:] for row in torch.split(block, 1)][-last:]
         coefficients = [block @ vector for block in rows]
         for block, part in zip(rows, coefficients, strict=True):
             vector.addmv_(block.T, part, alpha=-1)

@@ -96,10 +96,11 @@ class Bench:
 def forward_seconds(model: torch.nn.Module, samples: Samples) -> float:
     """The least of seven plain passes, in the objective's own micro-batches."""
     with Objective(model, samples) as objective:
-        return min(_timed(objective.evaluate)[0] for _ in range(7))
+        return min(timed(objective.evaluate)[0] for _ in range(7))
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and result."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
@@ -129,7 +130,7 @@ def products(bench: Bench) -> Iterator[Record]:
                 operator = kind(objective)
                 vector = torch.randn(operator.dim, generator=draw)
                 operator.matvec(vector)
-                cost = min(_timed(lambda: operator.matvec(vector))[0] for _ in range(7))  # noqa: B023
+                cost = min(timed(lambda: operator.matvec(vector))[0] for _ in range(7))  # noqa: B023
                 yield {
                     "what": f"{kind.__name__} product, {name} of a user's file",
                     "forward_passes": cost / forward, "forward_s": forward, "samples": n,
@@ -148,7 +149,7 @@ def eigenvalues(bench: Bench, names: list[str], k: int, *, peers: bool) -> Itera
         config = HessianConfig(top_k=k, bottom_k=0, audit=False)
         rows = []
         for seed in SEEDS:
-            seconds, spectrum = _timed(
+            seconds, spectrum = timed(
                 lambda: analyzed(model, samples, config.model_copy(update={"seed": seed}))  # noqa: B023
             )
             error = float(((spectrum.eigenpairs.values - reference) / reference).abs().max())
@@ -314,15 +315,28 @@ def markdown(lines: list[Record]) -> str:
     return "\n".join(rows)
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks of networks share."""
+    shared = argparse.ArgumentParser(description=description.splitlines()[0])
+    shared.add_argument("--data-root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    shared.add_argument("--runs", type=Path, default=Path("benchmark-runs"))
+    shared.add_argument("--only", nargs="*")
+    shared.add_argument("--peers", action="store_true")
+    shared.add_argument("--markdown", action="store_true")
+    return shared
+
+
+def run(parts: dict[str, Callable[[], Iterator[Record]]], only: list[str] | None) -> None:
+    """Print a line for each record of the parts that are asked for."""
+    for name, part in parts.items():
+        if only is None or name in only:
+            for record in part():
+                print(json.dumps(record), flush=True)
+
+
 def main() -> None:
     """Print what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--runs", type=Path, default=Path("benchmark-runs"))
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
     if arguments.markdown:
         print(markdown([json.loads(line) for line in sys.stdin]))
         return
@@ -338,10 +352,7 @@ def main() -> None:
         "memory": lambda: memory(bench),
     }
     print(json.dumps(machine()), flush=True)
-    for name, part in parts.items():
-        if arguments.only is None or name in arguments.only:
-            for record in part():
-                print(json.dumps(record), flush=True)
+    run(parts, arguments.only)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ README's tables. Needs Fashion-MNIST; networks are trained as for curvature.py. 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +33,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import users_models
-from curvature import Bench, Record, machine
+from curvature import Bench, Record, machine, parser, run, timed
 from surface_peers import PEERS, clone_and_copy
 
 from lgo_cli import checkpoint
@@ -53,13 +51,6 @@ NUM_PLANES = 3
 ROUNDS = 7
 RANGES = {"exponential": 3.5}
 """Half widths of the planes that are not 1."""
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
 
 
 def network(bench: Bench, name: str) -> tuple[nn.Module, Samples]:
@@ -336,16 +327,11 @@ def markdown(lines: list[Record]) -> str:
 
 def main() -> None:
     """Print what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--runs", type=Path, default=Path("benchmark-runs"))
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--planes", type=int, default=NUM_PLANES, help="of each network")
-    parser.add_argument("--resolution", type=int, default=RESOLUTION)
-    parser.add_argument("--default-allocator", action="store_true", help="as in any other process")
-    parser.add_argument("--markdown", action="store_true")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--planes", type=int, default=NUM_PLANES, help="of each network")
+    options.add_argument("--resolution", type=int, default=RESOLUTION)
+    options.add_argument("--default-allocator", action="store_true", help="as in any other process")
+    arguments = options.parse_args()
     if arguments.markdown:
         print(markdown([json.loads(line) for line in sys.stdin]))
         return
@@ -371,10 +357,7 @@ def main() -> None:
         except PackageNotFoundError:
             known[package] = None
     print(json.dumps(known), flush=True)
-    for name, part in parts.items():
-        if arguments.only is None or name in arguments.only:
-            for record in part():
-                print(json.dumps(record), flush=True)
+    run(parts, arguments.only)
 
 
 if __name__ == "__main__":
