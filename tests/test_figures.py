@@ -702,6 +702,20 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["a", "sweep/learning-rate-0.1", "b"], ["a", "sweep/l…rate-0.1", "b"]),
+        # A middle that is cut out may be all that tells them apart.
+        (["sweep/learning-1-rate-0.1", "sweep/learning-2-rate-0.1", "b"],) * 2,
+    ],
+)
+def test_long_names_of_a_matrix_stay_apart(names: list[str], shown: list[str]) -> None:
+    arrays, results = _matrix(3)
+    axes = draw_matrix(arrays, {**results, "matrix": {"names": names}}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == shown
+
+
+@pytest.mark.parametrize(
     ("prefix", "name", "own"),
     [
         ("line_", "train, line", "train, curve"),

@@ -18,6 +18,7 @@ from lgo_cli.errors import InputError
 from lgo_cli.landscape.curve_training import CurveTraining
 from lgo_cli.results import InterpResults
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.checkpoints import short_names
 from lgo_cli.runs.steps import curve as curve_step
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
@@ -104,6 +105,130 @@ def test_interval_and_error_stand_with_the_barrier(pair: Path, lgo: Lgo) -> None
     assert f"barrier    {results.barrier:.4g} (" in printed
 
 
+@pytest.fixture
+def burst(pair: Path) -> Path:
+    """Finite weights whose outputs overflow: a loss that is not finite."""
+    state = checkpoint.load_state_dict(pair / "run1" / "model.pth")
+    checkpoint.save({name: 1e30 * tensor for name, tensor in state.items()}, pair / "burst.pth")
+    return pair / "burst.pth"
+
+
+def test_matrix_names_a_checkpoint_that_is_not_finite(pair: Path, burst: Path) -> None:
+    ends = (str(burst), str(pair / "run1"))
+    outcome = execute(InterpConfig(to=ends, matrix=True, **SMALL), pair / "run0")
+    assert outcome.manifest is not None
+    results = outcome.manifest.results
+    assert isinstance(results, InterpResults)
+    matrix = results.matrix
+    assert matrix is not None
+    assert matrix.names == ["run0", "burst.pth", "run1"]
+    assert np.isfinite(matrix.loss).tolist() == [True, False, True]
+    assert results.warnings[0].startswith(f"burst.pth: its loss is {matrix.loss[1]}, and it has no")
+    with np.load(pair / "run0" / "interp.npz") as arrays:
+        missing = [True, False, True]  # pairs (0, 1), (0, 2), (1, 2)
+        for name in ("loss", "accuracy", "test_loss", "barrier_standard_error"):
+            assert np.isnan(arrays[name]).all(axis=1).tolist() == missing
+        for name in ("barrier", "standard_error", "lower", "upper"):
+            for prefix in ("", "test_"):
+                array = arrays[f"{prefix}matrix_{name}"]
+                assert np.isnan(array[1, [0, 2]]).all()
+                assert np.isnan(array[[0, 2], 1]).all()
+                assert np.isfinite(array[0, 2])
+    # The other pair is what it is without the bad one.
+    alone = execute(
+        InterpConfig(to=(ends[1],), matrix=True, **SMALL), pair / "run0",
+        execution=Execution(out=pair / "alone"),
+    ).manifest  # fmt: skip
+    assert alone is not None
+    assert alone.results.matrix.barrier[0][1] == matrix.barrier[0][2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--matrix --to run1", "not finite: the loss of burst.pth"),
+        (
+            "",
+            "not finite: barrier, barrier_standard_error, barrier_interval, test_barrier, "
+            "test_barrier_standard_error, test_barrier_interval, loss_at_end",
+        ),
+    ],
+)
+def test_strict_refuses_what_is_not_finite(
+    pair: Path, burst: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, options: str, message: str
+) -> None:
+    monkeypatch.chdir(pair)
+    line = ["interp", "run0", "--to", burst, "--num-points", 5, *options.split()]
+    result = lgo(*line, "--strict", code=4)
+    assert message in result.stderr
+    assert not (pair / "run0" / "interp.json").exists()
+    assert not (pair / "run0" / "interp.npz").exists()
+    lgo(*line)
+    before = (pair / "run0" / "interp.json").stat().st_mtime_ns
+    # What is there already has to meet the same.
+    assert message in lgo(*line, "--strict", code=4).stderr
+    assert (pair / "run0" / "interp.json").stat().st_mtime_ns == before
+
+
+def test_strict_refuses_an_interval_that_one_sample_leaves_open(small_run: Path, lgo: Lgo) -> None:
+    line = ["interp", small_run, "--num-points", 3, "--analysis-samples", 1]
+    lgo(*line)
+    result = lgo(*line, "--strict", "--force", code=4)
+    assert "not finite: barrier_standard_error, barrier_interval" in result.stderr
+    lgo("interp", small_run, "--num-points", 3, "--analysis-samples", 64, "--strict")
+
+
+def test_loss_of_another_end_is_recorded_where_it_is_not_finite(pair: Path) -> None:
+    """Frozen batch norm: the other end has a loss of its own, and it may overflow."""
+    state = checkpoint.load_state_dict(pair / "normed1" / "model.pth")
+    checkpoint.save(
+        {name: 1e30 * t if t.is_floating_point() else t for name, t in state.items()},
+        pair / "burst.pth",
+    )
+    kept = checkpoint.load_state_dict(pair / "normed0" / "model.pth")
+    results, _ = _measure(pair, "normed", to=str(pair / "burst.pth"))
+    assert results.loss_of_other is not None
+    assert not np.isfinite(results.loss_of_other)
+    again = checkpoint.load_state_dict(pair / "normed0" / "model.pth")
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/r/a/model.pth", "/r/b/model.pth"], ["a", "b"]),
+        (["/r/a/model.pth", "/r/a/init.pth"], ["a", "init.pth"]),
+        (["/r/0/x/model.pth", "/r/1/x/model.pth", "/r/c.pth"], ["0/x", "1/x", "c.pth"]),
+        (["/r/a/init.pth", "/r/b/init.pth"], ["a/init.pth", "b/init.pth"]),
+        (["/r/a/model.pth", "/r/a/../a/model.pth"], ["a", "a (2)"]),
+        (["/x/model.pth", "/r/x/model.pth"], ["/x", "r/x"]),
+    ],
+)
+def test_names_are_as_short_as_tells_them_apart(paths: list[str], names: list[str]) -> None:
+    assert short_names([Path(path) for path in paths]) == names
+
+
+def test_names_do_not_depend_on_where_the_runs_are(
+    pair: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure() -> Any:
+        outcome = execute(
+            InterpConfig(to=("run1", "run0/init.pth"), matrix=True, **SMALL), Path("run0")
+        )
+        return outcome.manifest
+
+    elsewhere = Path(shutil.copytree(pair, pair.parent / "deep" / "elsewhere"))
+    monkeypatch.chdir(pair)
+    here = measure()
+    monkeypatch.chdir(elsewhere)
+    there = measure()
+    assert there.outputs == here.outputs
+    assert there.results == here.results
+    printed = lgo("show", elsewhere / "run0").stdout
+    assert "run0, run1  " in printed
+    assert "to_0" not in printed
+
+
 def test_matrix_is_what_the_pairs_are(pair: Path) -> None:
     single, line = _measure(pair, range=(0.0, 1.0))
     outcome = execute(
@@ -117,7 +242,7 @@ def test_matrix_is_what_the_pairs_are(pair: Path) -> None:
     assert results.barrier is None
     matrix = results.matrix
     assert matrix is not None
-    assert matrix.names == ["run", "to_0", "init"]
+    assert matrix.names == ["run0", "run1", "init.pth"]
     text = json.dumps(outcome.manifest.request.model_dump(mode="json"))
     assert str(pair) not in text
     assert matrix.barrier[0][1] == single.barrier

@@ -396,7 +396,9 @@ Force = Annotated[
     bool, _flag(EXECUTION, "Compute even if up to date; replace files of others.", "--force")
 ]
 DryRun = Annotated[bool, _flag(EXECUTION, "Say what would be done, and do nothing.", "--dry-run")]
-Strict = Annotated[bool, _flag(EXECUTION, "Fail (exit 4) if not converged.", "--strict")]
+Strict = Annotated[
+    bool, _flag(EXECUTION, "Fail (exit 4) if not converged or not finite.", "--strict")
+]
 TrustCode = Annotated[
     bool, _flag(EXECUTION, "Run the model's and data's code that a run names.", "--trust-code")
 ]

@@ -177,7 +177,13 @@ def _interp(
     if measured.get("num_test_samples"):
         text.append(f"Test: {measured['num_test_samples']:,} samples of the test split.")
     if "matrix_barrier" in arrays:
-        return [*text, f"Lines between each two of {len(results['matrix']['names'])} checkpoints."]
+        names = results["matrix"]["names"]
+        lines = {"line": "Straight lines", "arc": "Spherical arcs"}[results["shape"]]
+        return [
+            *text,
+            f"{lines} between each two of {len(names)} checkpoints, {results['num_points']} points "
+            f"each: {', '.join(names)}.",
+        ]
     along = results["along"]
     low, high = results["range"]
     if along in _DIRECTIONS:

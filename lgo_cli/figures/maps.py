@@ -191,7 +191,7 @@ def draw_matrix(
     """
     barriers = np.array(arrays["matrix_barrier"], dtype=float)
     errors = arrays["matrix_standard_error"]
-    names = [_short(str(name)) for name in results["matrix"]["names"]]
+    names = _short(results["matrix"]["names"])
     k = len(names)
     np.fill_diagonal(barriers, 0.0)
     finite = barriers[np.isfinite(barriers)]
@@ -240,9 +240,10 @@ def draw_matrix(
     return figure
 
 
-def _short(name: str) -> str:
-    """A name that fits beside a cell: a long one keeps its end, which tells runs apart."""
-    return name if len(name) <= 16 else f"…{name[-15:]}"
+def _short(names: list[str]) -> list[str]:
+    """Names that fit beside a cell, long ones by both of their ends where that tells them apart."""
+    short = [name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}" for name in names]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def _unknown(value: float) -> str:

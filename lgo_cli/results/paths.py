@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
 
 from lgo_cli.config import Strict
 from lgo_cli.results.base import AnalysisResults, Real, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Barrier(Strict):
@@ -24,7 +29,8 @@ class Barrier(Strict):
 class BarrierMatrix(Strict):
     """Barriers between all pairs of k checkpoints, [k][k], symmetric; each interval on its own.
 
-    `names` are the run and what `locations` of the manifest places; `loss` is of each as it is.
+    `names` are the run's and those of what `locations` of the manifest places, each as short as
+    tells them apart; `loss` is of each as it is. Where it is not finite, all of its pairs are NaN.
     """
 
     names: list[str]
@@ -37,6 +43,18 @@ class BarrierMatrix(Strict):
     test_standard_error: list[list[Real]]
     test_lower: list[list[Real]]
     test_upper: list[list[Real]]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Losses that are not finite, and pairs whose numbers are not."""
+        names = list(zip(self.names, self.loss, strict=True))
+        found = [f"the loss of {name}" for name, loss in names if not math.isfinite(loss)]
+        matrices = [getattr(self, name) for name in type(self).model_fields]
+        for (i, (first, loss)), (j, (second, other)) in combinations(enumerate(names), 2):
+            pair = [matrix[i][j] for matrix in matrices[2:]]
+            if math.isfinite(loss + other) and not all(map(math.isfinite, pair)):
+                found.append(f"the barrier between {first} and {second}")
+        return found
 
 
 class AlignmentResults(Strict):
@@ -117,3 +135,23 @@ class InterpResults(AnalysisResults):
     num_points: int
     num_evaluations: int
     num_matvecs: int
+
+    @property
+    def complaints(self) -> list[str]:
+        """What `--strict` does not let pass: ends, barriers and intervals that are not finite."""
+        found = self.matrix.complaints if self.matrix is not None else []
+        for name, value in self.model_dump(exclude={"matrix", "curve"}).items():
+            if not all(map(math.isfinite, _numbers(value))):
+                found.append(name)
+        return [f"not finite: {', '.join(found)}"] if found else []
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """All numbers in a nest of results."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError
@@ -11,7 +14,7 @@ from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,23 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
             hint=f"train again: lgo train --force --out {directory}",
         )
     return Checkpoint(path, path.parent, (manifest, directory))
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What to call checkpoints: the fewest last parts of each path that no other ends with.
+
+    A `model.pth` goes by its directory. Where one path is named again, a number follows.
+    """
+    full = [Path(os.path.abspath(path)) for path in paths]
+    parts = [(path.parent if path.name == "model.pth" else path).parts for path in full]
+    names: list[str] = []
+    before: Counter[tuple[str, ...]] = Counter()
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = next(
+            n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)
+        )
+        before[own] += 1
+        again = f" ({before[own]})" if before[own] > 1 else ""
+        names.append(f"{Path(*own[-length:]).as_posix()}{again}")
+    return names

@@ -38,7 +38,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
-from lgo_cli.results import ContourResults, HessianResults
+from lgo_cli.results import ContourResults, HessianResults, InterpResults
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 
@@ -172,7 +172,7 @@ def _refuse_unconverged(manifest: Manifest) -> None:
     results = manifest.results
     if isinstance(results, HessianResults) and not results.converged:
         raise ConvergenceError(results.num_matvecs)
-    if isinstance(results, ContourResults) and results.complaints:
+    if isinstance(results, ContourResults | InterpResults) and results.complaints:
         raise NumericsError("; ".join(results.complaints))
 
 

@@ -64,6 +64,21 @@ class Ends:
 
         return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
 
+    def loss_of(self, state: Mapping[str, Tensor]) -> float:
+        """L of a checkpoint on the probe set, its own buffers and frozen parameters included.
+
+        It may be NaN or infinite. The model is put back where it stood.
+        """
+        from lgo_cli.training.loop import snapshot
+
+        model = self.problem.model
+        here = snapshot(model)
+        model.load_state_dict(state)
+        try:
+            return self.problem.evaluate().loss
+        finally:
+            model.load_state_dict(here)
+
     def curve(self, state: Mapping[str, Tensor], curve: Curve) -> Path:
         """Measure a curve to an end."""
         return self._path(state, None, curve=curve)

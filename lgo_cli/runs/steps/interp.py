@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
+from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.steps.aligned import Repairs, aligned, alignment_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
@@ -19,8 +21,6 @@ from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
 
     from lgo_cli.landscape.curve_training import TrainedCurve
     from lgo_cli.landscape.interpolation import Path
@@ -33,15 +33,22 @@ class InterpStep(Step):
         """Losses along a path on both splits, or the barriers between all pairs of checkpoints."""
         config = typed(context.plan, InterpConfig)
         if config.matrix:
-            from lgo_cli.runs.steps.matrix import measure_matrix
+            from lgo_cli.runs.steps.matrix import measure_matrix as measure
+        elif config.direction is not None:
+            measure = _along_direction
+        else:
+            measure = _to_other
+        results, arrays = measure(context, config)
+        if context.execution.strict and results.complaints:
+            raise NumericsError("; ".join(results.complaints))
+        save_arrays(context, "interp.npz", arrays)
+        context.path(CURVE_STATE).unlink(missing_ok=True)
+        return results
 
-            return measure_matrix(context, config)
-        if config.direction is not None:
-            return _along_direction(context, config)
-        return _to_other(context, config)
 
-
-def _along_direction(context: Context, config: InterpConfig) -> InterpResults:
+def _along_direction(
+    context: Context, config: InterpConfig
+) -> tuple[InterpResults, dict[str, Any]]:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.directions import gradient_direction, random_direction
     from lgo_cli.landscape.interpolation import alpha_grid, interpolate
@@ -72,8 +79,7 @@ def _along_direction(context: Context, config: InterpConfig) -> InterpResults:
             around=None if policy.policy == "frozen" else policy.at,
             progress=context.progress,
         )
-    save_arrays(context, "interp.npz", path_arrays(path))
-    return InterpResults(
+    results = InterpResults(
         **common(context, [*warnings, *path.warnings]),
         **path_results(path),
         measured=description,
@@ -82,9 +88,10 @@ def _along_direction(context: Context, config: InterpConfig) -> InterpResults:
         num_evaluations=path.num_evaluations,
         num_matvecs=num_matvecs + path.num_matvecs,
     )
+    return results, path_arrays(path)
 
 
-def _to_other(context: Context, config: InterpConfig) -> InterpResults:
+def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, dict[str, Any]]:
     from lgo_cli.runs.loaded import objective
 
     plan, loaded = context.plan, context.loaded
@@ -111,9 +118,9 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
                 repairs = Repairs(problem, ends.own, other)
                 path = ends.straight(other, repairs)
                 description = repairs.described(description)
-        fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
-        if description.batchnorm == "frozen" or fixed:
-            loss_of_other = _loss_of(context, other)
+            fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
+            if description.batchnorm == "frozen" or fixed:
+                loss_of_other = ends.loss_of(other)
     paths = (path, *beside.values())
     for each in paths:
         warnings += each.warnings
@@ -124,9 +131,7 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
         arrays |= path_arrays(each, f"{name}_")
     if trained is not None:
         arrays["bends"] = torch.stack(list(trained.curve.bends)).cpu().numpy()
-    save_arrays(context, "interp.npz", arrays)
-    context.path(CURVE_STATE).unlink(missing_ok=True)
-    return InterpResults(
+    results = InterpResults(
         **common(context, warnings),
         **path_results(path, beside),
         measured=description,
@@ -139,6 +144,7 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
         num_evaluations=sum(each.num_evaluations for each in paths),
         num_matvecs=sum(each.num_matvecs for each in paths),
     )
+    return results, arrays
 
 
 def path_arrays(path: Path, prefix: str = "") -> dict[str, Any]:
@@ -173,7 +179,7 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
 def _of_statistics(path: Path, loss_of_other: float, trained: TrainedCurve | None) -> list[str]:
     """What to say of statistics that are the run's own at every point."""
     warnings = []
-    if abs(loss_of_other - path.loss_at_end) > 1e-5 * abs(loss_of_other):
+    if not math.isclose(loss_of_other, path.loss_at_end, rel_tol=1e-5):
         warnings.append(
             "batch-norm statistics are the run's own all along the path, and so are frozen "
             "parameters: with its own, "
@@ -185,18 +191,3 @@ def _of_statistics(path: Path, loss_of_other: float, trained: TrainedCurve | Non
             "inside it: measure it with --batchnorm recompute"
         )
     return warnings
-
-
-def _loss_of(context: Context, state: Mapping[str, Tensor]) -> float:
-    """Loss of another checkpoint on the probe set, its own buffers included."""
-    from lgo_cli.runs.loaded import objective
-    from lgo_cli.training.loop import snapshot
-
-    model = context.loaded.model
-    own = snapshot(model)
-    model.load_state_dict(state)
-    try:
-        with objective(context.plan, context.loaded) as problem:
-            return problem.center.loss
-    finally:
-        model.load_state_dict(own)

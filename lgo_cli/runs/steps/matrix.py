@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -9,66 +10,76 @@ import numpy as np
 
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
-from lgo_cli.runs.steps.base import Context, common, save_arrays
+from lgo_cli.runs.checkpoints import short_names
+from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends
 
 if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
-    from lgo_cli.landscape.interpolation import Path
+    from lgo_cli.landscape.interpolation import Path, Series
 
 Array = np.ndarray[Any, Any]
 
 _FIELDS = ("barrier", "standard_error", "lower", "upper")
 
 
-def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
+def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResults, dict[str, Any]]:
     """Measure the path of each pair once, from the earlier to the later checkpoint.
 
     Arrays of `interp.npz` hold a row for each of the k(k − 1)/2 pairs, and `matrix_barrier` and its
-    like [k, k].
+    like [k, k]. A checkpoint whose loss is not finite has no barrier to any other: its pairs are
+    not measured, and all of their numbers are NaN.
     """
+    from lgo_cli.landscape.barriers import Barrier
+    from lgo_cli.landscape.interpolation import Series
     from lgo_cli.runs.loaded import objective
     from lgo_cli.training.loop import snapshot
 
     plan, loaded = context.plan, context.loaded
-    paths: list[Path] = []
-    losses = []
+    files = [f"to_{index}" for index in range(len(config.to))]
+    names = short_names([plan.files[name] for name in ("model.pth", *files)])
+    paths: dict[tuple[int, int], Path] = {}
+    losses: list[float] = []
     with context.stopwatch.phase("compute"):
         states = [snapshot(loaded.model)]
-        states += [
-            checkpoint.load_fitting(plan.files[f"to_{index}"], loaded.model)
-            for index in range(len(config.to))
-        ]
+        states += [checkpoint.load_fitting(plan.files[name], loaded.model) for name in files]
         try:
             for first, state in enumerate(states):
+                if first and not math.isfinite(losses[first]):
+                    continue
                 loaded.model.load_state_dict(state)
                 with objective(plan, loaded) as problem:
-                    losses.append(problem.center.loss)
                     ends = Ends(context, config, problem)
-                    for other in states[first + 1 :]:
-                        description = ends.measured(other)
-                        paths.append(ends.straight(other))
+                    if not losses:
+                        losses = [problem.center.loss, *map(ends.loss_of, states[1:])]
+                        description = ends.measured(states[1])
+                    for second in range(first + 1, len(states)):
+                        if math.isfinite(losses[second]):
+                            paths[first, second] = ends.straight(states[second])
         finally:
             loaded.model.load_state_dict(states[0])
     pairs = np.array([*combinations(range(len(states)), 2)])
-    matrices = _matrices(pairs, paths, len(states))
-    rows = [{**path.train.arrays(), **path.test.arrays("test_")} for path in paths]
-    arrays = {
-        "alpha": paths[0].alpha,
-        "pairs": pairs,
-        **{key: np.stack([row[key] for row in rows]) for key in rows[0]},
-        **{
-            f"{split}matrix_{name}": matrices[f"{split}{name}"]
-            for split in ("", "test_")
-            for name in _FIELDS
-        },
-    }
-    save_arrays(context, "interp.npz", arrays)
-    recorded: Any = plan.request.config["to"]
-    names = ["run", *recorded]
+    blank = np.full(len(ends.alphas), math.nan)
+    unknown = Series(blank, blank, blank, blank, Barrier(math.nan, math.nan, (math.nan,) * 2, 0.0))
+    arrays: dict[str, Any] = {"alpha": np.array(ends.alphas), "pairs": pairs}
+    matrices: dict[str, Array] = {}
+    for split, prefix in (("train", ""), ("test", "test_")):
+        series = [
+            getattr(paths[first, second], split) if (first, second) in paths else unknown
+            for first, second in pairs.tolist()
+        ]
+        rows = [each.arrays(prefix) for each in series]
+        arrays |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        for name, matrix in _matrices(pairs, series, len(states)).items():
+            matrices[f"{prefix}{name}"] = arrays[f"{prefix}matrix_{name}"] = matrix
     warnings = [
+        f"{name}: its loss is {loss}, and it has no barrier to any other checkpoint"
+        for name, loss in zip(names, losses, strict=True)
+        if not math.isfinite(loss)
+    ]
+    warnings += [
         f"{names[first]} to {names[second]}: {text}"
-        for (first, second), path in zip(pairs, paths, strict=True)
+        for (first, second), path in paths.items()
         for text in path.warnings
     ]
     if description.batchnorm == "frozen":
@@ -76,7 +87,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
             "batch-norm statistics are those of the first of each two: --batchnorm recompute or "
             "interpolate treats both alike"
         )
-    return InterpResults(
+    results = InterpResults(
         **common(context, warnings),
         measured=description,
         along="pairs",
@@ -88,20 +99,18 @@ def measure_matrix(context: Context, config: InterpConfig) -> InterpResults:
             **{name: matrix.tolist() for name, matrix in matrices.items()},
         ),
         range=(0.0, 1.0),
-        num_points=len(paths[0].alpha),
-        num_evaluations=sum(path.num_evaluations for path in paths),
-        num_matvecs=sum(path.num_matvecs for path in paths),
+        num_points=len(ends.alphas),
+        num_evaluations=sum(path.num_evaluations for path in paths.values()),
+        num_matvecs=sum(path.num_matvecs for path in paths.values()),
     )
+    return results, arrays
 
 
-def _matrices(pairs: Array, paths: list[Path], size: int) -> dict[str, Array]:
-    """Fields of `BarrierMatrix` [k, k]; no checkpoint has a barrier to itself."""
-    found: dict[str, Array] = {}
-    for split in ("", "test_"):
-        barriers = [(path.test if split else path.train).barrier for path in paths]
-        rows = [(each.value, each.standard_error, *each.interval) for each in barriers if each]
-        for name, values in zip(_FIELDS, zip(*rows, strict=True), strict=True):
-            matrix = np.zeros((size, size))
-            matrix[pairs[:, 0], pairs[:, 1]] = matrix[pairs[:, 1], pairs[:, 0]] = values
-            found[f"{split}{name}"] = matrix
+def _matrices(pairs: Array, series: list[Series], size: int) -> dict[str, Array]:
+    """Fields of `BarrierMatrix` [k, k] on one split; no checkpoint has a barrier to itself."""
+    found = {}
+    rows = [(b.value, b.standard_error, *b.interval) for b in (s.barrier for s in series) if b]
+    for name, values in zip(_FIELDS, zip(*rows, strict=True), strict=True):
+        found[name] = np.zeros((size, size))
+        found[name][pairs[:, 0], pairs[:, 1]] = found[name][pairs[:, 1], pairs[:, 0]] = values
     return found
