@@ -83,13 +83,62 @@ def test_csv_of_a_path_and_of_a_matrix() -> None:
     table = _read(csv_files("interp", arrays, {})["interp.csv"])
     assert list(table) == [name for name in arrays if name != "direction"]
     assert [float(text) for text in table["loss"]] == arrays["loss"].tolist()
-    barrier = np.array([[0.0, 0.5], [0.25, 0.0]])
-    matrix = {"matrix_barrier": barrier, "matrix_standard_error": barrier / 10}
-    files = csv_files("interp", matrix, {"matrix": {"names": ["run", "b,c"]}})
-    assert files["interp_matrix.csv"].decode().splitlines() == [
-        "from,to,barrier,standard_error", "run,run,0.0,0.0", 'run,"b,c",0.5,0.05',
-        '"b,c",run,0.25,0.025', '"b,c","b,c",0.0,0.0',
-    ]  # fmt: skip
+
+
+def _matrix() -> tuple[Arrays, Arrays]:
+    """Three checkpoints, the last without a finite loss, a name that CSV has to quote."""
+    draw = np.random.default_rng(2)
+    pairs = np.array([[0, 1], [0, 2], [1, 2]])
+    arrays: Arrays = {"alpha": np.array([0.0, 0.5, 1.0]), "pairs": pairs}
+    for prefix in ("", "test_"):
+        for name in ("loss", "standard_error", "accuracy", "barrier_standard_error"):
+            arrays[f"{prefix}{name}"] = draw.random((3, 3))
+            arrays[f"{prefix}{name}"][1:] = np.nan
+        for name in ("barrier", "standard_error", "lower", "upper"):
+            half = np.triu(draw.random((3, 3)), 1)
+            half[:2, 2] = np.nan
+            arrays[f"{prefix}matrix_{name}"] = half + half.T
+    return arrays, {"matrix": {"names": ["run", "b,c", "burst"], "loss": [0.5, 0.1, "NaN"]}}
+
+
+def test_csv_of_a_matrix_has_a_row_for_each_pair_with_all_that_is_known_of_it() -> None:
+    arrays, results = _matrix()
+    files = csv_files("interp", arrays, results)
+    assert list(files) == ["interp.csv", "interp_matrix.csv", "interp_checkpoints.csv"]
+    table = _read(files["interp_matrix.csv"])
+    assert table["from"] == ["run", "run", "b,c"]
+    assert table["to"] == ["b,c", "burst", "burst"]
+    for prefix in ("", "test_"):
+        for name in ("barrier", "standard_error", "lower", "upper"):
+            known, *rest = table.pop(f"{prefix}{name}")
+            assert float(known) == arrays[f"{prefix}matrix_{name}"][0, 1]
+            assert rest == ["nan", "nan"]
+    assert list(table) == ["from", "to"]
+    lines = _read(files["interp.csv"])
+    assert lines["from"] == ["run"] * 6 + ["b,c"] * 3
+    assert lines["alpha"] == ["0.0", "0.5", "1.0"] * 3
+    for key in ("loss", "test_loss", "accuracy", "barrier_standard_error"):
+        np.testing.assert_array_equal([float(text) for text in lines[key]], arrays[key].ravel())
+    checkpoints = files["interp_checkpoints.csv"].decode()
+    assert checkpoints == 'name,loss\nrun,0.5\n"b,c",0.1\nburst,nan\n'
+
+
+def test_h5_of_a_matrix_has_names_losses_and_intervals() -> None:
+    arrays, results = _matrix()
+    data = h5_files("interp", arrays, results)["interp.h5"]
+    with h5py.File(io.BytesIO(data), "r") as file:
+        assert file["names"].asstr()[:].tolist() == ["run", "b,c", "burst"]
+        np.testing.assert_array_equal(file["loss"][:], [0.5, 0.1, np.nan])
+        np.testing.assert_array_equal(file["train_loss"][:], arrays["loss"])
+        np.testing.assert_array_equal(file["test_acc"][:], 100 * arrays["test_accuracy"])
+        for key in [name for name in arrays if "matrix_" in name or name == "pairs"]:
+            np.testing.assert_array_equal(file[key][:], arrays[key])
+
+
+def test_csv_of_a_line_has_what_was_measured_at_its_points_alone() -> None:
+    arrays = _line()
+    files = csv_files("interp", {**arrays, "of_as_many_bends": arrays["alpha"]}, {})
+    assert list(_read(files["interp.csv"])) == [name for name in arrays if name != "direction"]
 
 
 def _vti(data: bytes) -> tuple[ElementTree.Element, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,13 +99,13 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
         for second in range(first + 1, len(row)):
             interval = (matrix.lower[first][second], matrix.upper[first][second])
             test = (matrix.test_lower[first][second], matrix.test_upper[first][second])
-            rows.append(
-                (
-                    f"{matrix.names[first]}, {matrix.names[second]}",
-                    f"barrier {_height(row[second], interval)} (95 %), on the test samples "
-                    f"{_height(matrix.test_barrier[first][second], test)}",
-                )
+            text = (
+                f"barrier {_height(row[second], interval)} (95 %), on the test samples "
+                f"{_height(matrix.test_barrier[first][second], test)}"
             )
+            if not math.isfinite(matrix.loss[first] + matrix.loss[second]):
+                text = "no barrier: a loss is not finite"
+            rows.append((f"{matrix.names[first]}, {matrix.names[second]}", text))
     return rows
 
 

@@ -30,7 +30,9 @@ def h5_files(
     `xcoordinates`, for a surface `ycoordinates`, then `train_loss`, `train_acc` and for a line
     `test_loss`, `test_acc`; accuracies in percent. Row i, column j of a surface is at
     `xcoordinates[j]`, `ycoordinates[i]`, as their `plot_2D.py` draws it, also where nx ≠ ny. A
-    convexity map is a file of its own with `max_eig` and `min_eig`, as its grid is coarser.
+    convexity map is a file of its own with `max_eig` and `min_eig`, as its grid is coarser. Lines
+    of a matrix, for which there is no such layout, are rows in the order of `pairs`; beside them
+    stand `names`, each checkpoint's `loss` and the `matrix_*` of `interp.npz`.
 
     Args:
         command: `interp` and `contour` have such files.
@@ -40,11 +42,15 @@ def h5_files(
     Raises:
         MachineError: if h5py is not installed.
     """
-    del results
-    if command == "interp" and "alpha" in arrays:
+    if command == "interp":
         line = {name: arrays[key] for name, key in _LINE.items() if key in arrays}
         measured = {k: v for k, v in line.items() if not np.isnan(v).all()}
-        return {"interp.h5": _h5({"xcoordinates": arrays["alpha"], **_percent(measured)})}
+        lines = {"xcoordinates": arrays["alpha"], **_percent(measured)}
+        if "pairs" in arrays:
+            lines |= {k: v for k, v in arrays.items() if k == "pairs" or "matrix_" in k}
+            lines["loss"] = list(map(float, results["matrix"]["loss"]))
+            lines["names"] = results["matrix"]["names"]
+        return {"interp.h5": _h5(lines)}
     if command != "contour":
         return {}
     surface = {name: arrays[key] for name, key in _SURFACE.items()}
@@ -75,5 +81,6 @@ def _h5(datasets: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, values in datasets.items():
-            file.create_dataset(name, data=np.asarray(values, dtype=np.float64), track_times=False)
+            dtype = h5py.string_dtype() if name == "names" else np.float64
+            file.create_dataset(name, data=np.asarray(values, dtype=dtype), track_times=False)
     return buffer.getvalue()

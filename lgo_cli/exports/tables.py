@@ -71,25 +71,32 @@ def _grid(x: Any, y: Any, values: Mapping[str, Any]) -> Columns:
 
 
 def _interp(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
-    tables = {}
-    if "alpha" in arrays:
-        shape = arrays["alpha"].shape
-        along = {
-            key: array
-            for key, array in arrays.items()
-            if array.shape == shape and key not in ("alpha", "direction")
-        }
-        tables["interp"] = {"alpha": arrays["alpha"], **along}
-    if "matrix_barrier" in arrays:
-        names = results["matrix"]["names"]
-        pairs = [(a, b) for a in names for b in names]
-        tables["interp_matrix"] = {
-            "from": [a for a, _ in pairs],
-            "to": [b for _, b in pairs],
-            "barrier": arrays["matrix_barrier"].ravel(),
-            "standard_error": arrays["matrix_standard_error"].ravel(),
-        }
-    return tables
+    measured = {
+        key: array
+        for key, array in arrays.items()
+        if key.endswith(("loss", "standard_error", "accuracy")) and "matrix_" not in key
+    }
+    if "pairs" not in arrays:
+        return {"interp": {"alpha": arrays["alpha"], **measured}}
+    matrix = results["matrix"]
+    alpha, pairs, names = arrays["alpha"], arrays["pairs"], np.array(matrix["names"])
+    ends = {"from": names[pairs[:, 0]], "to": names[pairs[:, 1]]}
+    return {
+        "interp": {
+            **{key: np.repeat(array, len(alpha)) for key, array in ends.items()},
+            "alpha": np.tile(alpha, len(pairs)),
+            **{key: array.ravel() for key, array in measured.items()},
+        },
+        "interp_matrix": {
+            **ends,
+            **{
+                key.replace("matrix_", ""): array[pairs[:, 0], pairs[:, 1]]
+                for key, array in arrays.items()
+                if "matrix_" in key
+            },
+        },
+        "interp_checkpoints": {"name": names, "loss": list(map(float, matrix["loss"]))},
+    }
 
 
 def _hessian(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
