@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli import checkpoint
-from lgo_cli.config import Execution, InterpConfig, TrainConfig
+from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.curve_training import CurveTraining
 from lgo_cli.results import InterpResults
@@ -355,21 +356,97 @@ def test_curve_is_resumed_to_the_bytes_of_an_undisturbed_one(
         execute(asked, pair / "run0")
     assert not (pair / "run0" / "interp.json").exists()
     interrupt = False
-    # A state of another request is no beginning for this one.
-    other = execute(asked.model_copy(update={"seed": 5}), pair / "run0").manifest
+    # A state of another request is no beginning for this one, and other requests leave it alone.
+    epochs = []
+    other = execute(asked.model_copy(update={"seed": 5, "epochs": 2}), pair / "run0").manifest
     assert other is not None
-    assert 4 in epochs
-    interrupt, epochs = True, []
-    with pytest.raises(KeyboardInterrupt):
-        execute(asked, pair / "run0")
-    interrupt, epochs = False, []
+    assert epochs == [0, 1, 2]
+    _measure(pair)
+    (state,) = (pair / "run0" / ".lgo").glob("*.pth")
+    # Nor is it gone before the manifest stands.
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[execute.__module__], "write_manifest", _interrupt)
+        epochs = []
+        with pytest.raises(KeyboardInterrupt):
+            execute(asked, pair / "run0")
+        assert epochs == [3, 4]
+        assert state.exists()
+    epochs = []
     again = execute(asked, pair / "run0").manifest
     assert again is not None
-    assert epochs == [3, 4]
+    assert epochs == []  # the last state was of all four
     assert again.fingerprint == fresh.fingerprint
     assert again.results == fresh.results
     assert again.outputs["interp.npz"].sha256 == fresh.outputs["interp.npz"].sha256
     assert not list((pair / "run0" / ".lgo").glob("*.pth"))
+
+
+def _interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_damaged_state_of_a_curve_is_refused_and_force_starts_over(
+    pair: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    monkeypatch.setattr(curve_step, "STATE_INTERVAL_S", 0.0)
+    line = ["interp", pair / "run0", "--to", pair / "run1", "--curve", "bezier", "--epochs", 2]
+    line += ["--num-points", 3, "--analysis-samples", 32]
+    with monkeypatch.context() as patch:
+        patch.setattr("lgo_cli.runs.steps.interp.curve_results", _interrupt)
+        lgo(*line, code=130)
+    (state,) = (pair / "run0" / ".lgo").glob("*.pth")
+    whole = state.read_bytes()
+    state.write_bytes(damage(whole))
+    error, hint = lgo(*line, code=3).stderr.splitlines()[-2:]
+    assert f"{state} is not a readable checkpoint" in error or f"{state} holds more than" in error
+    assert hint == "hint: --force starts over"
+    assert not (pair / "run0" / "interp.json").exists()
+    lgo(*line, "--force")
+    assert not state.exists()
+    # A state under this name that is of another request, as after a copy by hand.
+    checkpoint.save({"fingerprint": "0" * 64}, state)
+    (pair / "run0" / "interp.json").unlink()
+    (pair / "run0" / "interp.npz").unlink()
+    (pair / "run0" / "interp_1d.png").unlink()
+    (pair / "run0" / "interp_caption.txt").unlink()
+    assert "is the state of another training" in lgo(*line, code=3).stderr
+
+
+def test_training_of_a_curve_is_recorded_and_shown(pair: Path, lgo: Lgo) -> None:
+    results, arrays = _measure(pair, curve="bezier", epochs=3, batch_size=32, lr=0.05)
+    curve = results.curve
+    assert curve is not None
+    assert len(curve.epoch_losses) == 3
+    assert curve.epoch_losses[-1] == curve.train_loss
+    shown = lgo("show", pair / "run0").stdout
+    first, last = curve.epoch_losses[0], curve.epoch_losses[-1]
+    assert f"training loss {first:.4g} in the first epoch, {last:.4g} in the last" in shown
+    lgo("export", pair / "run0", "--to", "csv", "--step", "interp")
+    table = (pair / "run0" / "interp_curve.csv").read_text().splitlines()
+    rows = [f"{epoch},{loss}" for epoch, loss in enumerate(curve.epoch_losses, start=1)]
+    assert table == ["epoch,train_loss", *rows]
+    assert arrays["bends"].shape == (1, results.num_parameters)
+
+
+def test_plane_of_a_curve_is_one_that_contour_draws(pair: Path) -> None:
+    """The curve's losses, measured as a path, are the plane's at the curve's coordinates."""
+    _, arrays = _measure(pair, curve="bezier", epochs=3, batch_size=32, lr=0.05)
+    start, bend, end = arrays["plane_coordinates"]
+    assert (start.tolist(), end[0]) == ([0.0, 0.0], 1.0)
+    assert end[1] == pytest.approx(0, abs=1e-6)
+    assert bend[1] > 0
+    # Rounding of float32 alone: one bend lies in the plane.
+    assert arrays["plane_distances"].max() < 1e-5
+    x, y = arrays["plane_coordinates"].T @ [0.25, 0.5, 0.25]  # θ(1/2) of a Bézier curve
+    config = ContourConfig(
+        directions=(str(pair / "run0" / "interp.npz"),), analysis_samples=128, resolution="3x3",
+        x_range=(0.0, 2 * float(x)), y_range=(0.0, float(y)),
+    )  # fmt: skip
+    execute(config, pair / "run0", execution=Execution(out=pair / "plane"))
+    with np.load(pair / "plane" / "contour.npz") as plane:
+        assert plane["loss"][2, 1] == pytest.approx(arrays["loss"][4], rel=1e-4)
+        assert plane["loss"][0, 0] == pytest.approx(arrays["loss"][0], rel=1e-6)
 
 
 def test_arc_has_the_ends_of_the_line(pair: Path) -> None:

@@ -61,6 +61,11 @@ def path_rows(results: InterpResults) -> Rows:
                 f"lr {curve.recipe.lr:g}, {curve.recipe.epochs} epochs",
             )
         )
+        if curve.epoch_losses:
+            first, last = curve.epoch_losses[0], curve.epoch_losses[-1]
+            rows.append(
+                ("", f"training loss {first:.4g} in the first epoch, {last:.4g} in the last")
+            )
     if results.barrier is not None and results.barrier_interval is not None:
         height = _height(results.barrier, results.barrier_interval)
         rows.append(("barrier", f"{height} (95 %) above the straight line between the end losses"))

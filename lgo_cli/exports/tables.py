@@ -77,7 +77,11 @@ def _interp(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, 
         if key.endswith(("loss", "standard_error", "accuracy")) and "matrix_" not in key
     }
     if "pairs" not in arrays:
-        return {"interp": {"alpha": arrays["alpha"], **measured}}
+        tables: dict[str, Columns] = {"interp": {"alpha": arrays["alpha"], **measured}}
+        if results.get("curve"):
+            losses = list(map(float, results["curve"]["epoch_losses"]))
+            tables["interp_curve"] = {"epoch": range(1, len(losses) + 1), "train_loss": losses}
+        return tables
     matrix = results["matrix"]
     alpha, pairs, names = arrays["alpha"], arrays["pairs"], np.array(matrix["names"])
     ends = {"from": names[pairs[:, 0]], "to": names[pairs[:, 1]]}

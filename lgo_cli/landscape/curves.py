@@ -242,15 +242,6 @@ class Arc(Curve):
         return norms, ((1 - t) * norms[0] + t * norms[1])[:, None]
 
 
-def spherical(theta_a: Tensor, theta_b: Tensor, alpha: float) -> Tensor:
-    """The point [P] at `alpha` in [0, 1] on the arc between two flat vectors; see `Arc`.
-
-    Raises:
-        InputError: as `Arc.between`.
-    """
-    return Arc.between(theta_a, theta_b).point(alpha)
-
-
 CurveKind = Literal["bezier", "polychain"]
 
 CURVES: dict[CurveKind, type[Bezier] | type[PolyChain]] = {"bezier": Bezier, "polychain": PolyChain}
@@ -286,15 +277,15 @@ class CurvePlane:
     distances: Array
 
 
-def bend_plane(curve: Bezier | PolyChain) -> CurvePlane:
-    """The plane to draw a curve in.
+def bend_plane(curve: Bezier | PolyChain) -> CurvePlane | None:
+    """The plane to draw a curve in; `None` if the curve is a straight line, as an untrained one is.
 
     With one bend the plane holds the whole curve. With several it goes through both ends and along
     the first principal axis of the bends' distances from their line, and `distances` says what is
     left out.
 
     Raises:
-        InputError: if the curve is a straight line, as an untrained one is, or its ends are equal.
+        InputError: if its ends are equal.
     """
     start = curve.start.double()
     offsets = [point.double() - start for point in curve.points[1:]]
@@ -308,7 +299,7 @@ def bend_plane(curve: Bezier | PolyChain) -> CurvePlane:
     # Control points are stored with a relative error ε: a smaller distance is rounding.
     rounding = torch.finfo(curve.start.dtype).eps * max(map(norm, curve.points))
     if largest <= rounding:
-        raise InputError("the curve is a straight line: it spans no plane")
+        return None
     principal = torch.linalg.eigh(sides @ sides.T).eigenvectors[:, -1]
     second = principal @ sides
     # The bend that is farthest off lies on the positive side.

@@ -84,9 +84,11 @@ class RepairResults(Strict):
 
 
 class CurveResults(Strict):
-    """How a curve was trained; `train_loss` is the last epoch's, in training mode.
+    """How a curve was trained.
 
-    `length` is in units of the distance between the ends.
+    `epoch_losses` are means over each epoch's samples, each batch at its own point of the curve, in
+    training mode and before its step; `train_loss` is the last. `length` is in units of the
+    distance between the ends.
     """
 
     kind: Literal["bezier", "polychain"]
@@ -95,6 +97,7 @@ class CurveResults(Strict):
     num_steps: int
     num_train_samples: int
     train_loss: Real
+    epoch_losses: tuple[Real, ...] = ()
     length: float
 
 

@@ -219,7 +219,8 @@ def _compute(
             loaded = load(plan, execution.device)
         payloads = step.payload_names(plan, loaded)
         with _claim(plan, [*payloads, *figure_names(plan.request, figure)], force=execution.force):
-            results = step.compute(Context(plan, loaded, execution, progress, stopwatch))
+            context = Context(plan, loaded, execution, progress, stopwatch)
+            results = step.compute(context)
             with stopwatch.phase("figures"):
                 names = _write_figures(plan, figure, results.model_dump(mode="json"))
             manifest = Manifest(
@@ -233,6 +234,7 @@ def _compute(
                 provenance=stopwatch.provenance(),
             )
             write_manifest(manifest, plan.manifest_path)
+            step.published(context)
     return manifest
 
 

@@ -52,6 +52,10 @@ class Step(ABC):
     def compute(self, context: Context) -> Results:
         """Compute, write the payloads and return the results."""
 
+    def published(self, context: Context) -> None:
+        """Remove what was kept for the case of a kill, now that the manifest stands."""
+        del context
+
 
 def typed(plan: Plan, cls: type[C]) -> C:
     """The plan's config as the class that its command has."""

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
@@ -15,7 +14,7 @@ from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.steps.aligned import Repairs, aligned, alignment_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
-from lgo_cli.runs.steps.curve import CURVE_STATE, curve_results, trained_curve
+from lgo_cli.runs.steps.curve import curve_arrays, curve_results, curve_state, trained_curve
 from lgo_cli.runs.steps.ends import Ends
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
@@ -42,8 +41,11 @@ class InterpStep(Step):
         if context.execution.strict and results.complaints:
             raise NumericsError("; ".join(results.complaints))
         save_arrays(context, "interp.npz", arrays)
-        context.path(CURVE_STATE).unlink(missing_ok=True)
         return results
+
+    def published(self, context: Context) -> None:
+        """Remove the state of a curve's training, which nobody goes on from any more."""
+        curve_state(context).unlink(missing_ok=True)
 
 
 def _along_direction(
@@ -130,7 +132,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     for name, each in beside.items():
         arrays |= path_arrays(each, f"{name}_")
     if trained is not None:
-        arrays["bends"] = torch.stack(list(trained.curve.bends)).cpu().numpy()
+        arrays |= curve_arrays(trained)
     results = InterpResults(
         **common(context, warnings),
         **path_results(path, beside),

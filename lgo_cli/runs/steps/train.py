@@ -19,6 +19,8 @@ from lgo_cli.runs.steps.base import Context, Step, common, typed
 from lgo_cli.training.recipe import resolve_recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
 
@@ -123,10 +125,28 @@ class TrainStep(Step):
             return
         if not path.exists():
             return
-        state = checkpoint.load(path)
-        if state.get("fingerprint") != context.plan.fingerprint:
-            raise InputError(
-                f"{path} is the state of another training, with other options or data",
-                hint="give the options of that training, or leave --resume out to start over",
-            )
+        state = saved_state(path, context.plan.fingerprint, "leave --resume out to start over")
         training.load_state(state)
+
+
+def saved_state(path: Path, fingerprint: str, start_over: str) -> dict[str, Any]:
+    """Read the state that an interrupted training saved.
+
+    Args:
+        path: Where it is.
+        fingerprint: Of the request that it must be of.
+        start_over: What to do to begin anew instead.
+
+    Raises:
+        InputError: if it is damaged, or of another training.
+    """
+    try:
+        state = checkpoint.load(path)
+    except InputError as error:
+        raise InputError(error.message, hint=start_over) from error
+    if state.get("fingerprint") != fingerprint:
+        raise InputError(
+            f"{path} is the state of another training, with other options or data",
+            hint=f"give the options of that training, or {start_over}",
+        )
+    return state
