@@ -706,7 +706,10 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
     [
         (["a", "sweep/learning-rate-0.1", "b"], ["a", "sweep/l…rate-0.1", "b"]),
         # A middle that is cut out may be all that tells them apart.
-        (["sweep/learning-1-rate-0.1", "sweep/learning-2-rate-0.1", "b"],) * 2,
+        (
+            ["sweep/learning-1-rate-0.1", "sweep/learning-2-rate-0.1", "b"],
+            ["1: sweep/l…rate-0.1", "2: sweep/l…rate-0.1", "3: b"],
+        ),
     ],
 )
 def test_long_names_of_a_matrix_stay_apart(names: list[str], shown: list[str]) -> None:
@@ -718,17 +721,28 @@ def test_long_names_of_a_matrix_stay_apart(names: list[str], shown: list[str]) -
 @pytest.mark.parametrize(
     ("prefix", "name", "own"),
     [
-        ("line_", "train, line", "train, curve"),
-        ("unaligned_", "train, unaligned", "train, aligned"),
+        ("line_", "train, line: barrier 2.5 [2.4, 2.6]", "train, curve"),
+        ("unrepaired_", "train, unrepaired: barrier 2.5 [2.4, 2.6]", "train, repaired"),
+        ("unaligned_", "train, unaligned: barrier 2.5 [2.4, 2.6]", "train, aligned"),
     ],
 )
-def test_other_path_is_drawn_beside(prefix: str, name: str, own: str) -> None:
+def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own: str) -> None:
     arrays, results = _beside(prefix)
+    results[f"barrier_{prefix}".rstrip("_")] = {"value": 2.5, "interval": [2.4, 2.6]}
+    # What was repaired was aligned before; the last thing done to a path is its name.
+    if prefix == "unrepaired_":
+        arrays |= {f"unaligned_{key}": arrays[key] for key in ("loss", "standard_error")}
     figure = draw_interpolation(arrays, results)
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     np.testing.assert_array_equal(lines[name].get_ydata(), arrays[f"{prefix}loss"])
     np.testing.assert_array_equal(lines[own].get_ydata(), arrays["loss"])
     assert len(figure.axes[0].collections) >= 3  # a band each
+
+
+def test_no_barrier_is_said_too() -> None:
+    arrays, results = _beside("line_")
+    figure = draw_interpolation(arrays, {**results, "barrier": 0.0, "barrier_interval": [0.0, 0.1]})
+    assert "barrier 0 [0, 0.1]" in _texts(figure)
 
 
 def test_whisker_is_the_interval_over_the_chord() -> None:

@@ -427,6 +427,13 @@ def test_training_of_a_curve_is_recorded_and_shown(pair: Path, lgo: Lgo) -> None
     rows = [f"{epoch},{loss}" for epoch, loss in enumerate(curve.epoch_losses, start=1)]
     assert table == ["epoch,train_loss", *rows]
     assert arrays["bends"].shape == (1, results.num_parameters)
+    caption = (pair / "run0" / "interp_caption.txt").read_text()
+    assert (
+        "The curve (Garipov et al. 2018) has 1 bend, trained on 256 samples for 3 epochs" in caption
+    )
+    assert results.barrier_line is not None
+    line = f"Barrier of the straight line instead of the curve: {results.barrier_line.value:.4g} ("
+    assert line in caption
 
 
 def test_plane_of_a_curve_is_one_that_contour_draws(pair: Path) -> None:
@@ -492,6 +499,20 @@ def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
         assert arrays[key][[0, -1]] == pytest.approx(unrepaired[key][[0, -1]], rel=1e-5)
         assert np.abs(arrays[key] - unrepaired[key])[1:-1].max() > 1e-4
     assert results.measured.batchnorm == "none"
+    caption = (pair / "run0" / "interp_caption.txt").read_text()
+    aligned, found = results.alignment, results.barrier_unrepaired
+    assert aligned is not None
+    for part in (
+        "along the spherical arc",
+        f"{aligned.num_moved} of 16 moved, and the distance fell from "
+        f"{aligned.distance_before:.4g} to {aligned.distance_after:.4g}.",
+        "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations at "
+        "every point: of 1 layer.",
+        f"Barrier of the same path without REPAIR: {found.value:.4g} (from {found.interval[0]:.4g}",
+        "Barrier of the path before units were permuted: ",
+        "Dash-dotted: the same path without REPAIR.",
+    ):
+        assert part in caption, part
 
 
 def test_repair_of_batch_norm_recomputes_its_statistics(pair: Path) -> None:

@@ -29,6 +29,11 @@ _SHAPES = {
     "bezier": "a trained Bezier curve",
     "polychain": "a trained polygonal chain",
 }
+_BESIDE = {
+    "line": "the straight line instead of the curve",
+    "unrepaired": "the same path without REPAIR",
+    "unaligned": "the path before units were permuted",
+}
 _OTHER = {"init": "its initialisation", "to": "another checkpoint"}
 
 
@@ -194,6 +199,7 @@ def _interp(
         f"Path: {what}, {results['num_points']} points on [{low:g}, {high:g}], where the run is "
         f"at 0{'' if along in _DIRECTIONS else ' and the other end at 1'}."
     )
+    text += _changed(results)
     if results["barrier"] is not None:
         interval = results.get("barrier_interval")
         within = ""
@@ -204,6 +210,46 @@ def _interp(
             f"Barrier: {number(results['barrier']):.4g}{within}, the most by which the loss "
             "exceeds the straight line between the losses at the ends."
         )
+    for name, of in _BESIDE.items():
+        beside = results.get(f"barrier_{name}")
+        if beside is not None:
+            value, bottom, top = map(number, (beside["value"], *beside["interval"]))
+            text.append(f"Barrier of {of}: {value:.4g} (from {bottom:.4g} to {top:.4g}).")
+    return text
+
+
+def _changed(results: Mapping[str, Any]) -> list[str]:
+    """What was done to the other end, or to the points between: align, REPAIR, curve."""
+    text = []
+    if results.get("alignment"):
+        found = results["alignment"]
+        text.append(
+            "The other checkpoint's hidden units were permuted to match the run's by weight "
+            f"matching (Ainsworth et al. 2022): {found['num_moved']:,} of {found['num_units']:,} "
+            f"moved, and the distance fell from {found['distance_before']:.4g} to "
+            f"{found['distance_after']:.4g}."
+        )
+    if results.get("repair"):
+        found = results["repair"]
+        parts = [
+            _count(len(found[key]), noun)
+            for key, noun in (("layers", "layer"), ("batch_norms", "batch norm"))
+            if found[key]
+        ]
+        text.append(
+            "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations "
+            f"at every point: of {' and '.join(parts) or 'no layer'}"
+            + (f", not of {', '.join(found['not_repaired'])}." if found["not_repaired"] else ".")
+        )
+    if results.get("curve"):
+        found = results["curve"]
+        recipe = found["recipe"]
+        text.append(
+            f"The curve (Garipov et al. 2018) has {_count(found['num_bends'], 'bend')}, trained on "
+            f"{found['num_train_samples']:,} samples for {_count(recipe['epochs'], 'epoch')} by "
+            f"{recipe['optimizer']} at learning rate {recipe['lr']:g}; it is "
+            f"{found['length']:.4g} times as long as the line."
+        )
     return text
 
 
@@ -211,6 +257,8 @@ def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> di
     line = ["Loss and accuracy along the path; bands are one standard error on each side."]
     if "line_loss" in arrays:
         line.append("Dash-dotted: the straight line in parameter space between the same ends.")
+    if "unrepaired_loss" in arrays:
+        line.append("Dash-dotted: the same path without REPAIR.")
     if "unaligned_loss" in arrays:
         line.append("Dotted: the path to the other checkpoint before its units were permuted.")
     if results["barrier"] is not None:

@@ -11,6 +11,7 @@ from lgo_cli.figures.style import (
     ACCENT,
     COLUMN,
     FAINT,
+    GREEN,
     INK,
     NARROW,
     TEST,
@@ -38,6 +39,8 @@ FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""
 
 _ENDS = {"init": "initialisation", "to": "other checkpoint"}
+_INSTEAD = (("line", "curve"), ("unrepaired", "repaired"), ("unaligned", "aligned"))
+"""What stands beside a path, and what the path itself is then called: the last thing done to it."""
 _DIRECTIONS = {
     "random": "a random direction, filter-normalised",
     "gradient": "the gradient, unit norm",
@@ -50,8 +53,9 @@ def draw_interpolation(
 ) -> Figure:
     """Loss above, accuracy below, over α; train and test with one standard error on each side.
 
-    Beside them, where they were measured: the straight line that a trained curve is an
-    alternative to, and the path before the permutations were matched.
+    Beside them, where they were measured, each with its barrier: the straight line that a trained
+    curve is an alternative to, the path before REPAIR, and the one before the permutations were
+    matched.
 
     Args:
         arrays: Of `interp.npz`.
@@ -62,12 +66,12 @@ def draw_interpolation(
         figure = new_figure(size, 0.6 * size[0] + 1.25)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
-        what = "curve" if "line_loss" in arrays else "aligned"
-        plain = "line_loss" not in arrays and "unaligned_loss" not in arrays
+        what = next((f", {name}" for key, name in _INSTEAD if f"{key}_loss" in arrays), "")
         series = [
-            ("", "train" if plain else f"train, {what}", TRAIN, "-"),
-            ("test_", "test" if plain else f"test, {what}", TEST, "--"),
+            ("", f"train{what}", TRAIN, "-"),
+            ("test_", f"test{what}", TEST, "--"),
             ("line_", "train, line", INK, "-."),
+            ("unrepaired_", "train, unrepaired", GREEN, (0, (4, 1, 1, 1))),
             ("unaligned_", "train, unaligned", FAINT, (0, (1, 1))),
         ]
         drawn = []
@@ -78,8 +82,10 @@ def draw_interpolation(
             drawn.append(loss)
             _draw_band(above, alpha, loss, error, colour)
             marker = "." if len(alpha) <= FEW_POINTS else ""
+            beside = results.get(f"barrier_{prefix.rstrip('_')}")
+            height = f": {_barrier(beside['value'], beside['interval'])}" if beside else ""
             how: dict[str, Any] = {"linestyle": style, "color": colour, "marker": marker}
-            above.plot(alpha, loss, label=name, **how)
+            above.plot(alpha, loss, label=f"{name}{height}", **how)
             if f"{prefix}accuracy" in arrays:
                 below.plot(alpha, arrays[f"{prefix}accuracy"], label=name, **how)
         logarithmic = log_axis_if_wide(above, *drawn) if drawn else False
@@ -165,17 +171,14 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(
         fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.6, label="chord"
     )
-    if not np.isfinite(barrier):
-        axes.plot([], [], color=ACCENT, linewidth=2, label=f"barrier {barrier:g}")
-        return
-    if barrier <= 0:
+    interval = results.get("barrier_interval")
+    label = _barrier(barrier, interval)
+    if not 0 < barrier < np.inf:
+        axes.plot([], [], color=ACCENT, linewidth=2, label=label)
         return
     top = int(np.argmax(losses - chord))
-    label = f"barrier {barrier:.3g}"
-    interval = results.get("barrier_interval")
     if interval is not None:
         low, high = map(number, interval)
-        label += f" [{low:.3g}, {high:.3g}]"
         axes.errorbar(
             [a[top]], [losses[top]], yerr=[[barrier - low], [high - barrier]], color=INK,
             capsize=2.5, linewidth=0.9, zorder=5,
@@ -184,3 +187,12 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
         [a[top], a[top]], [chord[top], losses[top]], color=ACCENT, linewidth=2,
         solid_capstyle="butt", label=label,
     )  # fmt: skip
+
+
+def _barrier(value: Any, interval: Any) -> str:
+    """A barrier as legends have it, with its interval if there is one."""
+    text = f"barrier {number(value):.3g}"
+    if interval is None or not np.isfinite(number(value)):
+        return text
+    low, high = map(number, interval)
+    return f"{text} [{low:.3g}, {high:.3g}]"

@@ -207,8 +207,9 @@ def draw_matrix(
             np.arange(k + 1) - 0.5, np.arange(k + 1) - 0.5, np.ma.masked_invalid(barriers),
             norm=norm, cmap=SHADES, edgecolors="white", linewidth=1,
         )  # fmt: skip
-        # As many characters as "0.123" fit into a cell's width.
-        font = min(7.0, 72 * 0.62 * size[0] / k / 3.4)
+        longest = max(map(len, names))
+        # What "0.0123" takes of a cell's width, beside the names and the bar.
+        font = min(7.0, 72 * (size[0] - 0.055 * longest - 0.8) / k / 4)
         for i, j in np.ndindex(k, k):
             if i == j:
                 # A checkpoint has no barrier to itself.
@@ -225,7 +226,6 @@ def draw_matrix(
                 color="white" if dark and known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
-        longest = max(map(len, names))
         axes.set_xticks(range(k), names, rotation=0 if longest * k <= 32 else 40,
                         ha="center" if longest * k <= 32 else "right",
                         rotation_mode="anchor" if longest * k > 32 else None)  # fmt: skip
@@ -237,13 +237,19 @@ def draw_matrix(
         bar.set_label(loss_label(results, "barrier"))
         caption(figure, results, "± one standard error")
         settle(figure, size)
+        if size[1] is None:
+            # Long names leave less width than height for cells that are square.
+            figure.draw_without_rendering()
+            figure.set_figheight(figure.get_tightbbox().height + 0.1)
     return figure
 
 
 def _short(names: list[str]) -> list[str]:
-    """Names that fit beside a cell, long ones by both of their ends where that tells them apart."""
+    """Names that fit beside a cell: both ends of long ones, numbered if these are the same."""
     short = [name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}" for name in names]
-    return short if len(set(short)) == len(set(names)) else names
+    if len(set(short)) == len(names):
+        return short
+    return [f"{rank}: {name}" for rank, name in enumerate(short, start=1)]
 
 
 def _unknown(value: float) -> str:

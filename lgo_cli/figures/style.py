@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 TRAIN = "#0072B2"
 TEST = "#D55E00"
 ACCENT = "#CC79A7"
+GREEN = "#009E73"
 INK = "#222222"
 FAINT = "#888888"
 
