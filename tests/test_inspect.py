@@ -143,6 +143,36 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     assert json.loads(lines[1])["lambda_max"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ("", "line to init"),
+        ("--to other", "line to other"),
+        ("--to other --spherical --align", "arc aligned to other"),
+        ("--to other --align --repair", "line aligned repaired to other"),
+        ("--to other --curve bezier --epochs 1", "bezier to other"),
+    ],
+)
+def test_table_says_of_what_path_a_barrier_is(
+    lgo: Lgo, small_run: Path, options: str, path: str
+) -> None:
+    lgo("train", "--out", "other", *SMALL, "--seed", 1, "--quiet")
+    lgo("interp", small_run, *options.split(), "--num-points", 3, "--analysis-samples", 64, "-q")
+    row = json.loads(lgo("table", small_run, "--format", "jsonl").stdout)
+    results = json.loads((small_run / "interp.json").read_text())["results"]
+    assert row["barrier"] == results["barrier"]
+    assert [row["barrier_lower"], row["barrier_upper"]] == results["barrier_interval"]
+    assert row["barrier_path"] == path
+    assert path in lgo("table", small_run).stdout
+
+
+def test_table_has_no_barrier_of_a_direction_or_a_matrix(lgo: Lgo, small_run: Path) -> None:
+    for options in (["--direction", "random"], ["--to", "init", "--matrix"]):
+        lgo("interp", small_run, *options, "--num-points", 3, "--analysis-samples", 64, "-q")
+        row = json.loads(lgo("table", small_run, "--format", "jsonl").stdout)
+        assert row["barrier"] is row["barrier_path"] is None
+
+
 def test_table_warns_of_what_cannot_be_relied_on(lgo: Lgo, run: Path) -> None:
     (run / "hessian.npz").write_bytes(b"x")
     result = lgo("table", run)

@@ -153,7 +153,8 @@ def run_row(directory: Path) -> Row:
 COLUMNS = (
     "model", "dataset", "seed", "epochs", "lr", "train_loss", "test_loss", "train_accuracy",
     "test_accuracy", "lambda_max", "lambda_max_bound", "lambda_min", "trace",
-    "trace_standard_error", "sharpness_ratio", "barrier", "contour_loss_min", "contour_loss_max",
+    "trace_standard_error", "sharpness_ratio", "barrier", "barrier_lower",
+    "barrier_upper", "barrier_path", "contour_loss_min", "contour_loss_max",
     "problems",
 )  # fmt: skip
 
@@ -183,9 +184,22 @@ def _columns(manifest: Manifest) -> Row:
             row["trace"] = results.trace.value
             row["trace_standard_error"] = results.trace.standard_error
         row["sharpness_ratio"] = results.sharpness_ratio
-    if isinstance(results, InterpResults):
+    if isinstance(results, InterpResults) and results.barrier_interval is not None:
         row["barrier"] = results.barrier
+        row["barrier_lower"], row["barrier_upper"] = results.barrier_interval
+        row["barrier_path"] = _path_of(results)
     if isinstance(results, ContourResults):
         row["contour_loss_min"] = results.loss_min
         row["contour_loss_max"] = results.loss_max
     return row
+
+
+def _path_of(results: InterpResults) -> str:
+    """What a barrier is of: barriers of different paths do not compare."""
+    parts: list[str] = [results.shape]
+    parts += ["aligned"] if results.alignment is not None else []
+    parts += ["repaired"] if results.repair is not None else []
+    if results.measured.batchnorm != "none" and results.repair is None:
+        parts.append(f"batch norm {results.measured.batchnorm}")
+    end = "init" if results.along == "init" else "other"
+    return f"{' '.join(parts)} to {end}"
