@@ -338,6 +338,12 @@ def test_resume_reaches_the_bytes_of_an_undisturbed_run(
     monkeypatch.setattr(loop.Training, "_train_epoch", counted)
     with pytest.raises(InputError, match="state of another training"):
         execute(config.model_copy(update={"seed": 1}), execution=Execution(out=out, resume=True))
+    state = (out / "state.pth").read_bytes()
+    (out / "state.pth").write_bytes(state[: len(state) // 2])
+    with pytest.raises(InputError, match="is not a readable checkpoint") as caught:
+        execute(config, execution=Execution(out=out, resume=True))
+    assert caught.value.hint == "leave --resume out to start over"
+    (out / "state.pth").write_bytes(state)
     resumed = execute(config, execution=Execution(out=out, resume=True))
     assert epochs == [2, 3]
     assert _payload(resumed.manifest) == _payload(whole.manifest)

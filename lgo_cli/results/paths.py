@@ -105,8 +105,8 @@ class InterpResults(AnalysisResults):
     """`lgo interp`.
 
     The fields of the barrier are those of `Barrier`, on the probe set and on the test samples.
-    Beside a curve stands its straight line, beside an aligned end the one that it was. What a path
-    of this kind does not have is `None`.
+    Beside a curve stands its straight line, beside an aligned end the one that it was, beside a
+    repaired path the same without REPAIR. What a path of this kind does not have is `None`.
     """
 
     along: str
