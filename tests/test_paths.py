@@ -164,7 +164,13 @@ def test_strict_refuses_what_is_not_finite(
     assert message in result.stderr
     assert not (pair / "run0" / "interp.json").exists()
     assert not (pair / "run0" / "interp.npz").exists()
-    lgo(*line)
+    printed = lgo(*line).stdout
+    if "--matrix" not in options:
+        assert "barrier    nan: a loss at an end or between them is not finite\n" in printed
+        caption = (pair / "run0" / "interp_caption.txt").read_text()
+        assert (
+            "Barrier: nan, as a loss at an end or between them is not finite, the most" in caption
+        )
     before = (pair / "run0" / "interp.json").stat().st_mtime_ns
     # What is there already has to meet the same.
     assert message in lgo(*line, "--strict", code=4).stderr

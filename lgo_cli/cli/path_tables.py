@@ -66,9 +66,21 @@ def path_rows(results: InterpResults) -> Rows:
             rows.append(
                 ("", f"training loss {first:.4g} in the first epoch, {last:.4g} in the last")
             )
+    rows += _barriers(results)
+    if results.curvature_at_origin is not None:
+        rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
+    return rows
+
+
+def _barriers(results: InterpResults) -> Rows:
+    """The path's barrier, then those of the paths beside it."""
+    rows: Rows = []
     if results.barrier is not None and results.barrier_interval is not None:
         height = _height(results.barrier, results.barrier_interval)
-        rows.append(("barrier", f"{height} (95 %) above the straight line between the end losses"))
+        text = f"{height} (95 %) above the straight line between the end losses"
+        if not math.isfinite(results.barrier):
+            text = f"{height}: a loss at an end or between them is not finite"
+        rows.append(("barrier", text))
     if results.test_barrier is not None and results.test_barrier_interval is not None:
         height = _height(results.test_barrier, results.test_barrier_interval)
         rows.append(("", f"{height} on the test samples"))
@@ -83,8 +95,6 @@ def path_rows(results: InterpResults) -> Rows:
         if on_test is not None:
             height = _height(on_test.value, on_test.interval)
             rows.append(("", f"{height} on the test samples"))
-    if results.curvature_at_origin is not None:
-        rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
     return rows
 
 
@@ -115,6 +125,8 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
 
 
 def _height(value: float, interval: tuple[float, float]) -> str:
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
 
 

@@ -203,7 +203,9 @@ def _interp(
     if results["barrier"] is not None:
         interval = results.get("barrier_interval")
         within = ""
-        if interval is not None:
+        if not np.isfinite(number(results["barrier"])):
+            within = ", as a loss at an end or between them is not finite"
+        elif interval is not None:
             bottom, top = map(number, interval)
             within = f" (95 % interval from {bottom:.4g} to {top:.4g}, from paired differences)"
         text.append(

@@ -99,7 +99,8 @@ def draw_interpolation(
         below.set_xlabel(_axis_label(arrays, results))
         below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
         legend(figure, above.get_legend_handles_labels()[0])
-        whisker = ["whisker: 95 % interval"] if results.get("barrier_interval") else []
+        is_drawn = results.get("barrier_interval") and 0 < number(results["barrier"]) < np.inf
+        whisker = ["whisker: 95 % interval"] if is_drawn else []
         caption(figure, results, "bands: ±1 standard error", *whisker)
         settle(figure, size)
     return figure
