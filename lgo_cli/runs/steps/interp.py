@@ -95,6 +95,7 @@ def _to_other(context: Context, config: InterpConfig) -> InterpResults:
         other = checkpoint.load_fitting(plan.files["to"], loaded.model)
         if config.align:
             alignment = aligned(context, config, other)
+            warnings += alignment.warnings
         with objective(plan, loaded) as problem:
             ends = Ends(context, config, problem)
             if alignment is not None:
