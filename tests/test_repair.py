@@ -270,6 +270,21 @@ class Recurrent(nn.Module):
         return self.head(torch.relu(self.hidden(self.lstm(x.unflatten(1, (3, 4)))[0][:, -1])))
 
 
+class Upsampled(nn.Module):
+    """Transposed convolutions, the first before batch norm, which looks after any layer's units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(3, 4, 2)
+        self.norm = nn.BatchNorm1d(4)
+        self.again = nn.ConvTranspose1d(4, 5, 2)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.up(x.unflatten(1, (3, 4)))))
+        return self.head(torch.relu(self.again(x)).mean(2))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -317,6 +332,11 @@ _TWICE = "its weight is used more than once"
                 ("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
                 "it is used by lstm, whose units are not seen",
             ),
+        ),
+        (
+            Upsampled,
+            [],
+            {"again.weight": "it is used by conv_transpose1d, whose units are not seen"},
         ),
         (
             Attention,

@@ -106,7 +106,7 @@ class Repair:
         Raises:
             NumericsError: if a hidden unit is not finite.
         """
-        names = [name for weight, layer in self._layers.items() for name in (weight, layer.bias)]
+        names = [name for layer in self._layers.items() for name in layer]
         before = {name: self._parameters[name].detach().clone() for name in names}
         try:
             for name in self._layers:
@@ -145,7 +145,7 @@ class Repair:
 
     @torch.no_grad()
     def _rescale(self, name: str, now: Moments, target: Moments) -> None:
-        weight, bias = self._parameters[name], self._parameters[self._layers[name].bias]
+        weight, bias = self._parameters[name], self._parameters[self._layers[name]]
         floor = ROUNDING * torch.finfo(weight.dtype).eps * (target.std + now.mean.abs())
         scale = torch.where(now.std > floor, target.std / now.std, 1.0)
         weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
@@ -225,32 +225,29 @@ class _Watching(TorchFunctionMode):
         return output
 
 
-class _Layer(NamedTuple):
-    bias: str
-    output: weakref.ref[Tensor]
-
-
 @torch.no_grad()
-def _find(objective: Objective) -> tuple[dict[str, _Layer], dict[str, str]]:
-    """Run two samples; return the layers to repair by their weights' names, and why others not."""
+def _find(objective: Objective) -> tuple[dict[str, str], dict[str, str]]:
+    """Run two samples; return the layers to repair, bias by weight, and why others are not."""
     named = dict(objective.model.named_parameters())
     names = {id(parameter): name for name, parameter in named.items()}
     uses: dict[str, list[str]] = {name: [] for name in named}
-    layers: dict[str, _Layer] = {}
+    outputs: dict[str, weakref.ref[Tensor]] = {}
+    layers: dict[str, str] = {}
     normalised: set[str] = set()
 
     def see(call: _Call) -> None:
-        if next(_tensors(call.output), None) is not None:  # and not a shape or a dtype
-            for tensor in _tensors((call.args, list(call.kwargs.values()))):
-                if id(tensor) in names:
-                    uses[names[id(tensor)]].append(call.func.__name__)
+        if next(_tensors(call.output), None) is None:
+            return  # a shape or a dtype
+        if call.func is F.batch_norm:
+            given = call.given("input")
+            normalised.update(name for name, output in outputs.items() if output() is given)
+        for tensor in _tensors((call.args, list(call.kwargs.values()))):
+            if name := names.get(id(tensor)):
+                uses[name].append(call.func.__name__)
+                if isinstance(call.output, Tensor):
+                    outputs[name] = weakref.ref(call.output)
         if call.func in _LAYERS and (weight := names.get(id(call.given("weight")))):
-            bias = names.get(id(call.given("bias")), "")
-            layers[weight] = _Layer(bias, weakref.ref(call.output))
-        elif call.func is F.batch_norm:
-            normalised.update(
-                name for name, layer in layers.items() if layer.output() is call.given("input")
-            )
+            layers[weight] = names.get(id(call.given("bias")), "")
 
     inputs = objective.samples.head(2).inputs
     with _Watching(see):
@@ -260,10 +257,10 @@ def _find(objective: Objective) -> tuple[dict[str, _Layer], dict[str, str]]:
     for name, parameter in named.items():
         if parameter.ndim < 2 or (name in done and len(uses[name]) == 1):
             continue
-        bias = layers[name].bias if name in layers else ""
+        bias = layers.get(name)
         if not uses[name]:
             not_repaired[name] = "no call is seen to use it"
-        elif name not in layers:
+        elif bias is None:
             not_repaired[name] = f"it is used by {uses[name][0]}, whose units are not seen"
         elif len(uses[name]) > 1:
             not_repaired[name] = "its weight is used more than once"
@@ -274,9 +271,7 @@ def _find(objective: Objective) -> tuple[dict[str, _Layer], dict[str, str]]:
         elif not (parameter.requires_grad and named[bias].requires_grad):
             not_repaired[name] = "it is frozen"
     repaired = {
-        name: layer
-        for name, layer in layers.items()
-        if name not in done and name not in not_repaired
+        name: bias for name, bias in layers.items() if name not in done and name not in not_repaired
     }
     return repaired, not_repaired
 
