@@ -175,6 +175,19 @@ def test_batch_norms_have_the_statistics_of_recompute(name: str) -> None:
             torch.testing.assert_close(found[layer].std, expected, rtol=EXACT, atol=EXACT)
 
 
+def test_a_pass_ends_behind_the_layer_it_measures() -> None:
+    model, _ = perturbed(CASES["mlp"])
+    with _objective(model) as objective:
+        repair = Repair(objective, objective.theta)
+        seen: list[str] = []
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+        with repair.at(0.5):
+            linear = [name for name in seen if isinstance(model.get_submodule(name), nn.Linear)]
+    # Three micro-batches as far as the first, and three as far as the second.
+    assert linear == ["linear1"] * 3 + ["linear1", "linear2"] * 3
+
+
 def test_repair_is_taken_back() -> None:
     model = Mixed()
     before = snapshot(model)

@@ -10,7 +10,7 @@ statistics are recomputed instead, which is the same.
 from __future__ import annotations
 
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,8 +96,8 @@ class Repair:
 
         Each unit's mean and standard deviation become (1 − α) times the start's plus α times the
         end's. Layer follows layer, each measured behind those that are repaired already, so that
-        micro-batches do not matter to the result: one pass over the samples for each, and with
-        batch norm another to recompute the statistics that it is measured under. A unit that is
+        micro-batches do not matter to the result: for each a pass as far as it, and with batch norm
+        a whole one to recompute the statistics that it is measured under. A unit that is
         constant over the samples is only shifted. Afterwards all is what it was, to the bit.
 
         Args:
@@ -133,13 +133,18 @@ class Repair:
         """
         wanted = {id(self._parameters[name]): name for name in names}
         pools = {name: _Pool() for name in names}
+        waiting: set[str] = set()
 
         def see(call: _Call) -> None:
             if call.func in _LAYERS and (name := wanted.get(id(call.given("weight")))):
                 pools[name].add(call.output, _LAYERS[call.func])
+                waiting.remove(name)
+                if not waiting:
+                    raise _AllSeen
 
-        with _Watching(see):
-            for batch in self._objective.micro_batches():
+        for batch in self._objective.micro_batches():
+            waiting |= pools.keys()
+            with suppress(_AllSeen), _Watching(see):
                 self._objective.model(batch.inputs)
         return {name: pool.moments(name) for name, pool in pools.items()}
 
@@ -150,6 +155,10 @@ class Repair:
         scale = torch.where(now.std > floor, target.std / now.std, 1.0)
         weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
         bias.copy_(bias.double() * scale + (target.mean - scale * now.mean))
+
+
+class _AllSeen(BaseException):
+    """Ends a pass behind the last layer to be measured; no forward should take it for an error."""
 
 
 class _Pool:
