@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 LossName = Literal["cross_entropy", "squared_error"]
 
+LEAST_ROW = 16
+"""Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has
+room for 16: with 10 it takes 6 times as long as over columns."""
+
 
 @dataclass(frozen=True)
 class LossFunction:
@@ -43,9 +47,14 @@ class LossFunction:
         if labels.is_floating_point():
             labels = labels.to(outputs.dtype)
         if self.name == "cross_entropy":
-            return F.cross_entropy(
-                outputs, labels, reduction="none", label_smoothing=self.label_smoothing
-            )
+            smoothing = self.label_smoothing
+            if outputs.shape[1] < LEAST_ROW and outputs.device.type == "cpu" and labels.ndim == 1:
+                # One row of all samples for each class, as one image with a pixel for each sample.
+                image = outputs.t().contiguous()[None]
+                return F.cross_entropy(
+                    image, labels[None], reduction="none", label_smoothing=smoothing
+                )[0]
+            return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing)
         num_classes = outputs.shape[1]
         targets = labels if labels.is_floating_point() else F.one_hot(labels, num_classes)
         targets = targets.to(outputs.dtype)
@@ -324,7 +333,8 @@ def loss_totals(outputs: Tensor, labels: Tensor, loss_function: LossFunction) ->
     """Sums over samples of loss, squared loss and correct answers [3], float64, on the device."""
     losses = loss_function(outputs, labels).double()
     classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
-    correct = (outputs.argmax(dim=1) == classes).double()
+    # Twice as fast as argmax, and the first of equal ones likewise.
+    correct = (outputs.max(dim=1).indices == classes).double()
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
 
 

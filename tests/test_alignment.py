@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -329,6 +330,14 @@ def test_a_model_that_insists_on_its_dtype_is_compared_in_it() -> None:
     assert result.output_dtype == "float32"
     assert result.output_difference <= result.output_tolerance == pytest.approx(2**-11.5)
     assert result.distance_after == 0.0
+    (warning,) = result.warnings
+    assert re.fullmatch(
+        r"the aligned network was compared with the original in float32 and to 3\.5e-04 alone, "
+        r"since the model does not run in float64: .*(float != double|same dtype).*",
+        warning,
+    )
+    model, inputs = perturbed(CASES["mlp"])
+    assert not align(model, snapshot(model), snapshot(model), inputs).warnings
 
 
 def test_the_model_is_left_as_it_was_and_the_seed_decides() -> None:

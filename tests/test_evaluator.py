@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
+from lgo_cli.landscape.fusing import can_fuse
 from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.seeding import standard_normal
 
@@ -171,6 +172,72 @@ def test_loss_that_is_not_finite_is_the_models_own() -> None:
         fast, plain = evaluator(1e30, 0.0), evaluator.reference(1e30, 0.0)
         assert not math.isfinite(plain.loss)
         assert str(fast.loss) == str(plain.loss)
+
+
+class Plain(nn.Module):
+    """Convolutions and ReLU without a way around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_overflow_inside_is_not_hidden_by_a_fused_relu() -> None:
+    # Infinite after the second layer, NaN after the third: a ReLU that makes 0 of NaN would put
+    # out a finite loss.
+    with Objective(_build(Plain), _images()) as objective:
+        direction = torch.zeros_like(objective.theta)
+        first, _, second, *_ = objective.layout.split(direction)  # weights of two layers
+        first.fill_(1e20)
+        second.fill_(1e20)
+        evaluator = Evaluator(objective, direction[None])
+        assert "ReLU or sum in 4 of them" in evaluator.plan
+        plain, fast = evaluator.reference(1.0), evaluator(1.0)
+        assert not math.isfinite(plain.loss)
+        assert str(fast.loss) == str(plain.loss)
+
+
+class Residual(nn.Module):
+    """Sums of all kinds: with what is read later, by the convolution itself, and spread out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.shrink = nn.Conv2d(4, 4, 3, stride=2)
+        self.token = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        a, b, c, d, e, f = self.layers
+        x = F.relu(self.stem(images))
+        x = x + a(x)  # reads what it would write over
+        later = torch.sigmoid(x)
+        x = F.relu(b(F.relu(c(x))) + x)  # x may be written over
+        x = d(x) + x * later  # the product is fresh, and no convolution has read it
+        y = e(torch.relu(x))
+        x = y + f(torch.relu(x)) + self.token  # two convolutions, then a spread sum
+        x = self.shrink(x) + self.token.expand(1, 4, 1, 1)
+        return self.head(F.relu(x + y[:, :, :1, :1]).mean((2, 3)))
+
+
+def test_convolutions_add_to_what_nothing_else_reads() -> None:
+    with Objective(_build(Residual), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert "ReLU or sum in 7 of them" in evaluator.plan
+        assert evaluator.verify(POINTS) <= 1e-5
+        _check(evaluator, 1e-5)
+
+
+def test_fused_operators_are_those_of_this_pytorch() -> None:
+    assert can_fuse()
 
 
 def test_wrong_fast_path_is_given_up() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.landscape import barriers
 from lgo_cli.landscape.barriers import barrier, estimate_barrier, height_errors
 from lgo_cli.landscape.curves import Arc, straight
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate, sample_losses
@@ -301,8 +302,11 @@ def _drawn(rng: np.random.Generator, num_samples: int, height: float, skewed: bo
 
 
 @pytest.mark.parametrize(("height", "skewed"), [(0.0, False), (0.0, True), (0.3, True)])
-def test_interval_covers_the_barrier(height: float, skewed: bool) -> None:
+def test_interval_covers_the_barrier(
+    height: float, skewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the true path is flat, and the maximum is chosen from noise."""
+    monkeypatch.setattr(barriers, "NUM_DRAWS", 1000)
     rng = np.random.default_rng(7)
     trials, covered, naive = 100, 0, 0
     for trial in range(trials):
@@ -315,6 +319,34 @@ def test_interval_covers_the_barrier(height: float, skewed: bool) -> None:
     if height == 0:
         # The band is wider than ±1.96 standard errors because it must be.
         assert naive < covered
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "quantile"), [(2, 12.7062), (3, 4.30265), (5, 2.77645), (101, 1.98397)]
+)
+def test_band_of_one_height_is_students(num_samples: int, quantile: float) -> None:
+    """At a single α between the ends the interval is the t-test's: two-sided 95 %, from tables."""
+    alpha = np.array([0.0, 0.5, 1.0])
+    losses = np.zeros((3, num_samples))
+    losses[1] = np.random.default_rng(1).normal(1000.0, 1.0, num_samples)
+    found = estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0)
+    for bound, side in zip(found.interval, (-1, 1), strict=True):
+        # Over 10,000 draws the quantile is good to 1 %; three of them.
+        expected = side * quantile * found.standard_error
+        assert bound - found.value == pytest.approx(expected, rel=0.03)
+
+
+def test_interval_covers_the_barrier_of_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five samples whose losses go up and down in three ways; 83 % without Student's tails."""
+    monkeypatch.setattr(barriers, "NUM_DRAWS", 1000)
+    rng = np.random.default_rng(11)
+    covered = 0
+    for trial in range(300):
+        losses = _drawn(rng, 5, 0.0, skewed=False)
+        lower, upper = estimate_barrier(ALPHA, losses.mean(axis=1), losses, seed=trial).interval
+        covered += lower <= 0.0 <= upper
+    # At 95 % the count of 300 has a standard deviation of 3.8; three of them below.
+    assert covered >= 285 - 11.4
 
 
 def test_paired_standard_error() -> None:
@@ -345,7 +377,9 @@ def test_band_is_the_multiplier_bootstraps() -> None:
     sums = rng.normal(size=(10_000, 60)) @ centred.T / 60
     # The bootstrap's own standard deviation, of weights with variance one, divides by N.
     sums *= math.sqrt(60 / 59)
-    c = float(np.quantile(np.abs(sums / errors).max(axis=1), 0.95))
+    maxima = np.abs(sums / errors).max(axis=1)
+    # Studentised: with 59 degrees of freedom each deviation is over a root of χ²/59.
+    c = float(np.quantile(maxima / np.sqrt(rng.chisquare(59, 10_000) / 59), 0.95))
     upper = float(np.max(d.mean(axis=1) + c * errors))
     lower = float(np.max(d.mean(axis=1) - c * errors))
     # Each quantile of 10,000 draws is uncertain by about 0.02 errors, their difference by 0.03.

@@ -1,110 +1,437 @@
-"""REPAIR: what the hidden units of an interpolated network put out afterwards."""
+"""REPAIR: what the hidden units of an interpolated network put out while it is in force."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from symmetric_networks import CASES, IMAGES, State, perturbed, trained_on_digits
+from symmetric_networks import CASES, State, perturbed, trained_on_digits
 from torch import Tensor, nn
 
+from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.alignment import align
-from lgo_cli.landscape.repair import layer_statistics, repair
-from lgo_cli.objective import Samples
+from lgo_cli.landscape.batchnorm import BatchNorm
+from lgo_cli.landscape.repair import Repair
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.training.loop import snapshot
+from lgo_cli.vectors import flatten
+
+EXACT = 1e-10
+"""Float64: a few thousand terms, through a few layers, scaled by up to a hundred."""
 
 
-def _loss(model: nn.Module, state: State, samples: Samples) -> float:
-    model.load_state_dict(state)
-    with torch.no_grad():
-        return float(F.cross_entropy(model(samples.inputs), samples.labels))
+def _samples(shape: tuple[int, ...], num_samples: int = 40) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(num_samples, *shape, generator=draw)
+    return Samples(inputs, torch.randint(0, 3, (num_samples,), generator=draw))
 
 
-def _between(a: State, b: State, alpha: float) -> State:
-    return {k: torch.lerp(a[k], b[k], alpha) if a[k].is_floating_point() else a[k] for k in a}
+def _objective(
+    model: nn.Module,
+    shape: tuple[int, ...] = (12,),
+    micro_batch_size: int | None = 16,
+    num_samples: int = 40,
+) -> Objective:
+    return Objective(
+        model,
+        _samples(shape, num_samples),
+        micro_batch_size=micro_batch_size,
+        dtype=torch.float64,
+    )
+
+
+def _other(objective: Objective, scale: float = 1.0) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return objective.theta + scale * torch.randn(objective.dim, generator=draw).double()
+
+
+def _move(objective: Objective, end: Tensor, alpha: float) -> None:
+    objective.move(torch.lerp(objective.theta, end, alpha))
+
+
+class Mixed(nn.Module):
+    """Layers with batch norm between layers without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 6)
+        self.second = nn.Linear(6, 7)
+        self.norm = nn.BatchNorm1d(7)
+        self.third = nn.Linear(7, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.second(torch.relu(self.first(x)))))
+        return self.head(torch.relu(self.third(x)))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ["mlp", "convolution, flattened", "concatenation and a gate"])
 def test_repair_restores_mean_and_spread(name: str, alpha: float) -> None:
+    """Of all samples, though they come in micro-batches of 16, 16 and 8."""
     model, _ = perturbed(CASES[name])
-    inputs = torch.randn(64, *CASES[name].shape, generator=torch.Generator().manual_seed(0))
-    a = snapshot(model)
-    draw = torch.Generator().manual_seed(1)
-    b = {key: value + torch.randn(value.shape, generator=draw) for key, value in a.items()}
-    stats = [layer_statistics(model, state, inputs) for state in (a, b)]
-    point = _between(a, b, alpha)
-    result = repair(model, point, *stats, alpha, inputs)
-    assert list(result.layers) == list(stats[0].mean)
-    assert len(result.layers) == sum(key.endswith("weight") for key in a) - 1
-    assert not result.batch_norms
-    after = layer_statistics(model, result.state, inputs)
-    for layer in result.layers:
-        # float32 moments of activations of the order of 1 to 10.
-        for kind in ("mean", "std"):
-            ends = [getattr(stat, kind)[layer] for stat in stats]
-            torch.testing.assert_close(
-                getattr(after, kind)[layer], torch.lerp(*ends, alpha), rtol=1e-4, atol=1e-4
-            )
-    if alpha in (0.0, 1.0):
-        for key, value in point.items():
-            torch.testing.assert_close(result.state[key], value, rtol=1e-3, atol=1e-4)
+    with _objective(model, CASES[name].shape) as objective:
+        end = _other(objective)
+        repair = Repair(objective, end)
+        num_weights = sum(key.endswith("weight") for key in model.state_dict())
+        assert len(repair.ends) == num_weights - 1
+        assert not repair.batch_norms
+        assert not repair.not_repaired
+        _move(objective, end, alpha)
+        with repair.at(alpha):
+            found = repair.moments(*repair.ends)
+        for layer, (a, b) in repair.ends.items():
+            for part in range(2):
+                expected = torch.lerp(a[part], b[part], alpha)
+                torch.testing.assert_close(found[layer][part], expected, rtol=EXACT, atol=EXACT)
+
+
+def test_moments_are_those_of_all_samples_at_once() -> None:
+    """Of units with a mean a million times their spread, which squares would lose."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
+    with torch.no_grad():
+        assert model[0].bias is not None
+        model[0].bias += 1e6
+    with _objective(model, (3, 8, 8)) as objective:
+        found = Repair(objective, objective.theta).ends["0.weight"][0]
+        with torch.no_grad():
+            outputs = model[0](objective.samples.inputs).transpose(0, 1).flatten(1)
+    std, mean = torch.std_mean(outputs, 1, correction=0)
+    torch.testing.assert_close(found.mean, mean, rtol=1e-14, atol=0.0)
+    # Outputs of 1e6 are good to 1e-10 of their spread.
+    torch.testing.assert_close(found.std, std, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution, flattened"])
+def test_repair_does_not_depend_on_micro_batches(name: str) -> None:
+    losses = []
+    for size in (7, 16, 40):
+        model, _ = perturbed(CASES[name])
+        with _objective(model, CASES[name].shape, size) as objective:
+            end = _other(objective)
+            repair = Repair(objective, end)
+            _move(objective, end, 0.4)
+            with repair.at(0.4):
+                losses.append(objective.evaluate().loss)
+    assert losses == pytest.approx([losses[0]] * 3, rel=EXACT)
+
+
+@pytest.mark.parametrize("build", [CASES["mlp"].build, Mixed])
+def test_at_the_ends_nothing_but_batch_norms_statistics_changes(build: type[nn.Module]) -> None:
+    """And those are `--batchnorm recompute`'s: batch norm has stored others here."""
+    model = build()
+    with _objective(model) as objective:
+        end = _other(objective)
+        repair = Repair(objective, end)
+        for alpha, theta in ((0.0, objective.theta), (1.0, end)):
+            objective.move(theta)
+            with repair.batchnorm.at():
+                expected = objective.evaluate()
+            with repair.at(alpha):
+                assert torch.equal(flatten(p.detach() for p in objective.parameters), theta)
+                assert objective.evaluate() == expected
 
 
 def test_repair_restores_the_spread_that_a_midpoint_has_lost() -> None:
     model, samples, (a, b) = trained_on_digits((64, 64, 64), (1, 2))
     aligned = align(model, a, b, samples.inputs).state
-    stats = [layer_statistics(model, state, samples.inputs) for state in (a, aligned)]
-    middle = _between(a, aligned, 0.5)
-    lost = layer_statistics(model, middle, samples.inputs)
-    repaired = repair(model, middle, *stats, 0.5, samples.inputs).state
-    losses = [_loss(model, state, samples) for state in (middle, repaired)]
-    last = "linear3.weight"
-    assert lost.std[last].mean() < 0.8 * (stats[0].std[last].mean() + stats[1].std[last].mean()) / 2
+    model.load_state_dict(a)
+    with Objective(model, samples) as objective:
+        end = flatten(aligned[name] for name in objective.layout.names)
+        repair = Repair(objective, end)
+        last = "linear3.weight"
+        start_std, end_std = (moments.std for moments in repair.ends[last])
+        _move(objective, end, 0.5)
+        lost = repair.moments(last)[last].std
+        losses = [objective.evaluate().loss]
+        with repair.at(0.5):
+            losses.append(objective.evaluate().loss)
+    assert lost.mean() < 0.8 * (start_std.mean() + end_std.mean()) / 2
     assert losses[1] < losses[0]
 
 
-def test_repair_measures_batch_norms_anew() -> None:
-    model, _ = perturbed(CASES["lgo's resnet"])
-    inputs = torch.randn(32, *IMAGES, generator=torch.Generator().manual_seed(0))
-    a = snapshot(model)
-    draw = torch.Generator().manual_seed(1)
-    b = {k: v + torch.rand(v.shape, generator=draw) if v.ndim else v for k, v in a.items()}
-    stats = [layer_statistics(model, state, inputs) for state in (a, b)]
-    assert not stats[0].mean
-    assert not stats[0].not_repaired
-    point = _between(a, b, 0.5)
-    result = repair(model, point, *stats, 0.5, inputs)
-    assert len(result.batch_norms) == 7
-    repaired = copy.deepcopy(model)
-    repaired.load_state_dict(result.state)
-    checked = []
+@pytest.mark.parametrize("name", ["lgo's resnet", "mixed"])
+def test_batch_norms_have_the_statistics_of_recompute(name: str) -> None:
+    """In every bit, at the repaired weights; the layers behind them are repaired under them."""
+    case = CASES.get(name)
+    model = perturbed(case)[0] if case else Mixed()
+    with _objective(model, case.shape if case else (12,)) as objective:
+        end = _other(objective, 0.3)
+        repair = Repair(objective, end)
+        recompute = BatchNorm(objective, "recompute")
+        assert repair.batchnorm.policy == "recompute"
+        assert repair.batch_norms == tuple(key for key in recompute.buffers if "mean" in key)
+        assert list(repair.ends) == ([] if case else ["first.weight", "third.weight"])
+        assert not repair.not_repaired
+        _move(objective, end, 0.5)
+        with repair.at(0.5):
+            kept = {key: value.clone() for key, value in recompute.buffers.items()}
+            with recompute.at():
+                for key, value in recompute.buffers.items():
+                    assert torch.equal(value, kept[key])
+            found = repair.moments(*repair.ends)
+        for layer, (a, b) in repair.ends.items():
+            expected = (a.std + b.std) / 2
+            torch.testing.assert_close(found[layer].std, expected, rtol=EXACT, atol=EXACT)
 
-    def check(module: nn.Module, given: tuple[Tensor]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
-        variance, mean = torch.var_mean(given[0], (0, 2, 3))
-        # float32, and the same operations in the same order.
-        torch.testing.assert_close(module.running_mean, mean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(module.running_var, variance, rtol=1e-5, atol=1e-5)
-        checked.append(module)
 
-    for module in repaired.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(check)
+def test_a_pass_ends_behind_the_layer_it_measures() -> None:
+    model, _ = perturbed(CASES["mlp"])
+    with _objective(model) as objective:
+        repair = Repair(objective, objective.theta)
+        seen: list[str] = []
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+        with repair.at(0.5):
+            linear = [name for name in seen if isinstance(model.get_submodule(name), nn.Linear)]
+    # Three micro-batches as far as the first, and three as far as the second.
+    assert linear == ["linear1"] * 3 + ["linear1", "linear2"] * 3
+
+
+def test_repair_is_taken_back() -> None:
+    model = Mixed()
+    before = snapshot(model)
+    with _objective(model) as objective:
+        end = _other(objective)
+        repair = Repair(objective, end)
+        _move(objective, end, 0.5)
+        inside = snapshot(model)
+        with repair.at(0.5):
+            assert not torch.equal(model.first.weight, inside["first.weight"])
+            assert not torch.equal(model.norm.running_mean, inside["norm.running_mean"])  # type: ignore[arg-type]
+        with pytest.raises(ZeroDivisionError), repair.at(0.5):
+            raise ZeroDivisionError
+        assert all(torch.equal(value, inside[key]) for key, value in model.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_constant_units_are_only_shifted() -> None:
+    """One is constant everywhere, one only half way; dead ReLUs before are constant inputs."""
+    model = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
     with torch.no_grad():
-        repaired.eval()(inputs)
-    assert len(checked) == 7
-    for key, value in point.items():
-        assert "running" in key or torch.equal(result.state[key], value)
+        model[0].weight[0] = 0.0
+        model[0].bias[2:] = -100.0
+        model[2].weight[0, :2] = 0.0
+    with _objective(model) as objective:
+        with torch.no_grad():
+            model[0].weight[1] *= -1.0
+        end = flatten(p.detach() for p in objective.parameters).clone()
+        objective.move(objective.theta)
+        repair = Repair(objective, end)
+        objective.move((objective.theta + end) / 2)
+        inside = snapshot(model)
+        with repair.at(0.5):
+            for key, value in model.state_dict().items():
+                if key.endswith("weight") and key != "2.weight":
+                    assert torch.equal(value, inside[key])
+            found = repair.moments(*repair.ends)
+        for layer, (a, b) in repair.ends.items():
+            expected = (a.mean + b.mean) / 2
+            torch.testing.assert_close(found[layer].mean, expected, rtol=EXACT, atol=EXACT)
+        assert found["0.weight"].std[:2].max() < EXACT  # weights of zero have no spread to restore
+        assert found["2.weight"].std[0] < EXACT
 
 
-def test_repair_names_what_it_leaves_alone() -> None:
-    model, inputs = perturbed(CASES["tied weights"])
-    stats = layer_statistics(model, snapshot(model), inputs)
-    assert dict(stats.not_repaired) == {"again.weight": "its weight is used more than once"}
-    assert list(stats.mean) == ["encode.weight"]
-    model = nn.Sequential(nn.Linear(12, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
-    stats = layer_statistics(model, snapshot(model), inputs)
-    assert dict(stats.not_repaired) == {"0.weight": "it has no bias to shift its units by"}
+def test_a_spread_of_rounding_is_none() -> None:
+    """A unit whose two ends cancel half way but for the last bits of a float32."""
+    model = nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
+    with Objective(model, _samples((12,))) as objective:
+        end = objective.theta.clone()
+        end[:12] *= -1 - 2.0**-22
+        repair = Repair(objective, end)
+        objective.move((objective.theta + end) / 2)
+        assert 0 < repair.moments("0.weight")["0.weight"].std[0] < 1e-6
+        inside = snapshot(model)
+        with repair.at(0.5):
+            assert torch.equal(model[0].weight[0], inside["0.weight"][0])
+
+
+class SharedBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 5)
+        self.second = nn.Linear(5, 5)
+        self.second.bias = self.first.bias
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class Transposed(nn.Module):
+    """A weight of a layer that is also multiplied by, and one that no layer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(12, 6)
+        self.mix = nn.Parameter(torch.randn(12, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.encode(x)) @ self.encode.weight
+        return self.head(torch.tanh(hidden @ self.mix))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.hidden = nn.Linear(5, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(self.lstm(x.unflatten(1, (3, 4)))[0][:, -1])))
+
+
+class Upsampled(nn.Module):
+    """Transposed convolutions, the first before batch norm, which looks after any layer's units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(3, 4, 2)
+        self.norm = nn.BatchNorm1d(4)
+        self.again = nn.ConvTranspose1d(4, 5, 2)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.up(x.unflatten(1, (3, 4)))))
+        return self.head(torch.relu(self.again(x)).mean(2))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.unflatten(1, (3, 4)))[:, 0])
+
+
+def _frozen(part: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    getattr(model[2], part).requires_grad_(False)
+    return model
+
+
+_TWICE = "its weight is used more than once"
+
+
+@pytest.mark.parametrize(
+    ("build", "repaired", "not_repaired"),
+    [
+        (CASES["tied weights"].build, [], {"encode.weight": _TWICE, "again.weight": _TWICE}),
+        (
+            SharedBias,
+            [],
+            dict.fromkeys(("first.weight", "second.weight"), "its bias is used more than once"),
+        ),
+        (
+            Transposed,
+            [],
+            {"encode.weight": _TWICE, "mix": "it is used by matmul, whose units are not seen"},
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(12, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)),
+            [],
+            {"0.weight": "it has no bias to shift its units by"},
+        ),
+        (lambda: _frozen("weight"), ["0.weight"], {"2.weight": "it is frozen"}),
+        (lambda: _frozen("bias"), ["0.weight"], {"2.weight": "it is frozen"}),
+        (
+            Recurrent,
+            ["hidden.weight"],
+            dict.fromkeys(
+                ("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
+                "it is used by lstm, whose units are not seen",
+            ),
+        ),
+        (
+            Upsampled,
+            [],
+            {"again.weight": "it is used by conv_transpose1d, whose units are not seen"},
+        ),
+        (
+            Attention,
+            ["layer.linear1.weight", "layer.linear2.weight"],
+            dict.fromkeys(
+                ("layer.self_attn.in_proj_weight", "layer.self_attn.out_proj.weight"),
+                "it is used by multi_head_attention_forward, whose units are not seen",
+            ),
+        ),
+    ],
+)
+def test_what_is_left_alone_is_named(
+    build: type[nn.Module], repaired: list[str], not_repaired: dict[str, str]
+) -> None:
+    model = build()
+    with _objective(model) as objective:
+        end = _other(objective)
+        repair = Repair(objective, end)
+        assert list(repair.ends) == repaired
+        assert repair.not_repaired == not_repaired
+        _move(objective, end, 0.5)
+        inside = snapshot(model)
+        with repair.at(0.5):
+            for key in not_repaired:
+                assert torch.equal(model.state_dict()[key], inside[key])
+
+
+def test_one_sample_has_no_spread() -> None:
+    with (
+        _objective(CASES["mlp"].build(), num_samples=1) as objective,
+        pytest.raises(UsageError, match=r"over one sample the units of linear1\.weight"),
+    ):
+        Repair(objective, objective.theta)
+
+
+def test_units_that_are_not_finite_are_refused() -> None:
+    with _objective(CASES["mlp"].build()) as objective:
+        repair = Repair(objective, objective.theta)
+        objective.move(objective.theta * 1e200)
+        with pytest.raises(NumericsError, match="are not finite, so REPAIR"), repair.at(0.5):
+            pass
+        objective.move(objective.theta)
+        with pytest.raises(NumericsError, match=r"the units of linear1\.weight are not finite"):
+            Repair(objective, objective.theta * 1e200)
+
+
+class Copied(nn.Module):
+    """Hands over a copy of its statistics, which nobody else can reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.norm.running_mean is not None
+        return self.head(F.batch_norm(x, self.norm.running_mean * 1.0, self.norm.running_var))
+
+
+def test_batch_norm_that_cannot_be_recomputed_is_refused() -> None:
+    with (
+        _objective(Copied()) as objective,
+        pytest.raises(UsageError, match=r"--repair recomputes .*: .* no buffers of it"),
+    ):
+        Repair(objective, objective.theta)
+
+
+def test_the_repaired_point_is_the_one_that_is_measured() -> None:
+    """Against a twin that is rescaled by hand: a hidden layer, by closed form."""
+    model, samples, (a, b) = trained_on_digits((16,), (1, 2))
+    model.load_state_dict(a)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        end = flatten(b[name] for name in objective.layout.names).double()
+        repair = Repair(objective, end)
+        _move(objective, end, 0.25)
+        with repair.at(0.25):
+            found = objective.evaluate().loss
+    states: list[State] = [{key: value.double() for key, value in s.items()} for s in (a, b)]
+    between = {key: torch.lerp(states[0][key], states[1][key], 0.25) for key in a}
+    x = samples.inputs.double().flatten(1)
+    hidden = [F.linear(x, s["linear1.weight"], s["linear1.bias"]) for s in (*states, between)]
+    (s_a, m_a), (s_b, m_b), (s, m) = (torch.std_mean(h, 0, correction=0) for h in hidden)
+    repaired = (hidden[2] - m) / s * (0.75 * s_a + 0.25 * s_b) + 0.75 * m_a + 0.25 * m_b
+    outputs = F.linear(torch.relu(repaired), between["output.weight"], between["output.bias"])
+    assert found == pytest.approx(F.cross_entropy(outputs, samples.labels).item(), rel=EXACT)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +47,9 @@ of ReLU, a product over few samples moves by up to 1e-3; a rewriting that lost a
 gradient would be off by its whole share."""
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
+    """Of a convolution, a number for each of its axes."""
+
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -58,7 +61,7 @@ class _Convolution(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
@@ -81,7 +84,7 @@ class _ConvolutionBackward(Function):
         grad: Tensor,
         x: Tensor,
         weight: Tensor,
-        geometry: _Geometry,
+        geometry: Geometry,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(grad, x, weight)
@@ -118,7 +121,7 @@ class _ConvolutionBackward(Function):
         return of_grad, of_x, of_weight, None, None
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     stride, padding, dilation, groups = geometry
     no_output_padding = [0] * len(stride)
     result: Tensor = torch.ops.aten.convolution(
@@ -128,7 +131,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometr
 
 
 def _convolve_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, needs: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, ...]:
     stride, padding, dilation, groups = geometry
     if not any(needs):
@@ -140,37 +143,33 @@ def _convolve_backward(
     return result
 
 
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, own_derivatives: bool
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, own_derivatives: bool
 ) -> Tensor:
     """A convolution, differentiated by the functions above or by PyTorch's own."""
     if not own_derivatives:
         return _convolve(x, weight, bias, geometry)
-    result: Tensor = _Convolution.apply(x, weight, bias, _Geometry(*geometry))
+    result: Tensor = _Convolution.apply(x, weight, bias, Geometry(*geometry))
     return result
 
 
 def _folded(
-    x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: _Geometry,
     mean: Tensor,
     variance: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
-    own_derivatives: bool,
-) -> Tensor:
-    """Convolution and batch norm in one: w·γ/σ and β + (b − μ)·γ/σ."""
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of convolution and batch norm in one: w·γ/σ and β + (b − μ)·γ/σ."""
     scale = torch.rsqrt(variance + eps)
     if gamma is not None:
         scale = scale * gamma
     shift = (-mean if bias is None else bias - mean) * scale
     if beta is not None:
         shift = shift + beta
-    scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    return _convolution(x, scaled, shift, geometry, own_derivatives)
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift
 
 
 @dataclass(frozen=True)
@@ -295,18 +294,17 @@ def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tu
         norm = _as_batch_norm(users[0], node, modules) if len(users) == 1 else None
         replaced = node if norm is None else users[0]
         with traced.graph.inserting_before(replaced):
-            arguments = [_node(traced, value) for value in found[1:3]]
-            if norm is None:
-                new = traced.graph.call_function(
-                    _convolution, (found[0], *arguments, tuple(found[3]), own_derivatives)
-                )
-            else:
+            weights = [_node(traced, value) for value in found[1:3]]
+            if norm is not None:
                 num_folded += 1
                 statistics = [_node(traced, value) for value in norm[:4]]
-                new = traced.graph.call_function(
-                    _folded,
-                    (found[0], *arguments, tuple(found[3]), *statistics, norm[4], own_derivatives),
-                )
+                both = traced.graph.call_function(_folded, (*weights, *statistics, norm[4]))
+                weights = [
+                    traced.graph.call_function(operator.getitem, (both, index)) for index in (0, 1)
+                ]
+            new = traced.graph.call_function(
+                convolution, (found[0], *weights, tuple(found[3]), own_derivatives)
+            )
         replaced.replace_all_uses_with(new)
         traced.graph.erase_node(replaced)
         if norm is not None:
@@ -323,7 +321,7 @@ def _node(traced: fx.GraphModule, value: Any) -> Any:
 
 def _as_convolution(
     node: fx.Node, modules: dict[str, nn.Module]
-) -> tuple[Any, Any, Any, _Geometry] | None:
+) -> tuple[Any, Any, Any, Geometry] | None:
     """Input, weight, bias and geometry if the node is a plain convolution.
 
     Weight and bias are names of attributes, or nodes.
@@ -335,7 +333,7 @@ def _as_convolution(
         padding = _padding(module)
         if module.padding_mode != "zeros" or padding is None:
             return None
-        geometry = _Geometry(module.stride, padding, module.dilation, module.groups)
+        geometry = Geometry(module.stride, padding, module.dilation, module.groups)
         bias = None if module.bias is None else f"{node.target}.bias"
         inputs = node.args[0] if node.args else node.kwargs["input"]
         return inputs, f"{node.target}.weight", bias, geometry
@@ -345,7 +343,7 @@ def _as_convolution(
         stride, padding, dilation = (
             _tuple(given.get(name, default), dims) for name, default in _GEOMETRY_DEFAULTS
         )
-        geometry = _Geometry(stride, padding, dilation, given.get("groups", 1))  # type: ignore[arg-type]
+        geometry = Geometry(stride, padding, dilation, given.get("groups", 1))  # type: ignore[arg-type]
         plain = [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
         if all(isinstance(value, int) for value in plain):
             return given["input"], given["weight"], given.get("bias"), geometry

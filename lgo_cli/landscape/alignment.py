@@ -64,6 +64,7 @@ class Alignment:
         output_tolerance: What it had to stay below.
         output_dtype: Of the arithmetic in which outputs were compared.
         not_permuted: Parameters with hidden axes that could not be permuted, and why.
+        warnings: What a reader must know: why the outputs were not compared in float64.
     """
 
     state: State
@@ -80,6 +81,7 @@ class Alignment:
     output_tolerance: float
     output_dtype: str
     not_permuted: Mapping[str, str]
+    warnings: tuple[str, ...]
 
 
 def align(
@@ -118,7 +120,7 @@ def align(
     start = max(found, key=lambda name: found[name][1][-1])
     order, objective = found[start]
     state = symmetries.permute_state(state_b, order)
-    difference, dtype = _output_difference(model, state_b, state, inputs)
+    difference, dtype, refused = _output_difference(model, state_b, state, inputs)
     tolerance = float(torch.finfo(dtype).eps) ** 0.5
     if not difference <= tolerance:
         raise NumericsError(
@@ -126,6 +128,15 @@ def align(
             f"relative to the largest, more than rounding ({tolerance:.1e})",
             hint="leave out --align, and report the model: its symmetries were misread",
         )
+    output_dtype = str(dtype).removeprefix("torch.")
+    warnings = (
+        (
+            f"the aligned network was compared with the original in {output_dtype} and to "
+            f"{tolerance:.1e} alone, since the model does not run in float64: {refused}",
+        )
+        if refused
+        else ()
+    )
     return Alignment(
         state=state,
         groups=symmetries.groups,
@@ -139,8 +150,9 @@ def align(
         distance_after=matching.distance(order),
         output_difference=difference,
         output_tolerance=tolerance,
-        output_dtype=str(dtype).removeprefix("torch."),
+        output_dtype=output_dtype,
         not_permuted=symmetries.not_permuted,
+        warnings=warnings,
     )
 
 
@@ -340,19 +352,20 @@ def assign(cost: Array) -> tuple[Array, Array, Array]:
 
 def _output_difference(
     model: nn.Module, state: Mapping[str, Tensor], permuted: Mapping[str, Tensor], inputs: Tensor
-) -> tuple[float, torch.dtype]:
+) -> tuple[float, torch.dtype, str]:
     """Largest difference of outputs relative to the largest output, and the dtype it was taken in.
 
     In float64, where rounding is farthest from what a wrong permutation does; in the model's own
-    where it insists on that.
+    where it insists on that, and then the third result says what it refused float64 with.
     """
     try:
-        return _compared(model, state, permuted, inputs, torch.float64), torch.float64
+        return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError):
-        dtype = next(model.parameters()).dtype
-        return _compared(model, state, permuted, inputs, dtype), dtype
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    dtype = next(model.parameters()).dtype
+    return _compared(model, state, permuted, inputs, dtype), dtype, reason
 
 
 def _compared(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from lgo_cli.seeding import standard_normal
 
@@ -106,9 +107,10 @@ def estimate_barrier(
     The interval comes from a band h(α) ± c·s(α) that holds all true heights at once with 95 %
     confidence, so that it may be read off wherever the maximum is: from max(h − c·s) to
     max(h + c·s). c is the quantile of the largest |deviation|/s under a Gaussian multiplier
-    bootstrap (Chernozhukov, Chetverikov & Kato 2013). Given the samples, its deviations
-    Σ ξ_n d_n(α) / N are exactly Gaussian with the d_n's sample covariance, which is drawn from
-    directly: the cost does not grow with N.
+    bootstrap (Chernozhukov, Chetverikov & Kato 2013), studentised: that of the largest |entry| of a
+    multivariate t with N − 1 degrees of freedom, since s is an estimate. Given the samples, the
+    deviations Σ ξ_n d_n(α) / N are exactly Gaussian with the d_n's sample covariance, which is
+    drawn from directly: the cost does not grow with N.
 
     Args:
         alpha: Coordinates [n], ascending, with 0 and 1 among them.
@@ -148,5 +150,24 @@ def _quantile(centred: Array, errors: Array, seed: int, label: str) -> float:
     # The symmetric root does not depend on the eigenvectors' signs.
     root = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
     draws = standard_normal(NUM_DRAWS * len(d), seed, "interp", "barrier", label).numpy()
-    deviations = np.abs(draws.reshape(NUM_DRAWS, len(d)) @ root).max(axis=1)
-    return float(np.quantile(deviations, CONFIDENCE))
+    largest = np.abs(draws.reshape(NUM_DRAWS, len(d)) @ root).max(axis=1)
+    return _studentised_quantile(torch.from_numpy(largest), centred.shape[1] - 1)
+
+
+def _studentised_quantile(largest: torch.Tensor, freedom: int) -> float:
+    """The 95 % quantile of M/S from draws of M [n], with S² ~ χ²_ν/ν independent of it.
+
+    P(M/S ≤ c) is the mean over the draws of P(χ²_ν ≥ ν(M/c)²), which is known: no S is drawn.
+    """
+    half = torch.tensor(freedom / 2, dtype=torch.float64)
+
+    def share_within(c: float) -> float:
+        return float(torch.special.gammaincc(half, half * (largest / c) ** 2).mean())
+
+    low, high = 0.0, 1.0
+    while share_within(high) < CONFIDENCE:
+        low, high = high, 2 * high
+    for _ in range(20):  # to 1e-6, far below what the draws leave open
+        middle = (low + high) / 2
+        low, high = (low, middle) if share_within(middle) >= CONFIDENCE else (middle, high)
+    return high

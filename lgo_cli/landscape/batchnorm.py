@@ -60,7 +60,9 @@ class BatchNorm:
     Attributes:
         policy: Which of the four; `frozen` also for a model without batch norm.
         num_samples: Samples that statistics are recomputed on; `None` in the other policies.
-        buffers: The running statistics by their names in the model; empty without batch norm.
+        buffers: The running statistics by their names in the model, a mean before its variance;
+            empty without batch norm.
+        unreachable: Why there are others, which no policy but `frozen` can follow.
 
     Raises:
         UsageError: if the model's batch norm cannot follow the policy, or nothing is given to
@@ -79,11 +81,13 @@ class BatchNorm:
         self.policy = policy
         self.num_samples: int | None = None
         self._objective = objective
-        self.buffers, unreachable = _watch(objective)
+        self.buffers, self.unreachable = _watch(objective)
         if policy == "frozen":
             return
-        if unreachable or not self.buffers:
-            reason = unreachable or "a pass through the model sees no batch norm with statistics"
+        if self.unreachable or not self.buffers:
+            reason = (
+                self.unreachable or "a pass through the model sees no batch norm with statistics"
+            )
             raise UsageError(f"--batchnorm {policy}: {reason}", hint="--batchnorm frozen")
         if policy == "recompute":
             self._samples = objective.samples.head(num_samples or len(objective.samples))

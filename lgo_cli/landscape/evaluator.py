@@ -25,7 +25,8 @@ from torch import Tensor
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
-from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, without
+from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
+from lgo_cli.landscape.fusing import can_fuse, fuse_convolutions, reuse_memory
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.objective import Objective, Samples
 
-VERSION = 1
+VERSION = 2
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
 
 TOLERANCE = 1e-5
@@ -196,7 +197,13 @@ class Evaluator:
         if not done:
             return "the model's own pass: no convolution, and no wide linear layer sees the inputs"
         self._prefix = prefix_of(traced, [linear.inputs for linear in self._linears])
-        self._call = without(traced, [linear.node for linear in self._linears])
+        take_out(traced, [linear.node for linear in self._linears])
+        reuse_memory(traced)
+        if self._channels_last and objective.dtype == torch.float32 and can_fuse():
+            num_fused = fuse_convolutions(traced)
+            if num_fused:
+                done.append(f"ReLU or sum in {num_fused} of them")
+        self._call = traced
         return "; ".join(done)
 
     def _fits(self, linear: FirstLinear) -> bool:

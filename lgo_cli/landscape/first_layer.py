@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -16,6 +15,10 @@ from lgo_cli.curvature.tracing import has_forward_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+KEPT = "kept_"
+"""Arguments of a graph that start so are buffers, which it may write over."""
 
 
 class FirstLinear(NamedTuple):
@@ -120,57 +123,15 @@ def prefix_of(
     return prefix
 
 
-def without(traced: fx.GraphModule, nodes: list[fx.Node]) -> Callable[..., Tensor]:
-    """The same function with the outputs of some nodes as further arguments, in their order."""
+def take_out(traced: fx.GraphModule, nodes: list[fx.Node]) -> None:
+    """Make the outputs of some nodes further arguments of the same function, in their order."""
     graph = traced.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for index, node in enumerate(nodes):
         with graph.inserting_after(last):
-            last = graph.placeholder(f"kept_{index}")
+            last = graph.placeholder(f"{KEPT}{index}")
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     graph.eliminate_dead_code()
-    _reuse_memory(traced)
     graph.lint()
     traced.recompile()
-    return traced
-
-
-_FRESH = {"_folded", "_convolution", "linear", "add", "iadd"}
-"""Functions that put out a tensor of their own."""
-
-_RELU = {F.relu, torch.relu}
-_ADD = {operator.add, operator.iadd, torch.add}
-
-
-def _reuse_memory(traced: fx.GraphModule) -> None:
-    """Let ReLU and addition write over what they read, where nothing else reads it.
-
-    Without gradients that is the same function; a new tensor of a few megabytes for each costs as
-    much as the arithmetic.
-    """
-    modules = dict(traced.named_modules())
-    for node in traced.graph.nodes:
-        is_relu = node.op == "call_function" and node.target in _RELU
-        if node.op == "call_module":
-            module = modules[str(node.target)]
-            is_relu = type(module) is nn.ReLU and not has_forward_hooks(module)
-        is_sum = node.op == "call_function" and node.target in _ADD and len(node.args) == 2
-        if not (is_relu or is_sum) or not node.args or not _is_fresh(node.args[0], modules):
-            continue
-        if is_sum and not (isinstance(node.args[1], fx.Node) and node.args[1] is not node.args[0]):
-            continue
-        node.op = "call_function"
-        node.target = torch.relu_ if is_relu else operator.iadd
-        node.args, node.kwargs = node.args[: 1 + is_sum], {}
-
-
-def _is_fresh(value: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node's output is a tensor of its own that one node alone reads."""
-    if not isinstance(value, fx.Node) or len(value.users) != 1:
-        return False
-    if value.op == "placeholder":
-        return str(value.target).startswith("kept_")
-    if value.op == "call_module":
-        return type(modules[str(value.target)]) is nn.Linear
-    return value.op == "call_function" and getattr(value.target, "__name__", "") in _FRESH

@@ -4,246 +4,291 @@ Between two networks the activations of hidden units lose their variance, layer 
 most of the barrier after alignment is due to that. Jordan, Sedghi, Saukh, Entezari & Neyshabur 2023
 rescale each unit before its activation, so that mean and standard deviation over the samples are
 the interpolation of the ends' (theory.md, section 26). Where batch norm follows, its running
-statistics are measured anew instead, which is the same.
+statistics are recomputed instead, which is the same.
 """
 
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lgo_cli.errors import NumericsError
-from lgo_cli.landscape.permutations import (
-    State,
-    evaluating,
-    find_symmetries,
-    first_names,
-    run,
-    tensors_of,
-)
+from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.landscape.batchnorm import BatchNorm
+from lgo_cli.landscape.permutations import find_symmetries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
+
+    from lgo_cli.objective import Objective
 
 _LAYERS = {F.linear: -1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
 """Functions of an input, a weight and a bias, and the axis of their units; modules call them."""
 
-_BATCH_NORM = (
-    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"
-)  # fmt: skip
+ROUNDING = 100.0
+"""A spread below so many rounding errors is none: rescaled, it would be noise of a percent."""
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """What each hidden unit puts out before its activation, over a set of samples.
+class Moments(NamedTuple):
+    """What a layer's units put out before their activation, over samples and positions.
 
     Attributes:
-        mean: For each layer, by its weight's name, over samples and positions [units].
+        mean: Of each unit [units], float64.
         std: Likewise.
-        not_repaired: Layers that REPAIR has to leave alone, and why.
     """
 
-    mean: Mapping[str, Tensor]
-    std: Mapping[str, Tensor]
-    not_repaired: Mapping[str, str]
+    mean: Tensor
+    std: Tensor
 
 
-@dataclass(frozen=True)
-class Repaired:
-    """An interpolated network after REPAIR.
-
-    Attributes:
-        state: Its state_dict: weights and biases of the layers, running statistics of batch norms.
-        layers: Weights that were rescaled.
-        batch_norms: Running means that were measured anew.
-    """
-
-    state: State
-    layers: tuple[str, ...]
-    batch_norms: tuple[str, ...]
-
-
-def layer_statistics(
-    model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor
-) -> LayerStatistics:
-    """Measure the hidden layers of one end, in one pass.
+class Repair:
+    """REPAIR at every point of a path, as something to be in force around its passes.
 
     Layers are calls of `F.linear` and `F.conv*`, by modules or by a forward itself. Those that put
     out the network's outputs are no hidden ones.
 
     Args:
-        model: The structure; left as it was.
-        state: The end's state_dict.
-        inputs: All samples [n, *input_shape], on the model's device; they go through in one batch.
-    """
-    tensors = tensors_of(model, state)
-    outputs = find_symmetries(model, inputs).output_parameters
-    watch = _Statistics(tensors)
-    with evaluating(model), watch:
-        run(model, tensors, inputs)
-    hidden = [name for name in watch.mean if name not in outputs and name not in watch.excluded]
-    return LayerStatistics(
-        mean={name: watch.mean[name] for name in hidden},
-        std={name: watch.std[name] for name in hidden},
-        not_repaired={
-            name: reason
-            for name, reason in watch.excluded.items()
-            if name not in outputs and reason != _NORMALISED
-        },
-    )
+        objective: Entered; its centre is the path's start.
+        end: The path's other end [P].
 
-
-def repair(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    stats_a: LayerStatistics,
-    stats_b: LayerStatistics,
-    alpha: float,
-    inputs: Tensor,
-) -> Repaired:
-    """Rescale an interpolated network's hidden units, layer after layer in one pass.
-
-    Each unit's mean and standard deviation become (1 − α) times A's plus α times B's; the layers
-    after it see what it puts out then. A unit that is constant over the samples is only shifted.
-
-    Args:
-        model: The structure; left as it was.
-        state: State_dict of the network at α.
-        stats_a: `layer_statistics` of A over the same samples.
-        stats_b: Of B, its units in A's order.
-        alpha: Where on the path it stands.
-        inputs: The samples, as for the ends.
+    Attributes:
+        ends: For each layer, by its weight's name and in the order of a pass, its moments at the
+            path's start and end.
+        batchnorm: Of the statistics of batch norm at every point, the ends among them: recomputed,
+            if there is batch norm.
+        batch_norms: Names of the running means that are recomputed.
+        not_repaired: Weights with hidden units that REPAIR has to leave alone, and why.
 
     Raises:
-        NumericsError: if an activation is not finite.
+        UsageError: if the statistics of batch norm cannot be recomputed, or a unit puts out a
+            single value, which has no spread.
+        NumericsError: if a hidden unit is not finite at an end.
     """
-    tensors = tensors_of(model, state)
-    targets = {
-        name: tuple(
-            torch.lerp(a[name], b[name], alpha)
-            for a, b in ((stats_a.mean, stats_b.mean), (stats_a.std, stats_b.std))
-        )
-        for name in stats_a.mean
-    }
-    mode = _Repair(tensors, targets)
-    with evaluating(model), mode:
-        run(model, tensors, inputs)
-    names = first_names(model)
-    new = {key: mode.new.get(names.get(key, key), value) for key, value in state.items()}
-    return Repaired(new, tuple(mode.layers), tuple(mode.batch_norms))
+
+    def __init__(self, objective: Objective, end: Tensor) -> None:
+        self._objective = objective
+        self._parameters = dict(objective.model.named_parameters())
+        self._layers, self.not_repaired = _find(objective)
+        self.batchnorm = BatchNorm(objective, "frozen")
+        if self.batchnorm.unreachable:
+            raise UsageError(
+                f"--repair recomputes batch norm's statistics: {self.batchnorm.unreachable}",
+                hint="leave out --repair",
+            )
+        if self.batchnorm.buffers:
+            self.batchnorm = BatchNorm(objective, "recompute")
+        self.batch_norms = tuple(self.batchnorm.buffers)[::2]
+        found = []
+        for theta in (objective.theta, end):
+            with objective.at(theta), self.batchnorm.at():
+                found.append(self.moments(*self._layers))
+        self.ends = {name: (found[0][name], found[1][name]) for name in self._layers}
+
+    @contextmanager
+    def at(self, alpha: float) -> Iterator[None]:
+        """Rescale the hidden units of the network where the objective stands, for a while.
+
+        Each unit's mean and standard deviation become (1 − α) times the start's plus α times the
+        end's. Layer follows layer, each measured behind those that are repaired already, so that
+        micro-batches do not matter to the result: for each a pass as far as it, and with batch norm
+        a whole one to recompute the statistics that it is measured under. A unit that is
+        constant over the samples is only shifted. Afterwards all is what it was, to the bit.
+
+        Args:
+            alpha: Where on the path it stands.
+
+        Raises:
+            NumericsError: if a hidden unit is not finite.
+        """
+        names = [name for layer in self._layers.items() for name in layer]
+        before = {name: self._parameters[name].detach().clone() for name in names}
+        try:
+            for name in self._layers:
+                with self.batchnorm.at():
+                    moments = self.moments(name)[name]
+                start, end = self.ends[name]
+                target = Moments(
+                    *(torch.lerp(a, b, alpha) for a, b in zip(start, end, strict=True))
+                )
+                self._rescale(name, moments, target)
+            with self.batchnorm.at():
+                yield
+        finally:
+            with torch.no_grad():
+                for name, value in before.items():
+                    self._parameters[name].copy_(value)
+
+    @torch.no_grad()
+    def moments(self, *names: str) -> dict[str, Moments]:
+        """Measure layers where the network stands, pooled over all samples in float64.
+
+        Args:
+            names: Of their weights.
+        """
+        wanted = {id(self._parameters[name]): name for name in names}
+        pools = {name: _Pool() for name in names}
+        waiting: set[str] = set()
+
+        def see(call: _Call) -> None:
+            if call.func in _LAYERS and (name := wanted.get(id(call.given("weight")))):
+                pools[name].add(call.output, _LAYERS[call.func])
+                waiting.remove(name)
+                if not waiting:
+                    raise _AllSeen
+
+        for batch in self._objective.micro_batches():
+            waiting |= pools.keys()
+            with suppress(_AllSeen), _Watching(see):
+                self._objective.model(batch.inputs)
+        return {name: pool.moments(name) for name, pool in pools.items()}
+
+    @torch.no_grad()
+    def _rescale(self, name: str, now: Moments, target: Moments) -> None:
+        weight, bias = self._parameters[name], self._parameters[self._layers[name]]
+        floor = ROUNDING * torch.finfo(weight.dtype).eps * (target.std + now.mean.abs())
+        scale = torch.where(now.std > floor, target.std / now.std, 1.0)
+        weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
+        bias.copy_(bias.double() * scale + (target.mean - scale * now.mean))
 
 
-_NORMALISED = "batch norm follows"
+class _AllSeen(BaseException):
+    """Ends a pass behind the last layer to be measured; no forward should take it for an error."""
 
 
-class _Layers(TorchFunctionMode):
-    """Sees each layer's and each batch norm's call, and may replace what it puts out."""
+class _Pool:
+    """Count, mean and sum of squares around it of each unit, batch after batch.
 
-    def __init__(self, tensors: State) -> None:
+    Two sets are pooled as by Chan, Golub & LeVeque 1983, without the cancellation of E x² − (E x)².
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, output: Tensor, axis: int) -> None:
+        """Take in a layer's output, its units along an axis."""
+        values = output.double().movedim(axis, 0).flatten(1)
+        mean = values.mean(1)
+        squares = (values - mean[:, None]).square().sum(1)
+        total = self.count + values.shape[1]
+        share = values.shape[1] / total
+        difference = mean - self.mean
+        self.squares = self.squares + squares + difference.square() * self.count * share
+        self.mean = self.mean + difference * share
+        self.count = total
+
+    def moments(self, name: str) -> Moments:
+        """Of a layer's units; refused where REPAIR could do nothing with them."""
+        if self.count == 1:
+            raise UsageError(
+                f"--repair: over one sample the units of {name} have no spread",
+                hint="choose --analysis-samples larger than 1",
+            )
+        std = (self.squares / self.count).sqrt()
+        if not bool(torch.isfinite(std).all()):
+            raise NumericsError(
+                f"the units of {name} are not finite, so REPAIR cannot rescale them",
+                hint="leave out --repair",
+            )
+        return Moments(self.mean, std)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a torch function."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    def given(self, key: str) -> Any:
+        """A layer's input, weight or bias, or `None`."""
+        given = dict(zip(("input", "weight", "bias"), self.args, strict=False)) | self.kwargs
+        return given.get(key)
+
+
+class _Watching(TorchFunctionMode):
+    """Shows each call of a torch function, but not those that it makes itself in turn."""
+
+    def __init__(self, see: Callable[[_Call], None]) -> None:
         super().__init__()
-        self.tensors = tensors
-        self.names = {id(tensor): name for name, tensor in tensors.items()}
+        self._see = see
 
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,
+        types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self.on_batch_norm(dict(zip(_BATCH_NORM, args, strict=False)) | kwargs)
-        output = func(*args, **kwargs)
-        if func not in _LAYERS:
-            return output
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        weight, bias = (self.names.get(id(given.get(key)), "") for key in ("weight", "bias"))
-        return self.on_layer(output, _LAYERS[func], weight, bias) if weight else output
-
-    def on_layer(self, output: Tensor, axis: int, weight: str, bias: str) -> Tensor:
-        raise NotImplementedError
-
-    def on_batch_norm(self, given: dict[str, Any]) -> Tensor:
-        return F.batch_norm(**given)
-
-
-class _Statistics(_Layers):
-    def __init__(self, tensors: State) -> None:
-        super().__init__(tensors)
-        self.mean: State = {}
-        self.std: State = {}
-        self.excluded: dict[str, str] = {}
-        self._outputs: dict[str, weakref.ref[Tensor]] = {}
-
-    def on_layer(self, output: Tensor, axis: int, weight: str, bias: str) -> Tensor:
-        if weight in self.mean:
-            self.excluded[weight] = "its weight is used more than once"
-        elif not bias:
-            self.excluded[weight] = "it has no bias to shift its units by"
-        self.mean[weight], self.std[weight] = _moments(output, axis)
-        self._outputs[weight] = weakref.ref(output)
+        del types
+        output = func(*args, **(kwargs or {}))
+        self._see(_Call(func, args, kwargs or {}, output))
         return output
 
-    def on_batch_norm(self, given: dict[str, Any]) -> Tensor:
-        for name, output in self._outputs.items():
-            if output() is given["input"]:
-                self.excluded[name] = _NORMALISED
-        return super().on_batch_norm(given)
+
+@torch.no_grad()
+def _find(objective: Objective) -> tuple[dict[str, str], dict[str, str]]:
+    """Run two samples; return the layers to repair, bias by weight, and why others are not."""
+    named = dict(objective.model.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
+    uses: dict[str, list[str]] = {name: [] for name in named}
+    outputs: dict[str, weakref.ref[Tensor]] = {}
+    layers: dict[str, str] = {}
+    normalised: set[str] = set()
+
+    def see(call: _Call) -> None:
+        if next(_tensors(call.output), None) is None:
+            return  # a shape or a dtype
+        if call.func is F.batch_norm:
+            given = call.given("input")
+            normalised.update(name for name, output in outputs.items() if output() is given)
+        for tensor in _tensors((call.args, list(call.kwargs.values()))):
+            if name := names.get(id(tensor)):
+                uses[name].append(call.func.__name__)
+                if isinstance(call.output, Tensor):
+                    outputs[name] = weakref.ref(call.output)
+        if call.func in _LAYERS and (weight := names.get(id(call.given("weight")))):
+            layers[weight] = names.get(id(call.given("bias")), "")
+
+    inputs = objective.samples.head(2).inputs
+    with _Watching(see):
+        objective.model(inputs)
+    done = normalised | find_symmetries(objective.model, inputs).output_parameters
+    not_repaired = {}
+    for name, parameter in named.items():
+        if parameter.ndim < 2 or (name in done and len(uses[name]) == 1):
+            continue
+        bias = layers.get(name)
+        if not uses[name]:
+            not_repaired[name] = "no call is seen to use it"
+        elif bias is None:
+            not_repaired[name] = f"it is used by {uses[name][0]}, whose units are not seen"
+        elif len(uses[name]) > 1:
+            not_repaired[name] = "its weight is used more than once"
+        elif not bias:
+            not_repaired[name] = "it has no bias to shift its units by"
+        elif len(uses[bias]) > 1:
+            not_repaired[name] = "its bias is used more than once"
+        elif not (parameter.requires_grad and named[bias].requires_grad):
+            not_repaired[name] = "it is frozen"
+    repaired = {
+        name: bias for name, bias in layers.items() if name not in done and name not in not_repaired
+    }
+    return repaired, not_repaired
 
 
-class _Repair(_Layers):
-    def __init__(self, tensors: State, targets: Mapping[str, tuple[Tensor, ...]]) -> None:
-        super().__init__(tensors)
-        self.targets = targets
-        self.new: State = {}
-        self.layers: list[str] = []
-        self.batch_norms: list[str] = []
-
-    def on_layer(self, output: Tensor, axis: int, weight: str, bias: str) -> Tensor:
-        if weight not in self.targets:
-            return output
-        target_mean, target_std = self.targets[weight]
-        mean, std = _moments(output, axis)
-        if not bool(torch.isfinite(std).all()):
-            raise NumericsError(
-                f"the units of {weight} are not finite, so REPAIR cannot rescale them"
-            )
-        scale = torch.where(std > 0, target_std / std, torch.ones_like(std))
-        shift = target_mean - scale * mean
-        value = self.tensors[weight]
-        self.new[weight] = value * _along(scale, value.ndim, 0)
-        self.new[bias] = self.tensors[bias] * scale + shift
-        self.layers.append(weight)
-        return output * _along(scale, output.ndim, axis) + _along(shift, output.ndim, axis)
-
-    def on_batch_norm(self, given: dict[str, Any]) -> Tensor:
-        buffers = [self.names.get(id(given.get(f"running_{key}")), "") for key in ("mean", "var")]
-        if all(buffers) and not given.get("training"):
-            x = given["input"]
-            dims = [dim for dim in range(x.ndim) if dim != 1]
-            variance, mean = torch.var_mean(x, dims)
-            for key, name, value in zip(("mean", "var"), buffers, (mean, variance), strict=True):
-                given[f"running_{key}"] = self.new[name] = value
-            self.batch_norms.append(buffers[0])
-        return super().on_batch_norm(given)
-
-
-def _moments(output: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [units] over all other axes."""
-    dims = [dim for dim in range(output.ndim) if dim != axis % output.ndim]
-    std, mean = torch.std_mean(output, dims, correction=0)
-    return mean, std
-
-
-def _along(vector: Tensor, ndim: int, axis: int) -> Tensor:
-    """A vector [units] to be broadcast along one axis of `ndim`."""
-    shape = [1] * ndim
-    shape[axis] = -1
-    return vector.view(shape)
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)

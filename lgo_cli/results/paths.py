@@ -61,7 +61,8 @@ class AlignmentResults(Strict):
     """How the other end's hidden units were permuted, and the proof that it computes the same.
 
     Distances are between the parameters of the ends. `output_difference` is the largest over the
-    probe set, relative to the largest output, and lies below `output_tolerance`.
+    first samples of the probe set, relative to the largest output, and lies below
+    `output_tolerance`.
     """
 
     num_units: int
@@ -76,7 +77,10 @@ class AlignmentResults(Strict):
 
 
 class RepairResults(Strict):
-    """What REPAIR rescaled at each point: weights, and batch norms whose statistics it measured."""
+    """What REPAIR rescaled at each point: weights, and batch norms' statistics that it recomputed.
+
+    `not_repaired` has the weights of hidden units that it had to leave alone, and why.
+    """
 
     layers: list[str]
     batch_norms: list[str]

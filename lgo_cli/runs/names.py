@@ -37,7 +37,7 @@ _FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
 
 
-ALGORITHM_VERSIONS = {"train": 1, "hessian": 3, "interp": 3, "contour": 3}
+ALGORITHM_VERSIONS = {"train": 2, "hessian": 4, "interp": 4, "contour": 4}
 """Raised when a command's results can change for an equal config."""
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
     from lgo_cli.landscape.interpolation import Path
+    from lgo_cli.landscape.repair import Repair
     from lgo_cli.objective import Objective
     from lgo_cli.results import Measured
-    from lgo_cli.runs.steps.aligned import Repairs
     from lgo_cli.runs.steps.base import Context
 
 
@@ -58,11 +58,18 @@ class Ends:
             ends={(0.0,): self.own, (1.0,): state},
         )
 
-    def measured(self, state: Mapping[str, Tensor]) -> Measured:
+    def repair(self, state: Mapping[str, Tensor]) -> Repair:
+        """REPAIR on the way to an end, its units in the run's order."""
+        from lgo_cli.landscape.repair import Repair
+
+        return Repair(self.problem, self.weights(state))
+
+    def measured(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> Measured:
         """What is measured, for the record."""
         from lgo_cli.runs.loaded import measured
 
-        return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
+        policy = repair.batchnorm if repair else self.policy(state)
+        return measured(self.problem, self.context.loaded, len(self.test), policy)
 
     def loss_of(self, state: Mapping[str, Tensor]) -> float:
         """L of a checkpoint on the probe set, its own buffers and frozen parameters included.
@@ -83,16 +90,16 @@ class Ends:
         """Measure a curve to an end."""
         return self._path(state, None, curve=curve)
 
-    def straight(self, state: Mapping[str, Tensor], repairs: Repairs | None = None) -> Path:
+    def straight(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> Path:
         """Measure the line to an end, or the arc where arcs are asked for."""
         from lgo_cli.landscape.curves import Arc
 
         target = self.weights(state)
         if self.config.spherical:
-            return self._path(state, repairs, curve=Arc.between(self.problem.theta, target))
-        return self._path(state, repairs, target=target)
+            return self._path(state, repair, curve=Arc.between(self.problem.theta, target))
+        return self._path(state, repair, target=target)
 
-    def _path(self, state: Mapping[str, Tensor], repairs: Repairs | None, **route: Any) -> Path:
+    def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> Path:
         from lgo_cli.landscape.interpolation import interpolate
 
         policy = self.policy(state)
@@ -101,7 +108,7 @@ class Ends:
             self.problem,
             self.test,
             self.alphas,
-            around=repairs.at if repairs else around,
+            around=repair.at if repair else around,
             seed=self.config.seed,
             progress=self.context.progress,
             **route,

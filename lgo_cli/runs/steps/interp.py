@@ -12,7 +12,7 @@ from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
 from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
-from lgo_cli.runs.steps.aligned import Repairs, aligned, alignment_results
+from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import curve_arrays, curve_results, curve_state, trained_curve
 from lgo_cli.runs.steps.ends import Ends
@@ -99,17 +99,17 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     plan, loaded = context.plan, context.loaded
     warnings: list[str] = []
     beside: dict[str, Path] = {}
-    loss_of_other = alignment = repairs = trained = None
+    loss_of_other = alignment = repair = trained = None
     with context.stopwatch.phase("compute"):
         other = checkpoint.load_fitting(plan.files["to"], loaded.model)
         if config.align:
             alignment = aligned(context, config, other)
+            warnings += alignment.warnings
         with objective(plan, loaded) as problem:
             ends = Ends(context, config, problem)
             if alignment is not None:
                 beside["unaligned"] = ends.straight(other)
                 other = alignment.state
-            description = ends.measured(other)
             path = ends.straight(other)
             if config.curve is not None:
                 beside["line"] = path
@@ -117,9 +117,9 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                 path = ends.curve(other, trained.curve)
             if config.repair:
                 beside["unrepaired"] = path
-                repairs = Repairs(problem, ends.own, other)
-                path = ends.straight(other, repairs)
-                description = repairs.described(description)
+                repair = ends.repair(other)
+                path = ends.straight(other, repair)
+            description = ends.measured(other, repair)
             fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
             if description.batchnorm == "frozen" or fixed:
                 loss_of_other = ends.loss_of(other)
@@ -141,7 +141,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
         shape=config.curve or ("arc" if config.spherical else "line"),
         loss_of_other=loss_of_other,
         alignment=alignment_results(alignment) if alignment else None,
-        repair=repairs.results() if repairs else None,
+        repair=repair_results(repair) if repair else None,
         curve=curve_results(context, config, trained) if trained else None,
         num_evaluations=sum(each.num_evaluations for each in paths),
         num_matvecs=sum(each.num_matvecs for each in paths),
