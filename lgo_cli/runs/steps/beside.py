@@ -137,18 +137,23 @@ def _band(band: Band) -> BandResults:
 def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults | None, int]:
     """Both ends of the spectrum over the plane."""
     from lgo_cli.landscape.convexity import convexity_map
+    from lgo_cli.runs.journal import ConvexityFile
 
     number = work.config.convexity
     if number is None:
         return None, 0
+    x, y, seed = linspace(work.x_range, number), linspace(work.y_range, number), work.config.seed
+    kept = ConvexityFile(work.context.plan.out, work.key(work.evaluator), x, y, seed)
     found: Convexity = convexity_map(
         work.problem,
         work.named.plane.directions,
-        linspace(work.x_range, number),
-        linspace(work.y_range, number),
-        seed=work.config.seed,
+        x,
+        y,
+        seed=seed,
         batchnorm=work.evaluator.batchnorm,
         memory_bytes=work.context.execution.memory_bytes,
+        finished=None if work.context.execution.force else kept.read(),
+        keep=kept.write,
         progress=work.context.progress,
     )
     work.warnings = (*work.warnings, *found.warnings)

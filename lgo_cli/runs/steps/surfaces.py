@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Work:
     num_range_evaluations: int = 0
     warnings: tuple[str, ...] = ()
     begun: set[str] = field(default_factory=set)
+    keys: WeakKeyDictionary[Evaluator, tuple[str, str]] = field(default_factory=WeakKeyDictionary)
 
     @property
     def x(self) -> list[float]:
@@ -53,11 +55,21 @@ class Work:
         """Coordinates of the rows [ny]."""
         return linspace(self.y_range, self.config.shape[1])
 
+    def key(self, evaluator: Evaluator) -> str:
+        """The journal's key of an evaluator, on the path that it takes by now; hashed once."""
+        from lgo_cli.runs.journal import key_of
+
+        plan, key = self.keys.get(evaluator, (None, ""))
+        if plan != evaluator.plan:
+            key = key_of(evaluator, self.context.plan.request)
+            self.keys[evaluator] = (evaluator.plan, key)
+        return key
+
     def journal(self, evaluator: Evaluator, share: str = "") -> Journal:
         """What was measured on an evaluator's plane in this run's directory, whenever it was."""
-        from lgo_cli.runs.journal import Journal, key_of
+        from lgo_cli.runs.journal import Journal
 
-        key = key_of(evaluator, self.context.plan.request)
+        key = self.key(evaluator)
         anew = self.context.execution.force and key not in self.begun
         self.begun.add(key)
         return Journal(self.context.plan.out, key, share, anew=anew)
