@@ -210,6 +210,7 @@ def _compute(
     progress: Progress,
 ) -> Manifest:
     with stopwatch.phase("load"):  # torch itself takes a second
+        from lgo_cli.runs.exporting import remove_outdated
         from lgo_cli.runs.loaded import load, machine_settings
         from lgo_cli.runs.steps import STEPS, Context
 
@@ -232,6 +233,7 @@ def _compute(
                 environment=environment(str(loaded.device)),
                 provenance=stopwatch.provenance(),
             )
+            remove_outdated(plan.out, plan.command)
             write_manifest(manifest, plan.manifest_path)
     return manifest
 
