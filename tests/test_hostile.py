@@ -193,7 +193,7 @@ CASES = {
         "hessian run", 3, "run/train.json is not a manifest", _write("run/train.json", b"{")
     ),
     "manifest of another version": Case(
-        "hessian run", 3, "is not a manifest that this lgo reads",
+        "hessian run", 3, "was written by a later version of lgo",
         _edit_manifest(lambda manifest: manifest.update(schema_version=2)),
     ),
     "manifest without locations": Case(

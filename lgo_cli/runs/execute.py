@@ -30,8 +30,10 @@ from lgo_cli.files import (
 )
 from lgo_cli.manifest import (
     Manifest,
+    OtherVersion,
     damaged_outputs,
     file_ref,
+    other_version,
     read_manifest,
     results_mapping,
     write_manifest,
@@ -300,11 +302,12 @@ def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     does not write again go when it is done.
 
     Raises:
-        OutputError: if a file of that name is neither in the old manifest nor in an old claim.
+        OutputError: if a file of that name is neither in the old manifest nor in an old claim, or
+            the old manifest is of a later version.
     """
     claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
     aside = plan.out / BOOKKEEPING / f"{plan.command}.old.json"
-    old = _read_ours(plan.manifest_path)
+    old = _read_ours(plan.manifest_path) or _read_other(plan.manifest_path, force=force)
     listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
     ours = writable(plan.command, [*listed, *_claimed(claim)])
     for name in [plan.manifest_path.name, *names]:
@@ -350,6 +353,21 @@ def _read_ours(path: Path) -> Manifest | None:
         return read_manifest(path)
     except InputError:
         return None
+
+
+def _read_other(path: Path, *, force: bool) -> OtherVersion | None:
+    """What another version of lgo recorded of the step; its files are as much ours as any.
+
+    Raises:
+        OutputError: if it was a later one, whose results an earlier shall not replace unasked.
+    """
+    other = other_version(path.read_bytes()) if path.is_file() else None
+    if other is not None and other.is_later and not force:
+        raise OutputError(
+            f"{path} was written by {other.author}; it is left as it is",
+            hint="use that lgo, choose another --out, or --force to replace it",
+        )
+    return other
 
 
 def _claimed(claim: Path) -> list[str]:
