@@ -45,7 +45,7 @@ from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lgo_cli.manifest import FileRef
 
@@ -83,6 +83,7 @@ def execute(
     *,
     execution: Execution | None = None,
     figure: FigureConfig | None = None,
+    inputs: Mapping[str, str] | None = None,
     argv: Sequence[str] | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
@@ -95,6 +96,8 @@ def execute(
         run: For an analysis, the run directory or checkpoint; `outputs` by default.
         execution: Where and how to run.
         figure: How to write figures.
+        inputs: SHA-256 that an input must have, by its name in the manifest; of all others what is
+            found is taken.
         argv: What to record as the command line; the process's own by default.
         progress: Listener.
 
@@ -112,6 +115,7 @@ def execute(
         if execution.download_data:
             _download(config, execution)
         plan = plan_step(config, run, execution, DEFAULT_RUN)
+    _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and done.figure == figure and not damaged:
@@ -183,6 +187,17 @@ def _download(config: StepConfig, execution: Execution) -> None:
 
     if config.dataset is not None:
         download_dataset(config.dataset, execution.data_root or Path("data"))
+
+
+def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
+    for name, digest in wanted.items():
+        found = plan.request.inputs.get(name)
+        if found is not None and found.sha256 != digest:
+            raise InputError(
+                f"{os.path.normpath(plan.files[name])} is not the {name} that the manifest records",
+                hint="put the old one back, or name what to use on the command line: the run, "
+                "--model, --dataset, --to, --directions or --warm-start",
+            )
 
 
 def _refuse_non_directory(out: Path) -> None:
