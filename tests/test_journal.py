@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,40 @@ def test_shares_equal_the_undivided_run(small_run: Path, tmp_path: Path) -> None
 
 
 def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> None:
-    for config in ({"tolerance": 0.1}, {"num_planes": 2}):
-        with pytest.raises(UsageError, match="--shard divides all cells"):
-            _contour(small_run, tmp_path, "0/2", **config)
+    with pytest.raises(UsageError, match="--shard divides all cells"):
+        _contour(small_run, tmp_path, "0/2", tolerance=0.1)
+
+
+def test_shares_of_several_planes(small_run: Path, tmp_path: Path) -> None:
+    config = {"num_planes": 3, "resolution": "5x4"}
+    _contour(small_run, tmp_path / "whole", **config)
+    assert _contour(small_run, tmp_path, "1/2", **config) is Status.SHARE_DONE
+    # Half of the cells of each plane; of 5 × 4, none is the centre.
+    assert _num_records(tmp_path) == (30, 10)
+    assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
+    assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
+    assert _num_records(tmp_path)[0] == 60
+
+
+def test_last_share_loads_and_finds_its_plane_once(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(module: str, name: str) -> None:
+        function = getattr(sys.modules[module], name)
+        monkeypatch.setattr(
+            f"{module}.{name}",
+            lambda *values, **options: calls.append(name) or function(*values, **options),
+        )
+
+    config = {"plane": "eigen", "resolution": "3"}
+    _contour(small_run, tmp_path / "whole", **config)
+    counted("lgo_cli.runs.loaded", "load")
+    counted("lgo_cli.curvature.eigenpairs", "extreme_eigenpairs")
+    assert _contour(small_run, tmp_path, "0/1", **config) is Status.COMPUTED
+    assert calls == ["load", "extreme_eigenpairs"]
+    assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
 
 
 def test_finer_grid_measures_what_is_new(small_run: Path, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lgo_cli.manifest import FileRef
+    from lgo_cli.runs.steps import Context
 
 
 class Status(Enum):
@@ -127,50 +128,63 @@ def execute(
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
-    if execution.share is not None and not _measure_share(plan, execution, stopwatch, progress):
-        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
-    try:
+    if done is not None:
         with step_lock(plan.out, plan.command):
-            if done is not None:
-                manifest = _redraw(plan, done, figure)
-                return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
-            manifest = _compute(plan, figure, execution, stopwatch, progress)
-            return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
-    except LockedError:
-        # Of two shares that end together, one assembles the surface.
-        if execution.share is None:
-            raise
-        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
+            manifest = _redraw(plan, done, figure)
+        return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+    _refuse_shares(plan, execution)
+    with stopwatch.phase("load"):  # torch itself takes a second
+        from lgo_cli.runs.loaded import machine_settings
+
+    with machine_settings(execution.num_threads, execution.device):
+        if execution.share is not None:
+            return _measure_share(plan, figure, execution, stopwatch, progress)
+        with step_lock(plan.out, plan.command):
+            context = _load(plan, execution, stopwatch, progress)
+            return _compute(plan, figure, context)
+
+
+def _refuse_shares(plan: Plan, execution: Execution) -> None:
+    if execution.share is None:
+        return
+    if not isinstance(plan.config, ContourConfig):
+        raise UsageError("only a surface is measured in shares")
+    if plan.config.tolerance is not None:
+        raise UsageError(
+            "--shard divides all cells of a surface: it does not go with --tolerance, where each "
+            "cell's loss says which comes next",
+            hint="a surface filled in to a tolerance needs few cells: leave out --shard",
+        )
+
+
+def _load(plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress) -> Context:
+    with stopwatch.phase("load"):
+        from lgo_cli.runs.loaded import load
+        from lgo_cli.runs.steps import Context
+
+        return Context(plan, load(plan, execution.device), execution, progress, stopwatch)
 
 
 def _measure_share(
-    plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress
-) -> bool:
-    """Measure one of several shares of a surface; whether that was the last to come."""
-    config = plan.config
-    if not isinstance(config, ContourConfig):
-        raise UsageError("only a surface is measured in shares")
-    if config.tolerance is not None or config.num_planes > 1:
-        raise UsageError(
-            "--shard divides all cells of one plane: it goes with neither --tolerance nor "
-            "--num-planes",
-            hint="a surface filled in to a tolerance needs few cells: leave out --shard",
-        )
-    with stopwatch.phase("load"):
-        from lgo_cli.runs.loaded import load, machine_settings
-        from lgo_cli.runs.steps.base import Context
-        from lgo_cli.runs.steps.contour import ContourStep
-
+    plan: Plan,
+    figure: FigureConfig,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    progress: Progress,
+) -> Outcome:
+    """Measure one of several shares of a surface; the last to come assembles it."""
     assert execution.share is not None
     index, count = execution.share
-    with (
-        step_lock(plan.out, f"{plan.command}.{index}-of-{count}"),
-        machine_settings(execution.num_threads, execution.device),
-    ):
-        with stopwatch.phase("load"):
-            loaded = load(plan, execution.device)
-        context = Context(plan, loaded, execution, progress, stopwatch)
-        return ContourStep().measure_share(context, index, count)
+    with step_lock(plan.out, f"{plan.command}.{index}-of-{count}"):
+        context = _load(plan, execution, stopwatch, progress)
+        from lgo_cli.runs.steps.contour import ContourStep
+
+        complete = ContourStep().measure_share(context, index, count)
+    if complete:
+        # Of two shares that end together, one assembles the surface.
+        with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
+            return _compute(plan, figure, context)
+    return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
 
 
 def _refuse_unconverged(manifest: Manifest) -> None:
@@ -219,40 +233,31 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
     return (manifest, damaged) if damaged <= figures else (None, set())
 
 
-def _compute(
-    plan: Plan,
-    figure: FigureConfig,
-    execution: Execution,
-    stopwatch: Stopwatch,
-    progress: Progress,
-) -> Manifest:
-    with stopwatch.phase("load"):  # torch itself takes a second
-        from lgo_cli.runs.exporting import remove_outdated
-        from lgo_cli.runs.loaded import load, machine_settings
-        from lgo_cli.runs.steps import STEPS, Context
+def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
+    """Compute a step's results and publish them; its lock is held."""
+    from lgo_cli.runs.exporting import remove_outdated
+    from lgo_cli.runs.steps import STEPS
 
-    step = STEPS[plan.command]
-    with machine_settings(execution.num_threads, execution.device):
-        with stopwatch.phase("load"):
-            loaded = load(plan, execution.device)
-        payloads = step.payload_names(plan, loaded)
-        with _claim(plan, [*payloads, *figure_names(plan.request, figure)], force=execution.force):
-            results = step.compute(Context(plan, loaded, execution, progress, stopwatch))
-            with stopwatch.phase("figures"):
-                names = _write_figures(plan, figure, results.model_dump(mode="json"))
-            manifest = Manifest(
-                fingerprint=plan.fingerprint,
-                request=plan.request,
-                figure=figure,
-                locations=plan.locations,
-                outputs=_refs(plan.out, [*payloads, *names]),
-                results=results,
-                environment=environment(str(loaded.device)),
-                provenance=stopwatch.provenance(),
-            )
-            remove_outdated(plan.out, plan.command)
-            write_manifest(manifest, plan.manifest_path)
-    return manifest
+    step, stopwatch = STEPS[plan.command], context.stopwatch
+    payloads = step.payload_names(plan, context.loaded)
+    names = [*payloads, *figure_names(plan.request, figure)]
+    with _claim(plan, names, force=context.execution.force):
+        results = step.compute(context)
+        with stopwatch.phase("figures"):
+            drawn_names = _write_figures(plan, figure, results.model_dump(mode="json"))
+        manifest = Manifest(
+            fingerprint=plan.fingerprint,
+            request=plan.request,
+            figure=figure,
+            locations=plan.locations,
+            outputs=_refs(plan.out, [*payloads, *drawn_names]),
+            results=results,
+            environment=environment(str(context.loaded.device)),
+            provenance=stopwatch.provenance(),
+        )
+        remove_outdated(plan.out, plan.command)
+        write_manifest(manifest, plan.manifest_path)
+    return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
 
 
 def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,18 +76,14 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
 
 def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, int]:
     """Surfaces on further random planes, and their statistics."""
-    from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.landscape.statistics import line_curvature, plane_statistics
 
-    config, draw = work.config, work.named.draw
-    if config.num_planes == 1 or draw is None:
+    config = work.config
+    if config.num_planes == 1:
         return None, 0
     losses = [arrays["loss"]]
     converged = True
-    for index in range(1, config.num_planes):
-        evaluator = Evaluator(
-            work.problem, draw(index).directions, batchnorm=work.evaluator.batchnorm
-        )
+    for evaluator in islice(work.planes(), 1, None):
         surface = work.measure(evaluator)
         converged &= surface.filled is None or surface.filled.converged
         losses.append(surface.loss)

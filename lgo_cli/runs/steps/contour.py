@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -83,18 +84,25 @@ class ContourStep(Step):
         )
 
     def measure_share(self, context: Context, index: int, count: int) -> bool:
-        """Measure one share of the cells into the journal.
+        """Measure one share of the cells, of each plane, into its journal.
 
         Returns:
-            Whether nothing is left to measure.
+            Whether nothing is left to measure; looked at when all of the share is done.
         """
         from lgo_cli.landscape.surface import is_complete, measure_share
 
-        with context.stopwatch.phase("compute"), open_work(context) as work:
-            work.verify(work.evaluator)
-            with work.journal(work.evaluator, f"{index}-of-{count}") as cells:
+        with (
+            context.stopwatch.phase("compute"),
+            open_work(context) as work,
+            contextlib.ExitStack() as stack,
+        ):
+            journals = []
+            for evaluator in work.planes():
+                work.verify(evaluator)
+                cells = stack.enter_context(work.journal(evaluator, f"{index}-of-{count}"))
+                journals.append(cells)
                 measure_share(
-                    work.evaluator,
+                    evaluator,
                     work.x,
                     work.y,
                     cells,
@@ -102,8 +110,9 @@ class ContourStep(Step):
                     count=count,
                     progress=context.progress,
                 )
+            for cells in journals:
                 cells.read_all()
-                return is_complete(work.evaluator, work.x, work.y, cells)
+            return all(is_complete(work.evaluator, work.x, work.y, cells) for cells in journals)
 
 
 def _filling(surface: Surface, config: ContourConfig) -> Filling | None:

@@ -74,6 +74,16 @@ class Work:
         self.begun.add(key)
         return Journal(self.context.plan.out, key, share, anew=anew)
 
+    def planes(self) -> Iterator[Evaluator]:
+        """The plane, and as many further ones of its kind as the config asks for."""
+        from lgo_cli.landscape.evaluator import Evaluator
+
+        yield self.evaluator
+        for index in range(1, self.config.num_planes):
+            assert self.named.draw is not None  # the config says so
+            directions = self.named.draw(index).directions
+            yield Evaluator(self.problem, directions, batchnorm=self.evaluator.batchnorm)
+
     def verify(self, evaluator: Evaluator) -> None:
         """Settle the path that cells take, which the journal's key is of."""
         from lgo_cli.landscape.surface import verify_on
