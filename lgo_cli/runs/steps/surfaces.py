@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
 from lgo_cli.config import ContourConfig, FigureConfig, linspace
+from lgo_cli.errors import MachineError
 from lgo_cli.runs.steps.base import common, typed
 from lgo_cli.runs.steps.planes import named_plane
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from lgo_cli.runs.steps.planes import Named
 
 PREVIEW = "contour_preview.png"
+
+ARRAY_BYTES = 64
+"""Of a grid's arrays for each cell: seven numbers and a mask, with room to compute one more."""
+
+EVALUATION_BYTES = 340
+"""Of a measured cell in memory (`Cells`), by `tracemalloc`; to a tolerance few cells are."""
 
 
 @dataclass
@@ -95,7 +103,7 @@ class Work:
         from lgo_cli.landscape.surface import measure_surface
 
         self.verify(evaluator)
-        with self.journal(evaluator) as cells:
+        with self.journal(evaluator) as cells, _grid_in_memory(self.config):
             return measure_surface(
                 evaluator,
                 self.x,
@@ -129,12 +137,17 @@ class Work:
 
 @contextmanager
 def open_work(context: Context) -> Iterator[Work]:
-    """Enter the objective, and build the plane and the evaluator that the config names."""
+    """Enter the objective, and build the plane and the evaluator that the config names.
+
+    Raises:
+        MachineError: if the grid does not fit into memory.
+    """
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.runs.loaded import measured, objective
 
     config = typed(context.plan, ContourConfig)
+    _refuse_vast_grid(config)
     with objective(context.plan, context.loaded) as problem:
         named = named_plane(context, problem, config)
         batchnorm = BatchNorm(
@@ -153,6 +166,33 @@ def open_work(context: Context) -> Iterator[Work]:
         )
         work.find_ranges()
         yield work
+
+
+def _refuse_vast_grid(config: ContourConfig) -> None:
+    """Say what is too large before hours are spent, and before the system kills the process."""
+    from lgo_cli.curvature.networks import total_memory_bytes
+
+    nx, ny = config.shape
+    num_bytes = nx * ny * (ARRAY_BYTES + (EVALUATION_BYTES if config.tolerance is None else 0))
+    total = total_memory_bytes(torch.device("cpu"))
+    if num_bytes > total:
+        raise MachineError(
+            f"a grid of {nx} x {ny} cells takes {num_bytes / 2**30:.3g} GiB, more than the "
+            f"{total / 2**30:.3g} GiB of memory",
+            hint="lower --resolution",
+        )
+
+
+@contextmanager
+def _grid_in_memory(config: ContourConfig) -> Iterator[None]:
+    """NumPy has no memory left: here, it holds arrays over the grid alone; tensors are torch's."""
+    try:
+        yield
+    except MemoryError as error:
+        nx, ny = config.shape
+        raise MachineError(
+            f"out of memory for a grid of {nx} x {ny} cells", hint="lower --resolution"
+        ) from error
 
 
 def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:
