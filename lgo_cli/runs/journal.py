@@ -180,7 +180,7 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
         "frozen": [_digest(p) for p in model.parameters() if not p.requires_grad],
         "buffers": [_digest(buffer) for buffer in model.buffers()],
         "directions": _digest(evaluator.directions),
-        "samples": [_digest(objective.samples.inputs), _digest(objective.samples.labels)],
+        "samples": [_digest(evaluator.samples.inputs), _digest(evaluator.samples.labels)],
         "loss": [objective.loss_function.name, objective.loss_function.label_smoothing],
         "dtype": str(objective.dtype),
         "micro_batch_size": objective.micro_batch_size,

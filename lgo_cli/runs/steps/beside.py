@@ -1,7 +1,8 @@
-"""What stands beside a surface: trajectory, quadratic model, further planes, convexity map."""
+"""Beside a surface: trajectory, quadratic model, further planes, convexity map, test samples."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,20 @@ from lgo_cli.config import linspace
 from lgo_cli.results import (
     BandResults,
     ConvexityResults,
+    Filling,
+    FillingCheck,
     LineCurvatureResults,
     Planes,
     Quadratic,
+    TestSurface,
     TrajectoryPoint,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lgo_cli.config import ContourConfig
+    from lgo_cli.landscape.adaptive import Filled
     from lgo_cli.landscape.convexity import Convexity
     from lgo_cli.landscape.statistics import Band
     from lgo_cli.landscape.surface import Surface
@@ -119,6 +127,78 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         ),
     )
     return found, 0 if lines is None else lines.num_matvecs
+
+
+def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
+    """The plane's surface on the test samples: measured, or filled in to the same tolerance.
+
+    Where it rises is not where the other does: each is filled in from cells of its own.
+    """
+    from lgo_cli.landscape.adaptive import fill_surface
+    from lgo_cli.landscape.surface import verify_on
+
+    evaluator, config, x, y = work.test, work.config, work.x, work.y
+    if evaluator is None:
+        return None
+    difference = verify_on(evaluator, x, y)
+    center = evaluator.reference(0.0, 0.0)
+    values = np.full((3, len(y), len(x)), np.nan)
+    total = None if config.tolerance is not None else values[0].size
+    with (
+        work.journal(evaluator) as cells,
+        work.context.progress.task("test surface", total, "cells") as task,
+    ):
+
+        def measure(wanted: Sequence[tuple[int, int]]) -> list[float]:
+            losses = []
+            for i, j in wanted:
+                at_center = x[j] == 0 and y[i] == 0
+                cell = center if at_center else cells.measure(evaluator, x[j], y[i])
+                values[:, i, j] = cell.loss, cell.standard_error, cell.accuracy
+                losses.append(cell.loss)
+                task.advance(1, loss=cell.loss)
+            return losses
+
+        filled = None
+        if config.tolerance is None:
+            measure(list(np.ndindex(len(y), len(x))))
+        else:
+            filled = fill_surface(x, y, measure, tolerance=config.tolerance, seed=config.seed)
+    loss = values[0] if filled is None else filled.loss
+    measured = np.ones(loss.shape, dtype=bool) if filled is None else filled.measured
+    arrays["test_loss"] = loss
+    arrays["test_standard_error"], arrays["test_accuracy"] = values[1:]
+    arrays["test_measured"] = measured
+    arrays["test_error_estimate"] = np.zeros_like(loss) if filled is None else filled.error_estimate
+    finite = loss[np.isfinite(loss)]
+    return TestSurface(
+        loss_at_center=center.loss,
+        accuracy_at_center=center.accuracy,
+        loss_min=float(finite.min()) if len(finite) else None,
+        loss_max=float(finite.max()) if len(finite) else None,
+        num_measured=int(measured.sum()),
+        fast_path_difference=difference,
+        filling=filling_results(filled, config),
+    )
+
+
+def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | None:
+    """What is reported of how a surface was filled in; `None` if all of it was measured."""
+    if filled is None or config.tolerance is None:
+        return None
+    estimates = np.where(np.isfinite(filled.error_estimate), filled.error_estimate, 0.0)
+    scale = np.maximum(np.abs(np.where(np.isfinite(filled.loss), filled.loss, 1.0)), filled.floor)
+    return Filling(
+        tolerance=config.tolerance,
+        floor=filled.floor,
+        num_small=filled.num_small,
+        cost=filled.cost,
+        largest_error_estimate=float(estimates.max()),
+        largest_relative_estimate=float((estimates / scale).max()),
+        check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
+        num_checks=filled.num_checks,
+        converged=filled.converged,
+    )
 
 
 def _band(band: Band) -> BandResults:

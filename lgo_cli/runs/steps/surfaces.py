@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -81,6 +82,14 @@ class Work:
         anew = self.context.execution.force and key not in self.begun
         self.begun.add(key)
         return Journal(self.context.plan.out, key, share, anew=anew)
+
+    @cached_property
+    def test(self) -> Evaluator | None:
+        """The plane on the test samples; `None` if they are not asked for."""
+        if not self.config.test:
+            return None
+        samples = self.context.loaded.samples("test", self.config.analysis_samples)
+        return self.evaluator.on(samples.to(self.problem.device, self.problem.dtype))
 
     def planes(self) -> Iterator[Evaluator]:
         """The plane, and as many further ones of its kind as the config asks for."""
