@@ -119,6 +119,14 @@ def test_shares_measure_it_too(small_run: Path, tmp_path: Path) -> None:
     ]  # of 35, one is the centre
 
 
+def test_shares_end_where_there_are_fewer_test_samples(small_run: Path, tmp_path: Path) -> None:
+    """128 of them, beside 200 for training: a cell is known by how many it is of."""
+    config = {"analysis_samples": 200, "resolution": "3"}
+    assert _contour(small_run, tmp_path, "1/2", **config) is Status.SHARE_DONE
+    assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
+    assert _results(tmp_path).measured.num_test_samples == 128
+
+
 def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
     line = ("contour", small_run, "--resolution", "5x3", "--analysis-samples", SAMPLES, "--test")
     printed = lgo(*line).stdout

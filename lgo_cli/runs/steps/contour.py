@@ -104,7 +104,8 @@ class ContourStep(Step):
             for evaluator in (*work.planes(), *([work.test] if work.test else [])):
                 work.verify(evaluator)
                 cells = stack.enter_context(work.journal(evaluator, f"{index}-of-{count}"))
-                journals.append(cells)
+                # Whose samples they are of; a further plane's evaluator may hold a GiB.
+                journals.append((work.test if evaluator is work.test else work.evaluator, cells))
                 measure_share(
                     evaluator,
                     work.x,
@@ -114,9 +115,9 @@ class ContourStep(Step):
                     count=count,
                     progress=context.progress,
                 )
-            for cells in journals:
+            for _, cells in journals:
                 cells.read_all()
-            return all(is_complete(work.evaluator, work.x, work.y, cells) for cells in journals)
+            return all(is_complete(on, work.x, work.y, cells) for on, cells in journals)
 
 
 def _movements(work: Work) -> list[str]:
