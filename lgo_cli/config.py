@@ -207,6 +207,7 @@ class ContourConfig(LandscapeConfig):
     resolution: str = "51x51"
     tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
     convexity: Annotated[int, Field(ge=2)] | None = None
+    test: bool = False
 
     @field_validator("resolution")
     @classmethod
@@ -355,11 +356,10 @@ MAX_COORDINATE = 1e38
 
 
 def _check_range(name: str, value: Range | None) -> None:
+    flag = name.replace("_", "-")
     if value is not None and not value[0] < value[1]:
-        flag = name.replace("_", "-")
         raise ValueError(f"--{flag} needs MIN < MAX, got {value[0]:g} {value[1]:g}")
     if value is not None and max(map(abs, value)) > MAX_COORDINATE:
-        flag = name.replace("_", "-")
         raise ValueError(f"--{flag} reaches beyond {MAX_COORDINATE:g}, what float32 can hold")
 
 

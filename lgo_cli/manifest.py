@@ -6,6 +6,7 @@ determines the fingerprint.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import JsonValue, SerializeAsAny, ValidationError, model_validator
@@ -73,10 +74,14 @@ class Provenance(Strict):
     git_dirty: bool | None
 
 
+SCHEMA_VERSION: Literal[1] = 1
+"""Raised when an lgo from before cannot read a manifest."""
+
+
 class Manifest(Strict):
     """A step's record, `<step>.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = SCHEMA_VERSION
     fingerprint: str
     request: Request
     figure: FigureConfig
@@ -131,6 +136,47 @@ class _Head(Strict, extra="ignore"):
     request: _Command
 
 
+class _Versioned(_Command, extra="ignore"):
+    algorithm_version: int
+
+
+class _Version(Strict, extra="ignore"):
+    lgo: str
+
+
+class OtherVersion(Strict, extra="ignore"):
+    """What every version's manifests say, of one that this lgo does not read.
+
+    Attributes:
+        schema_version: Above `SCHEMA_VERSION` if it is of a later lgo.
+        fingerprint: Which proves that an lgo wrote it.
+        request: Its command and algorithm version.
+        outputs: What its step wrote.
+        environment: The version of lgo.
+    """
+
+    schema_version: int
+    fingerprint: str
+    request: _Versioned
+    outputs: dict[str, FileRef]
+    environment: _Version
+
+    @property
+    def is_later(self) -> bool:
+        """Whether its form is newer than this lgo's."""
+        return self.schema_version > SCHEMA_VERSION
+
+    @property
+    def author(self) -> str:
+        """Who wrote it, in words."""
+        request = self.request
+        return (
+            f"{'a later' if self.is_later else 'another'} version of lgo "
+            f"({self.environment.lgo}, {request.command} at algorithm version "
+            f"{request.algorithm_version})"
+        )
+
+
 _MANIFESTS: dict[str, type[Manifest]] = {
     "train": _TrainManifest,
     "hessian": _HessianManifest,
@@ -157,16 +203,34 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
         where: What to call it in an error.
 
     Raises:
-        InputError: if it is not a manifest of this version.
+        InputError: if it is not a manifest of this version; of another, it says which.
     """
     try:
         command = _Head.model_validate_json(text).request.command
         return _MANIFESTS[command].model_validate_json(text)
     except ValidationError as error:
+        other = other_version(text)
+        if other is not None:
+            command = other.request.command
+            raise InputError(
+                f"{where} was written by {other.author}, which this one does not read: "
+                f"{describe(error)[0]}",
+                hint="use that lgo" if other.is_later else f"lgo {command} again replaces it",
+            ) from error
         raise InputError(
             f"{where} is not a manifest that this lgo reads: {describe(error)[0]}",
             hint="delete it and run the step again",
         ) from error
+
+
+def other_version(text: str | bytes) -> OtherVersion | None:
+    """Recognise a manifest of another version; `None` if it is not an lgo's, or was edited."""
+    try:
+        found = OtherVersion.model_validate_json(text)
+        request = json.loads(text)["request"]
+        return found if found.fingerprint == sha256_bytes(canonical_json(request)) else None
+    except ValueError:  # not JSON, or not of this form
+        return None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -197,7 +261,7 @@ def file_ref(path: Path, relative_to: Path) -> FileRef:
     )
 
 
-def damaged_outputs(manifest: Manifest, directory: Path) -> dict[str, str]:
+def damaged_outputs(manifest: Manifest | OtherVersion, directory: Path) -> dict[str, str]:
     """What is wrong with the outputs of a step, by name; empty if all are intact."""
     complaints = {}
     for name, ref in manifest.outputs.items():

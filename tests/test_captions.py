@@ -101,14 +101,14 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     loss[1, 2] = np.inf
     arrays = {
         "loss": loss, "measured": measured, "convexity_largest": np.ones((5, 6)),
-        "planes_loss": np.stack([loss] * 7),
+        "planes_loss": np.stack([loss] * 7), "test_loss": np.ones((3, 4)),
     }  # fmt: skip
     results = {
         "model": "resnet20", "dataset": "cifar10", "num_parameters": 272474, "plane": "random",
         "measured": {
             "loss": "cross_entropy", "label_smoothing": 0.1, "batchnorm": "recompute",
             "batchnorm_samples": 512, "dtype": "float64", "split": "train", "num_samples": 1024,
-            "num_available": 50000, "micro_batch_size": 64,
+            "num_available": 50000, "num_test_samples": 77, "micro_batch_size": 64,
         },
         "axis_labels": ["x: direction", "y: direction"], "x_range": [-1, 1], "y_range": [-2, 2],
         "loss_at_center": 0.5, "loss_min": 0.5, "loss_max": 2.0,
@@ -121,6 +121,7 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "movements": ["fc.weight [3, 2]: 3 filters", "fc.bias [3]: held: bias"],
         "filling": {"tolerance": 0.01, "largest_relative_estimate": 0.0075, "check": check},
     }  # fmt: skip
+    results["test"] = {"loss_at_center": 1.25, "accuracy_at_center": 0.875, "num_measured": 9}
     return arrays, results, {"seed": 3}
 
 
@@ -142,5 +143,8 @@ def test_caption_of_all_that_a_surface_may_have() -> None:
         "12.5 % of the loss at most",
         "on 6 × 5 points of the plane",
         "on 7 planes",
+        "Test: 77 samples of the test split, on which 9 cells were measured; the run's loss is "
+        "1.25, its accuracy 0.8750.",
+        "contour_test: Loss on the same plane over the test samples; levels are linear.",
     ):
         assert part in text, part

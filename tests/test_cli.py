@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import SMALL, Lgo
 
@@ -156,6 +157,58 @@ def test_manifest_runs_again(lgo: Lgo, small_run: Path, line: str) -> None:
     )
     assert first["fingerprint"] == second["fingerprint"]
     assert first["outputs"] == second["outputs"]
+
+
+def _data(path: Path, seed: int) -> Path:
+    draw = np.random.default_rng(seed)
+    x, y = draw.normal(size=(80, 5)).astype(np.float32), np.arange(80) % 3
+    np.savez(path, x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
+    return path
+
+
+def test_manifest_does_not_run_on_other_inputs(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
+    """Neither silently nor half: the exit is that of any file that is not what was recorded."""
+    lgo("interp", small_run, "--num-points", 2, "--out", "old", "--quiet")
+    again = ("interp", "--config", "old/interp.json", "--out", "new")
+    lgo("train", "--out", small_run, *SMALL, "--seed", 5, "--quiet")
+    error = lgo(*again, code=3).stderr
+    assert error == (
+        "lgo: error: small/model.pth is not the model.pth that the manifest records\n"
+        "hint: put the old one back, or name what to use on the command line: the run, --model, "
+        "--dataset, --to, --directions or --warm-start\n"
+    )
+    assert not Path("new").exists()
+    # A run that is named is meant, and so is its own beginning.
+    lgo(*again, small_run, "--quiet")
+    lgo(*again, small_run, "--to", small_run / "model.pth", "--quiet")
+
+
+def test_training_manifest_runs_no_code_on_its_own_word(lgo: Lgo, tmp_path: Path) -> None:
+    source = tmp_path / "net.py"
+    source.write_text(
+        "from pathlib import Path\nfrom torch import nn\n"
+        "def build():\n"
+        "    Path('was_run').touch()\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    named = ("--model", f"{source}:build")
+    lgo("train", *named, "--dataset", "digits", "--epochs", 1, "--out", "run", "--quiet")
+    Path("was_run").unlink()
+    again = ("train", "--config", "run/train.json", "--out", "again", "--quiet")
+    assert "runs only if you name it" in lgo(*again, code=2).stderr
+    assert not Path("was_run").exists()
+    lgo(*again, *named)
+    lgo(*again, "--trust-code", "--force")
+
+
+def test_manifest_does_not_run_on_other_data(lgo: Lgo, tmp_path: Path) -> None:
+    data = _data(tmp_path / "data.npz", 0)
+    small = ("--epochs", 1, "--model-arg", "hidden=4", "--quiet")
+    lgo("train", "--dataset", data, "--out", "run", *small)
+    again = ("train", "--config", "run/train.json", "--out", "again", "--quiet")
+    lgo(*again)
+    _data(data, 1)
+    assert "data.npz is not the data.npz that the manifest records" in lgo(*again, code=3).stderr
+    lgo(*again, "--dataset", data)
 
 
 def test_training_manifest_runs_again(lgo: Lgo, small_run: Path) -> None:

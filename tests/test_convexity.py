@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from lgo_cli.config import BatchNormPolicy, linspace
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.batchnorm import BatchNorm
-from lgo_cli.landscape.convexity import Convexity, convexity_map
+from lgo_cli.landscape.convexity import Convexity, Finished, convexity_map
 from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.seeding import standard_normal
 
@@ -142,7 +143,7 @@ def _trained() -> tuple[nn.Module, Samples, LossFunction]:
     return model, samples, loss
 
 
-def _map(x: list[float], y: list[float], **options: int) -> Convexity:
+def _map(x: list[float], y: list[float], **options: Any) -> Convexity:
     model, samples, loss = _trained()
     with Objective(model, samples, loss) as objective:
         return convexity_map(objective, _directions(objective.dim, 0.1), x, y, **options)
@@ -165,6 +166,29 @@ def test_same_again_to_the_bit() -> None:
     assert np.array_equal(first.largest, second.largest)
     assert np.array_equal(first.smallest, second.smallest)
     assert np.array_equal(first.num_matvecs, second.num_matvecs)
+
+
+def _same(one: Convexity, other: Convexity) -> None:
+    for name, values in vars(one).items():
+        np.testing.assert_array_equal(values, getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("num_done", [1, 4, 6])
+def test_goes_on_behind_what_is_finished_to_the_same_bits(num_done: int) -> None:
+    """Each cell begins from the last one's eigenvectors, which therefore have to be kept."""
+    x, y = linspace((-1.0, 1.0), 3), [0.0, 0.5]
+    kept: list[Finished] = []
+    whole = _map(x, y, keep=kept.append)
+    assert [len(finished.cells) for finished in kept] == [1, 2, 3, 4, 5, 6]
+    assert kept[-1].warm_start is None
+    again: list[Finished] = []
+    _same(_map(x, y, finished=kept[num_done - 1], keep=again.append), whole)
+    assert len(again) == 6 - num_done
+    for one, other in zip(again, kept[num_done:], strict=True):
+        np.testing.assert_array_equal(one.cells, other.cells)
+    if num_done == 4:
+        cold = _map(x, y, finished=Finished(kept[3].cells))
+        assert (cold.num_matvecs != whole.num_matvecs).any()
 
 
 def test_cells_that_are_not_finite_are_nan_and_spoil_no_other() -> None:

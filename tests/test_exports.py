@@ -274,6 +274,74 @@ def test_export_replaces_its_own_file_and_nobody_elses(measured_run: Path, lgo: 
     lgo(*command, code=3)
 
 
+def _names(directory: Path) -> set[str]:
+    suffixes = (".csv", ".vti", ".h5")
+    return {path.name for path in directory.iterdir() if path.suffix in suffixes} - {"train.csv"}
+
+
+SMALL = ("--resolution", "3", "--analysis-samples", "64", "--quiet")
+
+
+def test_exports_of_arrays_that_are_gone_go_with_them(small_run: Path, lgo: Lgo) -> None:
+    lgo("contour", small_run, "--convexity", "2", *SMALL)
+    lgo("interp", small_run, "--num-points", "3", "--analysis-samples", "64", "--quiet")
+    lgo("export", small_run, "--to", "csv")
+    lgo("export", small_run, "--to", "vtk")
+    all_names = {
+        "contour.csv", "contour_convexity.csv", "interp.csv", "contour.vti",
+        "contour_convexity.vti",
+    }  # fmt: skip
+    assert _names(small_run) == all_names
+    # The same numbers again, and other figures: what was exported is still true.
+    lgo("contour", small_run, "--convexity", "2", *SMALL, "--force")
+    lgo("contour", small_run, "--convexity", "2", *SMALL, "--format", "svg")
+    assert _names(small_run) == all_names
+    (small_run / "contour.vti").write_text("edited\n")
+    lgo("contour", small_run, "--plane", "gradient", *SMALL)
+    assert _names(small_run) == {"interp.csv", "contour.vti"}
+    # What was edited is its user's: neither replaced nor, by force, anything but replaced.
+    lgo("export", small_run, "--to", "vtk", code=3)
+    lgo("export", small_run, "--to", "vtk", "--force")
+    lgo("verify", small_run)
+
+
+def test_export_elsewhere_removes_what_its_run_no_longer_has(
+    small_run: Path, lgo: Lgo, tmp_path: Path
+) -> None:
+    out = tmp_path / "elsewhere"
+    lgo("contour", small_run, "--convexity", "2", *SMALL)
+    for form in ("csv", "vtk"):
+        lgo("export", small_run, "--to", form, "-o", out)
+    lgo("contour", small_run, *SMALL)
+    assert "contour_convexity.vti" in _names(out)
+    lgo("export", small_run, "--to", "csv", "-o", out)
+    assert _names(out) == {"contour.csv"}
+
+
+def test_export_over_another_runs_is_refused(small_run: Path, lgo: Lgo, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "elsewhere"
+    lgo("contour", small_run, *SMALL)
+    lgo("contour", small_run, *SMALL, "--seed", "1", "--out", other)
+    export = ("export", "--to", "csv", "-o", out)
+    lgo(*export, small_run)
+    before = (out / "contour.csv").read_bytes()
+    error = lgo(*export, other, code=3).stderr
+    assert error == (
+        f"lgo: error: {out / 'contour.csv'} was exported from another run, {small_run}; it is "
+        "left as it is\nhint: choose another --out, or --force to replace it\n"
+    )
+    assert (out / "contour.csv").read_bytes() == before
+    lgo(*export, small_run)
+    lgo(*export, other, "--force")
+    assert (out / "contour.csv").read_bytes() != before
+    lgo(*export, small_run, code=3)
+    # Nor does a run's directory take files that would pass for its own.
+    into_run = ("export", other, "--to", "csv", "-o", small_run)
+    assert "is a run of its own" in lgo(*into_run, code=3).stderr
+    assert _names(small_run) == set()
+    lgo(*into_run, "--force")
+
+
 def test_export_refuses_arrays_that_are_not_what_was_written(measured_run: Path, lgo: Lgo) -> None:
     data = bytearray((measured_run / "contour.npz").read_bytes())
     data[len(data) // 2] ^= 1

@@ -25,7 +25,7 @@ from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
 from lgo_cli.figures.style import round_levels, tick_names
-from lgo_cli.figures.surface import draw_contour
+from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES
 
@@ -166,7 +166,10 @@ def _everything() -> tuple[Arrays, Arrays]:
         "convexity_y": coarse, "convexity_largest": 4 + Y**2, "convexity_smallest": smallest,
         "planes_loss": np.stack([loss, loss, loss]), "profile_radius": np.linspace(0, 1, 9),
         "profile_median": median, "profile_low": 0.9 * median, "profile_high": 1.2 * median,
+        "test_loss": 1.5 * loss + 1, "test_measured": measured.T.reshape(loss.shape),
     }  # fmt: skip
+    results["measured"] = {**results["measured"], "num_test_samples": 77}
+    results["test"] = {"loss_at_center": 1.5, "num_measured": 31}
     return arrays, {**results, "num_measured": int(measured.sum()), "filling": {"floor": 0.0}}
 
 
@@ -190,6 +193,7 @@ DRAWINGS: dict[str, Any] = {
     "spectrum": lambda: draw_spectrum(*_spectrum()),
     "surface": lambda: draw_surface_3d(*_surface(_holes()[::2, ::2])),
     "everything": lambda: draw_contour(*_everything(), show_cells=True),
+    "test": lambda: draw_test_contour(*_everything()),
     "error": lambda: draw_error_map(*_everything()),
     "convexity": lambda: draw_convexity(*_everything()),
     "bands": lambda: draw_bands(*_everything()),
@@ -594,6 +598,19 @@ def test_every_figure_fits_every_size(stem: str, size: Any) -> None:
 
 def test_catalogue_has_all_that_commands_may_draw() -> None:
     assert sorted(CATALOGUE) == sorted(stem for stems in FIGURES.values() for stem in stems)
+
+
+def test_picture_on_the_test_samples_is_of_them_alone() -> None:
+    arrays, results = _everything()
+    figure = draw_test_contour(arrays, results)
+    text = figure.get_supxlabel()
+    assert "77 test samples" in text
+    assert "31 of 315 cells measured" in text
+    # The quadratic model and its errors are of the other loss.
+    assert "quadratic" not in text
+    bar = figure.axes[0].child_axes[0]
+    finite = arrays["test_loss"][np.isfinite(arrays["test_loss"])]
+    np.testing.assert_allclose(bar.get_ylim(), [finite.min(), finite.max()], rtol=1e-12)
 
 
 def test_figures_without_arrays_are_not_drawn() -> None:

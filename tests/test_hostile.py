@@ -193,7 +193,7 @@ CASES = {
         "hessian run", 3, "run/train.json is not a manifest", _write("run/train.json", b"{")
     ),
     "manifest of another version": Case(
-        "hessian run", 3, "is not a manifest that this lgo reads",
+        "hessian run", 3, "was written by a later version of lgo",
         _edit_manifest(lambda manifest: manifest.update(schema_version=2)),
     ),
     "manifest without locations": Case(
@@ -416,6 +416,29 @@ def test_out_of_memory(
     monkeypatch.setattr("lgo_cli.objective.evaluate_model", fail)
     result = lgo("interp", small_run, code=5)
     assert result.stderr.startswith("lgo: error: out of memory\nhint: lower --micro-batch-size")
+
+
+def test_grid_that_is_too_large(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _files(small_run)
+    line = ("contour", small_run, "--resolution", "99999", "--tolerance", "0.1")
+    error = lgo(*line, code=5).stderr
+    assert error.startswith("lgo: error: a grid of 99999 x 99999 cells takes 596 GiB, more than ")
+    assert error.endswith("\nhint: lower --resolution\n")
+    # Without --tolerance each cell is kept as it was measured, for several times as much.
+    total = 1500 * 1500 * 200
+    monkeypatch.setattr("lgo_cli.curvature.networks.total_memory_bytes", lambda device: total)
+    lgo("contour", small_run, "--resolution", "1500", code=5)
+
+    # Where the system promises more than it has, or a limit is set, allocation itself fails.
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lgo_cli.landscape.surface.fill_surface", fail)
+    error = lgo("contour", small_run, "--tolerance", "0.1", "--resolution", "1500", code=5).stderr
+    assert error == (
+        "lgo: error: out of memory for a grid of 1500 x 1500 cells\nhint: lower --resolution\n"
+    )
+    assert _files(small_run) == before
 
 
 def test_bug_keeps_its_traceback(

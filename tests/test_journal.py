@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.files import BOOKKEEPING
+from lgo_cli.landscape import convexity
+from lgo_cli.landscape.convexity import Finished
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.manifest import InputRef, Request, read_manifest
 from lgo_cli.objective import Evaluation, Objective, Samples
-from lgo_cli.runs import Status, execute
-from lgo_cli.runs.journal import Journal, _records, key_of
+from lgo_cli.runs import Status, execute, journal
+from lgo_cli.runs.journal import ConvexityFile, Journal, _records, key_of
 
 CELLS = {
     (0.5, -0.25, 64): Evaluation(1.25, 0.5, 0.75, 64),
@@ -149,9 +154,40 @@ def test_shares_equal_the_undivided_run(small_run: Path, tmp_path: Path) -> None
 
 
 def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> None:
-    for config in ({"tolerance": 0.1}, {"num_planes": 2}):
-        with pytest.raises(UsageError, match="--shard divides all cells"):
-            _contour(small_run, tmp_path, "0/2", **config)
+    with pytest.raises(UsageError, match="--shard divides all cells"):
+        _contour(small_run, tmp_path, "0/2", tolerance=0.1)
+
+
+def test_shares_of_several_planes(small_run: Path, tmp_path: Path) -> None:
+    config = {"num_planes": 3, "resolution": "5x4"}
+    _contour(small_run, tmp_path / "whole", **config)
+    assert _contour(small_run, tmp_path, "1/2", **config) is Status.SHARE_DONE
+    # Half of the cells of each plane; of 5 × 4, none is the centre.
+    assert _num_records(tmp_path) == (30, 10)
+    assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
+    assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
+    assert _num_records(tmp_path)[0] == 60
+
+
+def test_last_share_loads_and_finds_its_plane_once(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(module: str, name: str) -> None:
+        function = getattr(sys.modules[module], name)
+        monkeypatch.setattr(
+            f"{module}.{name}",
+            lambda *values, **options: calls.append(name) or function(*values, **options),
+        )
+
+    config = {"plane": "eigen", "resolution": "3"}
+    _contour(small_run, tmp_path / "whole", **config)
+    counted("lgo_cli.runs.loaded", "load")
+    counted("lgo_cli.curvature.eigenpairs", "extreme_eigenpairs")
+    assert _contour(small_run, tmp_path, "0/1", **config) is Status.COMPUTED
+    assert calls == ["load", "extreme_eigenpairs"]
+    assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
 
 
 def test_finer_grid_measures_what_is_new(small_run: Path, tmp_path: Path) -> None:
@@ -162,6 +198,91 @@ def test_finer_grid_measures_what_is_new(small_run: Path, tmp_path: Path) -> Non
     assert _num_records(tmp_path) == (120, 120)
     _contour(small_run, tmp_path / "fresh", resolution="11")
     assert _outputs(tmp_path) == _outputs(tmp_path / "fresh")
+
+
+VECTORS = torch.arange(12.0, dtype=torch.float32).reshape(2, 6) / 7
+
+
+def _convexity_file(out: Path, **change: Any) -> ConvexityFile:
+    return ConvexityFile(out, **{"key": "key", "x": [0.0, 0.1], "y": [2.0], "seed": 3, **change})
+
+
+def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) -> None:
+    cells = np.array([[1.0, math.nan, *range(7)]])
+    file = _convexity_file(tmp_path)
+    assert file.read() is None
+    file.write(Finished(cells, VECTORS))
+    found = _convexity_file(tmp_path).read()
+    assert found is not None
+    np.testing.assert_array_equal(found.cells, cells)
+    assert torch.equal(found.warm_start, VECTORS)
+    assert found.warm_start.dtype is torch.float32
+    for change in ({"key": "other"}, {"x": [0.0, 0.2]}, {"y": [2.0, 3.0]}, {"seed": 4}):
+        assert _convexity_file(tmp_path, **change).read() is None
+    file.write(Finished(cells))
+    again = file.read()
+    assert again is not None
+    assert again.warm_start is None
+    assert file.path.stat().st_size < 1500
+
+
+@pytest.mark.parametrize("position", [0, 31, 40, 300, -1])
+def test_damaged_convexity_file_is_not_believed(tmp_path: Path, position: int) -> None:
+    file = _convexity_file(tmp_path)
+    file.write(Finished(np.ones((2, 9)), VECTORS))
+    data = bytearray(file.path.read_bytes())
+    data[position] ^= 1
+    file.path.write_bytes(bytes(data))
+    assert file.read() is None
+    for length in (0, 10, 32, len(data) // 2):
+        file.path.write_bytes(bytes(data)[:length])
+        assert file.read() is None
+
+
+def test_convexity_map_goes_on_behind_its_last_cell(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine Krylov runs in all, five before the interruption and four after."""
+    config = {"resolution": "3", "convexity": 3}
+    _contour(small_run, tmp_path / "fresh", **config)
+    solve, calls = convexity._eigenpairs, []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(None)
+        return solve(*arguments)
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(None)
+        return solve(*arguments)
+
+    monkeypatch.setattr(convexity, "_eigenpairs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _contour(small_run, tmp_path / "out", **config)
+    monkeypatch.setattr(convexity, "_eigenpairs", counted)
+    _contour(small_run, tmp_path / "out", **config)
+    assert len(calls) == 9
+    assert _outputs(tmp_path / "out") == _outputs(tmp_path / "fresh")
+    # A finer surface has the same map.
+    _contour(small_run, tmp_path / "out", resolution="5", convexity=3)
+    assert len(calls) == 9
+    execution = Execution(out=tmp_path / "out", force=True)
+    execute(ContourConfig(analysis_samples=64, **config), small_run, execution=execution)  # type: ignore[arg-type]
+    assert len(calls) == 18
+
+
+def test_key_is_hashed_once(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    sha256 = journal.sha256_bytes
+    monkeypatch.setattr(
+        journal, "sha256_bytes", lambda data: digests.append(len(data)) or sha256(data)
+    )
+    _contour(small_run, tmp_path, plane="pca", resolution="3", auto_range=2.0)
+    size = max(digests)
+    assert digests.count(size) == 1
 
 
 def test_record_is_of_one_size() -> None:

@@ -20,7 +20,10 @@ TRAIN = TrainConfig(
     model_arg={"hidden": [8]}, dataset_arg={"num_train": 512, "num_test": 128}, epochs=12,
     batch_size=32, save_every=20,
 )  # fmt: skip
-MOMENTS = {"train": 15, "train --resume": 15, "contour": 30, "contour --tolerance": 15}
+MOMENTS = {
+    "train": 15, "train --resume": 15, "contour": 30, "contour --tolerance": 15,
+    "contour --convexity": 10,
+}  # fmt: skip
 
 # A fork starts at once, where a new interpreter would import torch for seconds.
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
@@ -61,6 +64,8 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
     if command.startswith("contour"):
         tolerance = 0.02 if "--tolerance" in command else None
         config = ContourConfig(resolution="11", analysis_samples=128, tolerance=tolerance)
+        if "--convexity" in command:
+            config = ContourConfig(resolution="3", analysis_samples=128, convexity=4)
         run = small_run
     undisturbed = execute(config, run, execution=Execution(out=tmp_path / "undisturbed"))
     start = time.perf_counter()

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import Lgo
 
 from lgo_cli.errors import InputError
+from lgo_cli.files import canonical_json, sha256_bytes
 from lgo_cli.manifest import (
     Request,
     fingerprint,
@@ -73,6 +75,79 @@ def test_request_holds_no_path_device_or_thread(small_run: Path) -> None:
 def test_what_is_no_manifest(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_manifest(text, Path("x.json"))
+
+
+def _of_another_version(
+    path: Path, lgo: str = "0.0.9", algorithm_version: int = 2, schema_version: int = 1
+) -> None:
+    """Rewrite a manifest as another version might have: a field less, and fewer results."""
+    old = json.loads(path.read_text())
+    del old["request"]["config"]["convexity"]
+    del old["results"]["filling"]
+    old["request"]["algorithm_version"] = algorithm_version
+    old["fingerprint"] = sha256_bytes(canonical_json(old["request"]))
+    old["environment"]["lgo"] = lgo
+    old["schema_version"] = schema_version
+    path.write_text(json.dumps(old, indent=2))
+
+
+def _interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _measure(lgo: Lgo, run: Path, *options: str, code: int = 0) -> str:
+    options = ("--resolution", "3", "--analysis-samples", "64", *options)
+    return lgo("contour", run, *options, code=code).stderr
+
+
+def test_manifest_of_another_version_says_so_and_is_computed_again(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run, "--convexity", "2")
+    _of_another_version(path)
+    error = lgo("show", small_run, code=3).stderr
+    assert error.startswith(
+        f"lgo: error: {path} was written by another version of lgo (0.0.9, contour at algorithm "
+        "version 2), which this one does not read: "
+    )
+    assert error.endswith("\nhint: lgo contour again replaces it\n")
+    # A refusal before the first output loses nothing.
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("lgo_cli.landscape.surface.measure_surface", _interrupt)
+        _measure(lgo, small_run, code=130)
+    assert path.read_bytes() == before
+    _measure(lgo, small_run)
+    assert read_manifest(path).request.config["convexity"] is None
+    # What the old one listed goes, like the files of any manifest.
+    assert not (small_run / "contour_convexity.png").exists()
+
+
+def test_manifest_of_a_later_version_is_replaced_by_force_alone(small_run: Path, lgo: Lgo) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run)
+    _of_another_version(path, "9.1", 7, 2)
+    before = path.read_bytes()
+    assert _measure(lgo, small_run, code=3).endswith(
+        f"lgo: error: {path} was written by a later version of lgo (9.1, contour at algorithm "
+        "version 7); it is left as it is\n"
+        "hint: use that lgo, choose another --out, or --force to replace it\n"
+    )
+    assert path.read_bytes() == before
+    _measure(lgo, small_run, "--force")
+    read_manifest(path)
+
+
+def test_file_that_only_looks_like_a_manifest_is_nobodys_to_replace(
+    small_run: Path, lgo: Lgo
+) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run)
+    _of_another_version(path)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    assert "is not a manifest that this lgo reads" in lgo("show", small_run, code=3).stderr
+    assert "was not written by lgo contour" in _measure(lgo, small_run, code=3)
 
 
 def test_phases_do_not_overlap(small_run: Path) -> None:

@@ -30,6 +30,7 @@ def contour(
     resolution: options.Resolution = _C.resolution,
     tolerance: options.Tolerance = _C.tolerance,
     convexity: options.ConvexityOption = _C.convexity,
+    test: options.Test = _C.test,
     analysis_samples: options.AnalysisSamples = _C.analysis_samples,
     batchnorm: options.BatchNorm = _C.batchnorm,
     batchnorm_samples: options.BatchNormSamples = _C.batchnorm_samples,
@@ -66,7 +67,7 @@ def contour(
 ) -> None:
     """Loss on a plane through the run.
 
-    Writes contour.npz, contour_2d.png, contour_3d.png and contour_caption.txt; contour_convexity,
-    contour_bands and contour_error where asked for.
+    Writes contour.npz, contour_2d.png, contour_3d.png and contour_caption.txt; contour_test,
+    contour_convexity, contour_bands and contour_error where asked for.
     """
     run_step(ctx, ContourConfig, run)

@@ -312,6 +312,9 @@ Tolerance = Annotated[
         "such as 0.01. (default: measure all)",
     ),
 ]
+Test = Annotated[
+    bool, _flag(ANALYSIS, "Measure the surface on as many test samples too.", "--test")
+]
 ConvexityOption = Annotated[
     int | None,
     _option(

@@ -19,7 +19,7 @@ from lgo_cli.factories import parse_factory
 from lgo_cli.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     import typer
     from pydantic import BaseModel
@@ -81,6 +81,8 @@ class Asked:
         execution: Where and how.
         figure: How figures are written.
         run: The run to analyse, if one was named.
+        inputs: SHA-256, by name, of the inputs that a manifest given as `--config` recorded and
+            nothing on the command line replaces.
     """
 
     def __init__(
@@ -94,8 +96,13 @@ class Asked:
         execution = explicit(ctx, Execution)
         figure = explicit(ctx, FigureConfig)
         self.run = run
+        self.inputs: dict[str, str] = {}
         if file is not None:
-            from_file = read_config_file(file, cls, ctx)
+            named = {*values, *(() if run is None else ("run",))}
+            trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
+            from_file = read_config_file(file, cls, trusted)
+            if file.suffix == ".json":
+                self.inputs = _recorded_inputs(read_manifest(file), named)
             located = from_file.pop("run", None)
             self.run = run or located
             figure = {**_take(from_file, FigureConfig.model_fields), **figure}
@@ -113,17 +120,22 @@ def _take(values: dict[str, Any], names: Any) -> dict[str, Any]:
     return {name: values.pop(name) for name in names if name in values}
 
 
-def read_config_file(path: Path, cls: type[StepConfig], ctx: typer.Context) -> dict[str, Any]:
+def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str]) -> dict[str, Any]:
     """Read options for one command from a TOML file or from a manifest.
 
     A TOML file holds the command's options, or one table for each command.
+
+    Args:
+        path: Of the file.
+        cls: Of the command's config.
+        trusted: Fields for which a manifest's code may be taken.
 
     Raises:
         InputError: if it cannot be read or parsed.
         UsageError: if it is a manifest of another command, or names code that is not trusted.
     """
     if path.suffix == ".json":
-        return _from_manifest(path, cls, ctx)
+        return _from_manifest(path, cls, trusted)
     values = read_toml(path)
     return dict(values.get(cls.command, {})) if values and set(values) <= set(CONFIGS) else values
 
@@ -145,16 +157,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _from_manifest(path: Path, cls: type[StepConfig], ctx: typer.Context) -> dict[str, Any]:
+def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -> dict[str, Any]:
     """The config of an earlier manifest, its stand-ins for paths replaced by where things were."""
     manifest = read_manifest(path)
     request = manifest.request
     if request.command != cls.command:
         raise UsageError(f"{path} is a manifest of lgo {request.command}, not lgo {cls.command}")
     values: dict[str, Any] = dict(request.config)
-    trusted = bool(ctx.params.get("trust_code"))
     for key in ("model", "dataset"):
-        values[key] = _named(manifest, path, key, trusted or ctx.params.get(key) is not None)
+        values[key] = _named(manifest, path, key, trusted=key in trusted)
     if "data.npz" in request.inputs:
         values["dataset"] = _place(manifest, path, "data.npz")
     data = [name for name in request.inputs if name.endswith("ubyte") or "batch" in name]
@@ -173,7 +184,32 @@ def _from_manifest(path: Path, cls: type[StepConfig], ctx: typer.Context) -> dic
     return values
 
 
-def _named(manifest: Manifest, path: Path, key: str, trusted: bool) -> Any:
+def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str]:
+    """Digests of the inputs that are the manifest's to name, not the command line's.
+
+    Eigenvectors of the run's own are left out: who has none, or others, computes what is missing.
+    """
+    return {
+        name: ref.sha256
+        for name, ref in manifest.request.inputs.items()
+        if name != "hessian.npz" and _named_by(name, manifest) not in named
+    }
+
+
+def _named_by(name: str, manifest: Manifest) -> str:
+    """The parameter that names an input."""
+    if name in ("model.py", "warm_start.npz"):
+        return name.partition(".")[0]
+    if name.startswith("directions_"):
+        return "directions"
+    if name == "to" or name.startswith("to_"):
+        named = manifest.request.config["to"]
+        index = int(name.removeprefix("to").removeprefix("_") or 0)
+        return "run" if isinstance(named, list) and named[index] == "init" else "to"
+    return "run" if name.endswith(".pth") else "dataset"
+
+
+def _named(manifest: Manifest, path: Path, key: str, *, trusted: bool) -> Any:
     recorded = str(manifest.request.config[key])
     factory = parse_factory(recorded)
     if factory is None:

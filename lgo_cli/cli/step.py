@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 # What runs a command is imported when one is run: `lgo --help` and its like shall not wait for it.
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import typer
@@ -33,7 +34,8 @@ def run_step(ctx: typer.Context, cls: type[StepConfig], run: Path | None = None)
 
     output = open_output(ctx)
     asked = Asked(ctx, cls, run, ctx.params["config"])
-    output.outcome(carry_out(output, asked.config, asked.run, asked.execution, asked.figure))
+    found = carry_out(output, asked.config, asked.run, asked.execution, asked.figure, asked.inputs)
+    output.outcome(found)
 
 
 def carry_out(
@@ -42,6 +44,7 @@ def carry_out(
     run: Path | None,
     execution: Execution,
     figure: FigureConfig,
+    inputs: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Execute a step in the command line's own process.
 
@@ -54,5 +57,10 @@ def carry_out(
     keep_memory()
     with contextlib.redirect_stdout(sys.stderr):
         return runs.execute(
-            config, run, execution=execution, figure=figure, progress=output.progress
+            config,
+            run,
+            execution=execution,
+            figure=figure,
+            inputs=inputs,
+            progress=output.progress,
         )

@@ -283,6 +283,18 @@ def _contour(results: ContourResults) -> Rows:
                 f"off by {results.quadratic.max_error:.2g} of it at most",
             )
         )
+    test = results.test
+    if test is not None:
+        cells = f"{test.num_measured:,} of {results.num_cells:,} measured"
+        rows.append(
+            (
+                "test",
+                f"{test.loss_at_center:.6g} at the centre, accuracy {test.accuracy_at_center:.4f}, "
+                f"{results.measured.num_test_samples:,} samples; {cells}",
+            )
+        )
+        if test.loss_min is not None and test.loss_max is not None:
+            rows.append(("", f"{test.loss_min:.6g} to {test.loss_max:.6g}"))
     if results.planes is not None:
         rows += _planes(results.planes)
     if results.convexity is not None:

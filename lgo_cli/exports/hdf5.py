@@ -12,13 +12,12 @@ from lgo_cli.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LINE = {
+_MEASURED = {
     "train_loss": "loss",
     "train_acc": "accuracy",
     "test_loss": "test_loss",
     "test_acc": "test_accuracy",
 }
-_SURFACE = {"train_loss": "loss", "train_acc": "accuracy"}
 _CONVEXITY = {"max_eig": "convexity_largest", "min_eig": "convexity_smallest"}
 
 
@@ -27,10 +26,10 @@ def h5_files(
 ) -> dict[str, bytes]:
     """Surfaces and lines in the layout of github.com/tomgoldstein/loss-landscape.
 
-    `xcoordinates`, for a surface `ycoordinates`, then `train_loss`, `train_acc` and for a line
-    `test_loss`, `test_acc`; accuracies in percent. Row i, column j of a surface is at
-    `xcoordinates[j]`, `ycoordinates[i]`, as their `plot_2D.py` draws it, also where nx ≠ ny. A
-    convexity map is a file of its own with `max_eig` and `min_eig`, as its grid is coarser. Lines
+    `xcoordinates`, for a surface `ycoordinates`, then `train_loss`, `train_acc` and, where
+    they were measured, `test_loss`, `test_acc`; accuracies in percent. Row i, column j of a surface
+    is at `xcoordinates[j]`, `ycoordinates[i]`, as their `plot_2D.py` draws it, also where nx ≠ ny.
+    A convexity map is a file of its own with `max_eig` and `min_eig`, as its grid is coarser. Lines
     of a matrix, for which there is no such layout, are rows in the order of `pairs`; beside them
     stand `names`, each checkpoint's `loss` and the `matrix_*` of `interp.npz`.
 
@@ -43,7 +42,7 @@ def h5_files(
         MachineError: if h5py is not installed.
     """
     if command == "interp":
-        line = {name: arrays[key] for name, key in _LINE.items() if key in arrays}
+        line = {name: arrays[key] for name, key in _MEASURED.items() if key in arrays}
         measured = {k: v for k, v in line.items() if not np.isnan(v).all()}
         lines = {"xcoordinates": arrays["alpha"], **_percent(measured)}
         if "pairs" in arrays:
@@ -53,7 +52,7 @@ def h5_files(
         return {"interp.h5": _h5(lines)}
     if command != "contour":
         return {}
-    surface = {name: arrays[key] for name, key in _SURFACE.items()}
+    surface = {name: arrays[key] for name, key in _MEASURED.items() if key in arrays}
     coordinates = {"xcoordinates": arrays["x"], "ycoordinates": arrays["y"]}
     files = {"contour.h5": _h5({**coordinates, **_percent(surface)})}
     if "convexity_x" in arrays:

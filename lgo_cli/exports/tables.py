@@ -42,7 +42,8 @@ def _csv(columns: Columns) -> bytes:
 
 def _contour(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Columns]:
     del results
-    cells = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
+    names = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
+    cells = (*names, *(f"test_{name}" for name in names))
     tables = {"contour": _grid(arrays["x"], arrays["y"], _present(arrays, cells))}
     if "convexity_x" in arrays:
         ends = {"lambda_max": "convexity_largest", "lambda_min": "convexity_smallest"}
@@ -59,8 +60,8 @@ def _contour(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
             **{name: np.concatenate([grid[name] for grid in each]) for name in ("x", "y", "loss")},
         }
     if "profile_radius" in arrays:
-        names = ("radius", "median", "low", "high")
-        tables["contour_profile"] = {name: arrays[f"profile_{name}"] for name in names}
+        columns = ("radius", "median", "low", "high")
+        tables["contour_profile"] = {name: arrays[f"profile_{name}"] for name in columns}
     return tables
 
 

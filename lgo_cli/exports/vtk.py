@@ -51,7 +51,8 @@ def _surface(arrays: Mapping[str, Any]) -> dict[str, Array]:
     X, Y = np.meshgrid(arrays["x"], arrays["y"])
     positive = np.where(loss > 0, loss, np.nan)
     values = {"loss": loss, "log10_loss": np.log10(positive), "x": X, "y": Y}
-    more = ("accuracy", "standard_error", "measured", "error_estimate")
+    names = ("accuracy", "standard_error", "measured", "error_estimate")
+    more = (*names, "test_loss", *(f"test_{name}" for name in names))
     return values | {name: arrays[name] for name in more if name in arrays}
 
 

@@ -104,6 +104,13 @@ def _contour(
     if missing < arrays["loss"].size:
         low, high = number(results["loss_min"]), number(results["loss_max"])
         text.append(f"Finite losses range from {low:.6g} to {high:.6g}.")
+    test = results.get("test")
+    if test:
+        text.append(
+            f"Test: {results['measured']['num_test_samples']:,} samples of the test split, on "
+            f"which {test['num_measured']:,} cells were measured; the run's loss is "
+            f"{number(test['loss_at_center']):.6g}, its accuracy {test['accuracy_at_center']:.4f}."
+        )
     if results.get("explained_variance"):
         first, second = (100 * number(share) for share in results["explained_variance"])
         text.append(
@@ -160,6 +167,11 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         "contour_error": ["Error estimate of each filled cell as a share of its loss; dots were "
                           "measured."],
     }  # fmt: skip
+    if "test_loss" in arrays:
+        test_scale = "logarithmic" if spans_decades(arrays["test_loss"]) else "linear"
+        figures["contour_test"] = [
+            f"Loss on the same plane over the test samples; levels are {test_scale}."
+        ]
     if "convexity_largest" in arrays:
         cy, cx = arrays["convexity_largest"].shape
         figures["contour_convexity"] = [

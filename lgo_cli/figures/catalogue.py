@@ -9,7 +9,7 @@ from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix
 from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.surface import draw_contour
+from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ DRAWINGS: dict[str, tuple[str, Any]] = {
     "interp_matrix": ("matrix_barrier", draw_matrix),
     "contour_2d": ("loss", draw_contour),
     "contour_3d": ("loss", draw_surface_3d),
+    "contour_test": ("test_loss", draw_test_contour),
     "contour_error": ("error_estimate", draw_error_map),
     "contour_convexity": ("convexity_largest", draw_convexity),
     "contour_bands": ("profile_radius", draw_bands),

@@ -75,6 +75,29 @@ def draw_contour(
     return figure
 
 
+def draw_test_contour(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+) -> Figure:
+    """The same picture on the test samples, without the model and losses that are not of them.
+
+    Args:
+        arrays: Of `contour.npz`, with `test_loss`.
+        results: Of `lgo contour`.
+        size: Inches.
+    """
+    test, measured = results["test"], results["measured"]
+    samples = {"split": "test", "num_samples": measured["num_test_samples"]}
+    found = {
+        **results,
+        "measured": {**measured, **samples},
+        "loss_at_center": test["loss_at_center"],
+        "num_measured": test["num_measured"],
+        "quadratic": None,
+    }
+    surface = {"loss": arrays["test_loss"], "measured": arrays["test_measured"]}
+    return draw_contour({**arrays, **surface}, found, size)
+
+
 def _draw_levels(
     figure: Figure, axes: Axes, x: Array, y: Array, loss: Array, scale: LossScale
 ) -> ContourSet | None:

@@ -22,7 +22,7 @@ from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -38,6 +38,10 @@ at the dense end that no step has shown yet, which a loose tolerance believes to
 start: with the whole of it 5 ratios in 130 were off by more than the tolerance of 0.01, by up to
 0.03. With a tenth of it, for about a half more products, one in 180 was off by 0.005 and the others
 by less than 0.0002."""
+
+
+_NUM_VALUES = 9
+"""What is found at a cell; see `Finished`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,21 @@ class Convexity:
         return error
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The cells of a map that are done: the first of its order, and what the next begins from.
+
+    Attributes:
+        cells: [n, 9], float64: loss; largest and smallest eigenvalue, their residual bounds, their
+            error estimates; whether they converged; products spent.
+        warm_start: Eigenvectors [2, P] of the last cell that has any; `None` before the first such
+            cell, and when no cell is left to begin.
+    """
+
+    cells: Array
+    warm_start: Tensor | None = None
+
+
 def convexity_map(
     objective: Objective,
     directions: Tensor,
@@ -106,6 +125,8 @@ def convexity_map(
     batchnorm: BatchNorm | None = None,
     max_matvecs: int | None = None,
     memory_bytes: int | None = None,
+    finished: Finished | None = None,
+    keep: Callable[[Finished], None] | None = None,
     progress: Progress = SILENT,
 ) -> Convexity:
     """Find λmin and λmax of the Hessian at each cell of a grid.
@@ -126,50 +147,61 @@ def convexity_map(
             of θ and part of the Hessian, those of the other policies constants.
         max_matvecs: Products to spend on a cell at most.
         memory_bytes: Of a cell's graphs, as `HessianOperator` has it.
+        finished: Cells of an earlier call with equal arguments, to go on behind them: every bit is
+            then that of an undisturbed call.
+        keep: Given what is finished after each cell.
         progress: Told of each cell.
 
     Raises:
         UsageError: if the model has one parameter.
     """
-    ny, nx = len(y), len(x)
-    loss = np.full((ny, nx), math.nan)
-    found = np.full((3, 2, ny, nx), math.nan)  # values, bounds and estimates of both ends
-    converged = np.zeros((ny, nx), dtype=bool)
-    num_matvecs = np.zeros((ny, nx), dtype=np.int64)
+    order = list(_serpentine(len(y), len(x)))
+    finished = finished or Finished(np.empty((0, _NUM_VALUES)))
     wanted = Wanted(1, 1, rtol=SHARE * rtol, floor=1.0, seed=seed, max_matvecs=max_matvecs)
     objective.move(objective.theta)
     with statistics_at(batchnorm, 0.0, 0.0):
         model = fold(objective)  # the same function of any parameters
-    with progress.task("convexity", nx * ny, "cells") as task:
-        for cell in _serpentine(ny, nx):
-            x_i, y_i = x[cell[1]], y[cell[0]]
+    with progress.task("convexity", len(order), "cells") as task:
+        task.advance(len(finished.cells))
+        for row, column in order[len(finished.cells) :]:
+            x_i, y_i = x[column], y[row]
             objective.displace((x_i, directions[0]), (y_i, directions[1]))
+            values, warm_start = np.full(_NUM_VALUES, math.nan), finished.warm_start
+            values[7:] = 0
             with statistics_at(batchnorm, x_i, y_i):
-                loss[cell] = objective.evaluate().loss
-                if math.isfinite(loss[cell]):
-                    pairs, num_matvecs[cell] = _eigenpairs(objective, model, wanted, memory_bytes)
+                values[0] = objective.evaluate().loss
+                if math.isfinite(values[0]):
+                    wanted = replace(wanted, warm_start=warm_start)
+                    pairs, values[8] = _eigenpairs(objective, model, wanted, memory_bytes)
                     if pairs is not None:
                         evidence = (pairs.values, pairs.residual_bounds, pairs.error_estimates)
-                        found[:, :, *cell] = torch.stack(evidence).numpy()
-                        converged[cell] = pairs.converged
-                        wanted = replace(wanted, warm_start=pairs.eigenvectors)
-            task.advance(1, loss=float(loss[cell]))
+                        values[1:7] = torch.stack(evidence).flatten().numpy()
+                        values[7] = pairs.converged
+                        warm_start = pairs.eigenvectors
+            cells = np.vstack([finished.cells, values])
+            finished = Finished(cells, warm_start if len(cells) < len(order) else None)
+            if keep is not None:
+                keep(finished)
+            task.advance(1, loss=float(values[0]))
     objective.move(objective.theta)
-    values, bounds, estimates = found
+    found = np.empty((_NUM_VALUES, len(y), len(x)))
+    found[:, *np.transpose(order)] = finished.cells.T
+    loss, largest, smallest, *bounds = found[:7]
+    converged = found[7].astype(bool)
     return Convexity(
         x=np.array(x),
         y=np.array(y),
         loss=loss,
-        largest=values[0],
-        smallest=values[1],
+        largest=largest,
+        smallest=smallest,
         largest_residual_bound=bounds[0],
         smallest_residual_bound=bounds[1],
-        largest_error_estimate=estimates[0],
-        smallest_error_estimate=estimates[1],
+        largest_error_estimate=bounds[2],
+        smallest_error_estimate=bounds[3],
         converged=converged,
-        num_matvecs=num_matvecs,
+        num_matvecs=found[8].astype(np.int64),
         rtol=rtol,
-        warnings=tuple(_warnings(loss, values[0], converged)),
+        warnings=tuple(_warnings(loss, largest, converged)),
     )
 
 

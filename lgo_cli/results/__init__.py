@@ -42,6 +42,7 @@ from lgo_cli.results.surfaces import (
     Quadratic,
     RecomputedCell,
     SelfCheck,
+    TestSurface,
     TrajectoryPoint,
 )
 
@@ -78,6 +79,7 @@ __all__ = [
     "RepairResults",
     "Results",
     "SelfCheck",
+    "TestSurface",
     "Trace",
     "TrainResults",
     "TrajectoryPoint",

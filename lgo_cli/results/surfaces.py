@@ -61,6 +61,18 @@ class Filling(Strict):
     converged: bool
 
 
+class TestSurface(Strict):
+    """The same plane on the test samples; `measured` says how many they are."""
+
+    loss_at_center: Real
+    accuracy_at_center: float
+    loss_min: Real | None
+    loss_max: Real | None
+    num_measured: int
+    fast_path_difference: Real
+    filling: Filling | None
+
+
 class TrajectoryPoint(Marker):
     """A checkpoint on the way, projected; its own loss beside the plane's at its projection."""
 
@@ -150,4 +162,5 @@ class ContourResults(AnalysisResults):
     quadratic: Quadratic | None
     planes: Planes | None
     convexity: ConvexityResults | None
+    test: TestSurface | None
     num_matvecs: int

@@ -30,8 +30,10 @@ from lgo_cli.files import (
 )
 from lgo_cli.manifest import (
     Manifest,
+    OtherVersion,
     damaged_outputs,
     file_ref,
+    other_version,
     read_manifest,
     results_mapping,
     write_manifest,
@@ -43,9 +45,10 @@ from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
 from lgo_cli.runs.plan import Plan, plan_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lgo_cli.manifest import FileRef
+    from lgo_cli.runs.steps import Context
 
 
 class Status(Enum):
@@ -81,6 +84,7 @@ def execute(
     *,
     execution: Execution | None = None,
     figure: FigureConfig | None = None,
+    inputs: Mapping[str, str] | None = None,
     argv: Sequence[str] | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
@@ -93,6 +97,8 @@ def execute(
         run: For an analysis, the run directory or checkpoint; `outputs` by default.
         execution: Where and how to run.
         figure: How to write figures.
+        inputs: SHA-256 that an input must have, by its name in the manifest; of all others what is
+            found is taken.
         argv: What to record as the command line; the process's own by default.
         progress: Listener.
 
@@ -110,6 +116,7 @@ def execute(
         if execution.download_data:
             _download(config, execution)
         plan = plan_step(config, run, execution, DEFAULT_RUN)
+    _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and done.figure == figure and not damaged:
@@ -121,50 +128,63 @@ def execute(
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
         return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
-    if execution.share is not None and not _measure_share(plan, execution, stopwatch, progress):
-        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
-    try:
+    if done is not None:
         with step_lock(plan.out, plan.command):
-            if done is not None:
-                manifest = _redraw(plan, done, figure)
-                return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
-            manifest = _compute(plan, figure, execution, stopwatch, progress)
-            return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
-    except LockedError:
-        # Of two shares that end together, one assembles the surface.
-        if execution.share is None:
-            raise
-        return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
+            manifest = _redraw(plan, done, figure)
+        return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+    _refuse_shares(plan, execution)
+    with stopwatch.phase("load"):  # torch itself takes a second
+        from lgo_cli.runs.loaded import machine_settings
+
+    with machine_settings(execution.num_threads, execution.device):
+        if execution.share is not None:
+            return _measure_share(plan, figure, execution, stopwatch, progress)
+        with step_lock(plan.out, plan.command):
+            context = _load(plan, execution, stopwatch, progress)
+            return _compute(plan, figure, context)
+
+
+def _refuse_shares(plan: Plan, execution: Execution) -> None:
+    if execution.share is None:
+        return
+    if not isinstance(plan.config, ContourConfig):
+        raise UsageError("only a surface is measured in shares")
+    if plan.config.tolerance is not None:
+        raise UsageError(
+            "--shard divides all cells of a surface: it does not go with --tolerance, where each "
+            "cell's loss says which comes next",
+            hint="a surface filled in to a tolerance needs few cells: leave out --shard",
+        )
+
+
+def _load(plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress) -> Context:
+    with stopwatch.phase("load"):
+        from lgo_cli.runs.loaded import load
+        from lgo_cli.runs.steps import Context
+
+        return Context(plan, load(plan, execution.device), execution, progress, stopwatch)
 
 
 def _measure_share(
-    plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress
-) -> bool:
-    """Measure one of several shares of a surface; whether that was the last to come."""
-    config = plan.config
-    if not isinstance(config, ContourConfig):
-        raise UsageError("only a surface is measured in shares")
-    if config.tolerance is not None or config.num_planes > 1:
-        raise UsageError(
-            "--shard divides all cells of one plane: it goes with neither --tolerance nor "
-            "--num-planes",
-            hint="a surface filled in to a tolerance needs few cells: leave out --shard",
-        )
-    with stopwatch.phase("load"):
-        from lgo_cli.runs.loaded import load, machine_settings
-        from lgo_cli.runs.steps.base import Context
-        from lgo_cli.runs.steps.contour import ContourStep
-
+    plan: Plan,
+    figure: FigureConfig,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    progress: Progress,
+) -> Outcome:
+    """Measure one of several shares of a surface; the last to come assembles it."""
     assert execution.share is not None
     index, count = execution.share
-    with (
-        step_lock(plan.out, f"{plan.command}.{index}-of-{count}"),
-        machine_settings(execution.num_threads, execution.device),
-    ):
-        with stopwatch.phase("load"):
-            loaded = load(plan, execution.device)
-        context = Context(plan, loaded, execution, progress, stopwatch)
-        return ContourStep().measure_share(context, index, count)
+    with step_lock(plan.out, f"{plan.command}.{index}-of-{count}"):
+        context = _load(plan, execution, stopwatch, progress)
+        from lgo_cli.runs.steps.contour import ContourStep
+
+        complete = ContourStep().measure_share(context, index, count)
+    if complete:
+        # Of two shares that end together, one assembles the surface.
+        with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
+            return _compute(plan, figure, context)
+    return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
 
 
 def _refuse_unconverged(manifest: Manifest) -> None:
@@ -181,6 +201,17 @@ def _download(config: StepConfig, execution: Execution) -> None:
 
     if config.dataset is not None:
         download_dataset(config.dataset, execution.data_root or Path("data"))
+
+
+def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
+    for name, digest in wanted.items():
+        found = plan.request.inputs.get(name)
+        if found is not None and found.sha256 != digest:
+            raise InputError(
+                f"{os.path.normpath(plan.files[name])} is not the {name} that the manifest records",
+                hint="put the old one back, or name what to use on the command line: the run, "
+                "--model, --dataset, --to, --directions or --warm-start",
+            )
 
 
 def _refuse_non_directory(out: Path) -> None:
@@ -202,40 +233,32 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
     return (manifest, damaged) if damaged <= figures else (None, set())
 
 
-def _compute(
-    plan: Plan,
-    figure: FigureConfig,
-    execution: Execution,
-    stopwatch: Stopwatch,
-    progress: Progress,
-) -> Manifest:
-    with stopwatch.phase("load"):  # torch itself takes a second
-        from lgo_cli.runs.loaded import load, machine_settings
-        from lgo_cli.runs.steps import STEPS, Context
+def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
+    """Compute a step's results and publish them; its lock is held."""
+    from lgo_cli.runs.exporting import remove_outdated
+    from lgo_cli.runs.steps import STEPS
 
-    step = STEPS[plan.command]
-    with machine_settings(execution.num_threads, execution.device):
-        with stopwatch.phase("load"):
-            loaded = load(plan, execution.device)
-        payloads = step.payload_names(plan, loaded)
-        with _claim(plan, [*payloads, *figure_names(plan.request, figure)], force=execution.force):
-            context = Context(plan, loaded, execution, progress, stopwatch)
-            results = step.compute(context)
-            with stopwatch.phase("figures"):
-                names = _write_figures(plan, figure, results.model_dump(mode="json"))
-            manifest = Manifest(
-                fingerprint=plan.fingerprint,
-                request=plan.request,
-                figure=figure,
-                locations=plan.locations,
-                outputs=_refs(plan.out, [*payloads, *names]),
-                results=results,
-                environment=environment(str(loaded.device)),
-                provenance=stopwatch.provenance(),
-            )
-            write_manifest(manifest, plan.manifest_path)
-            step.published(context)
-    return manifest
+    step, stopwatch = STEPS[plan.command], context.stopwatch
+    payloads = step.payload_names(plan, context.loaded)
+    names = [*payloads, *figure_names(plan.request, figure)]
+    with _claim(plan, names, force=context.execution.force):
+        results = step.compute(context)
+        with stopwatch.phase("figures"):
+            drawn_names = _write_figures(plan, figure, results.model_dump(mode="json"))
+        manifest = Manifest(
+            fingerprint=plan.fingerprint,
+            request=plan.request,
+            figure=figure,
+            locations=plan.locations,
+            outputs=_refs(plan.out, [*payloads, *drawn_names]),
+            results=results,
+            environment=environment(str(context.loaded.device)),
+            provenance=stopwatch.provenance(),
+        )
+        remove_outdated(plan.out, plan.command)
+        write_manifest(manifest, plan.manifest_path)
+        step.published(context)
+    return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
 
 
 def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
@@ -300,11 +323,12 @@ def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     does not write again go when it is done.
 
     Raises:
-        OutputError: if a file of that name is neither in the old manifest nor in an old claim.
+        OutputError: if a file of that name is neither in the old manifest nor in an old claim, or
+            the old manifest is of a later version.
     """
     claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
     aside = plan.out / BOOKKEEPING / f"{plan.command}.old.json"
-    old = _read_ours(plan.manifest_path)
+    old = _read_ours(plan.manifest_path) or _read_other(plan.manifest_path, force=force)
     listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
     ours = writable(plan.command, [*listed, *_claimed(claim)])
     for name in [plan.manifest_path.name, *names]:
@@ -350,6 +374,21 @@ def _read_ours(path: Path) -> Manifest | None:
         return read_manifest(path)
     except InputError:
         return None
+
+
+def _read_other(path: Path, *, force: bool) -> OtherVersion | None:
+    """What another version of lgo recorded of the step; its files are as much ours as any.
+
+    Raises:
+        OutputError: if it was a later one, whose results an earlier shall not replace unasked.
+    """
+    other = other_version(path.read_bytes()) if path.is_file() else None
+    if other is not None and other.is_later and not force:
+        raise OutputError(
+            f"{path} was written by {other.author}; it is left as it is",
+            hint="use that lgo, choose another --out, or --force to replace it",
+        )
+    return other
 
 
 def _claimed(claim: Path) -> list[str]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from lgo_cli.errors import InputError, OutputError
-from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, sha256_bytes, step_lock
+from lgo_cli.config import CONFIGS, Strict
+from lgo_cli.errors import InputError, LockedError, OutputError
+from lgo_cli.files import (
+    BOOKKEEPING,
+    atomic_write,
+    canonical_json,
+    sha256_bytes,
+    sha256_file,
+    step_lock,
+)
 from lgo_cli.manifest import results_mapping
 from lgo_cli.runs.inspect import StepState, inspect_run
 from lgo_cli.runs.names import PAYLOADS
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 STEPS = ("hessian", "interp", "contour")
 """Those that have arrays."""
@@ -22,24 +33,45 @@ STEPS = ("hessian", "interp", "contour")
 _RECORD = f"{BOOKKEEPING}/exports.json"
 
 
+class Exported(Strict):
+    """What is recorded of an exported file.
+
+    Attributes:
+        sha256: Of its content.
+        run: Where the run is, from the file's directory on.
+        step: Whose arrays it holds.
+        arrays: SHA-256 of their `.npz`.
+    """
+
+    sha256: str
+    run: str
+    step: str
+    arrays: str
+
+
+_RECORDS = TypeAdapter(dict[str, Exported])
+
+
 def export(
     run: Path, form: str, *, step: str | None = None, out: Path | None = None, force: bool = False
 ) -> list[Path]:
     """Export what a run's analyses measured.
+
+    What an earlier export wrote of arrays that the run no longer has goes, whatever its format.
 
     Args:
         run: Its directory.
         form: `csv`, `vtk` or `h5`.
         step: Only of this one; of all that are there by default.
         out: Where to; the run's directory by default.
-        force: Replace files that an export did not write.
+        force: Replace files that an export did not write, or wrote of another run.
 
     Returns:
         The files, in the order of the steps.
 
     Raises:
         InputError: if the arrays are not what their manifest says, or there is nothing to export.
-        OutputError: if a file of that name is somebody else's.
+        OutputError: if a file of that name is somebody else's or another run's.
         MachineError: if a library is missing.
     """
     from lgo_cli.exports.hdf5 import h5_files
@@ -47,22 +79,35 @@ def export(
     from lgo_cli.exports.vtk import vti_files
 
     make = {"csv": csv_files, "vtk": vti_files, "h5": h5_files}[form]
+    directory = out or run
+    source = _place(run, directory)
     contents: dict[str, bytes] = {}
+    records: dict[str, Exported] = {}
     for state in _chosen(run, step):
         if state.manifest is None:
             continue
-        with np.load(run / PAYLOADS[state.command][-1], allow_pickle=False) as arrays:
-            contents |= make(state.command, dict(arrays), results_mapping(state.manifest))
+        payload = PAYLOADS[state.command][-1]
+        with np.load(run / payload, allow_pickle=False) as arrays:
+            files = make(state.command, dict(arrays), results_mapping(state.manifest))
+        contents |= files
+        digest = state.manifest.outputs[payload].sha256
+        for name, data in files.items():
+            records[name] = Exported(
+                sha256=sha256_bytes(data), run=source, step=state.command, arrays=digest
+            )
     if not contents:
         what = f"lgo {step}" if step else " or ".join(f"lgo {name}" for name in STEPS)
         raise InputError(
             f"{run} has no arrays for {form} of {what}", hint=f"lgo contour {run}, for a surface"
         )
-    directory = out or run
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory} is a file, not a directory", hint="choose another --out")
+    _refuse_others_directory(directory, source, force=force)
     with step_lock(directory, "export"):
-        _write(directory, contents, force=force)
+        known = _refuse_others_files(directory, records, force=force)
+        for name, data in contents.items():
+            with atomic_write(directory / name) as handle:
+                handle.write(data)
+        present = {name: _digest(run / PAYLOADS[name][-1]) for name in STEPS}
+        _keep_current(directory, known | records, source, present)
     return [directory / name for name in contents]
 
 
@@ -82,35 +127,92 @@ def _chosen(run: Path, step: str | None) -> list[StepState]:
     return states
 
 
-def _write(directory: Path, contents: dict[str, bytes], *, force: bool) -> None:
-    """Write all files, unless one of these names is somebody else's.
+def _place(run: Path, directory: Path) -> str:
+    """Where a run is, seen from a directory, so that both can move together."""
+    return Path(os.path.relpath(run.resolve(), directory.resolve())).as_posix()
 
-    A file is ours if it has the bytes that an export recorded, or the very bytes to write.
+
+def _refuse_others_directory(directory: Path, source: str, *, force: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"{directory} is a file, not a directory", hint="choose another --out")
+    manifests = [directory / f"{name}.json" for name in CONFIGS]
+    if source != "." and not force and any(path.is_file() for path in manifests):
+        raise OutputError(
+            f"{directory} is a run of its own, whose results the exported files would seem to be",
+            hint="choose another --out, or --force to write there",
+        )
+
+
+def _refuse_others_files(
+    directory: Path, records: Mapping[str, Exported], *, force: bool
+) -> dict[str, Exported]:
+    """What was exported to a directory, unless one of the new names is somebody else's.
+
+    A file is ours if it has the bytes that an export of the same run recorded, or the very bytes to
+    write.
     """
-    record = directory / _RECORD
-    ours = _recorded(record)
-    for name, data in contents.items():
+    known = _recorded(directory)
+    for name, record in records.items():
         path = directory / name
         if path.is_dir():
             raise OutputError(f"{path} is a directory", hint="choose another --out")
-        known = {ours.get(name), sha256_bytes(data)}
-        if path.exists() and not force and sha256_bytes(path.read_bytes()) not in known:
+        found = _digest(path)
+        if force or found in (None, record.sha256):
+            continue
+        old = known.get(name)
+        if old is None or found != old.sha256:
             raise OutputError(
                 f"{path} was not written by lgo export; it is left as it is",
                 hint="choose another --out, or --force to replace it",
             )
-    for name, data in contents.items():
-        with atomic_write(directory / name) as handle:
-            handle.write(data)
-        ours[name] = sha256_bytes(data)
-    with atomic_write(record) as handle:
-        handle.write(canonical_json(ours))
+        if old.run != record.run:
+            other = os.path.normpath(directory / old.run)
+            raise OutputError(
+                f"{path} was exported from another run, {other}; it is left as it is",
+                hint="choose another --out, or --force to replace it",
+            )
+    return known
 
 
-def _recorded(record: Path) -> dict[str, str]:
-    """Digests by name; none if no export was made here, or the record is unreadable."""
+def remove_outdated(run: Path, step: str) -> None:
+    """Remove from a run what was exported of a step before its arrays changed.
+
+    While an export is under way there, everything is left to it.
+    """
+    if not (run / _RECORD).is_file():
+        return
+    with contextlib.suppress(LockedError), step_lock(run, "export"):
+        present = {step: _digest(run / PAYLOADS[step][-1])}
+        _keep_current(run, _recorded(run), ".", present)
+
+
+def _keep_current(
+    directory: Path,
+    records: Mapping[str, Exported],
+    source: str,
+    present: Mapping[str, str | None],
+) -> None:
+    """Record what was exported, less what is of arrays that a run no longer has, which goes.
+
+    A file that was changed since is its user's: it is left, and no longer recorded.
+    """
+    current = {}
+    for name, record in records.items():
+        if record.run != source or present.get(record.step, record.arrays) == record.arrays:
+            current[name] = record
+        elif _digest(directory / name) == record.sha256:
+            (directory / name).unlink()
+    with atomic_write(directory / _RECORD) as handle:
+        handle.write(canonical_json({name: r.model_dump() for name, r in current.items()}))
+
+
+def _digest(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() else None
+
+
+def _recorded(directory: Path) -> dict[str, Exported]:
+    """Files by name; none if no export was made here, or the record is unreadable."""
     try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        return _RECORDS.validate_json((directory / _RECORD).read_bytes())
+    except (OSError, ValidationError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import io
 import os
 import platform
 import struct
 import zlib
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
-from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, write_error
+from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, sha256_bytes, write_error
 from lgo_cli.landscape import evaluator as evaluators
 from lgo_cli.landscape.cells import Cells
+from lgo_cli.landscape.convexity import Finished
 from lgo_cli.objective import Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -104,6 +108,59 @@ def _records(data: bytes) -> Iterator[tuple[Key, Evaluation]]:
         yield (x, y, num_samples), Evaluation(loss, standard_error, accuracy, num_samples)
 
 
+class ConvexityFile:
+    """The finished cells of a convexity map, in one file that is replaced after each of them.
+
+    A cell begins from the eigenvectors of the one before, so that the last ones are kept too: cells
+    and vectors belong together and change together. They are 2·P numbers, which a Krylov run took
+    at least six products with all samples to find; when the map is done, they go.
+
+    Args:
+        out: The run's directory.
+        key: `key_of` the plane's evaluator.
+        x: Coordinates of the columns; with `y` they are the order of the cells.
+        y: Coordinates of the rows.
+        seed: Of the starting vectors.
+    """
+
+    def __init__(
+        self, out: Path, key: str, x: Sequence[float], y: Sequence[float], seed: int
+    ) -> None:
+        digest = sha256_bytes(canonical_json([key, list(x), list(y), seed]))[:32]
+        self.path = out / BOOKKEEPING / "cells" / f"{digest}.convexity"
+
+    def read(self) -> Finished | None:
+        """What is finished; `None` if there is no file, or it is damaged and of no use."""
+        try:
+            data = self.path.read_bytes()
+        except OSError:
+            return None
+        checksum, content = data[:32], data[32:]
+        if checksum != hashlib.sha256(content).digest():
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            vectors = torch.from_numpy(arrays["warm_start"])
+            return Finished(arrays["cells"], vectors if len(vectors) else None)
+
+    def write(self, finished: Finished) -> None:
+        """Replace the file.
+
+        Raises:
+            OutputError: if the place cannot be written.
+            MachineError: if the disk is full.
+        """
+        vectors = finished.warm_start
+        content = io.BytesIO()
+        np.savez(
+            content,
+            cells=finished.cells,
+            warm_start=np.empty(0) if vectors is None else vectors.cpu().numpy(),
+        )
+        with atomic_write(self.path) as handle:
+            handle.write(hashlib.sha256(content.getbuffer()).digest())
+            handle.write(content.getbuffer())
+
+
 def key_of(evaluator: Evaluator, request: Request) -> str:
     """A digest of all that the bits of an evaluator's cells depend on, beside their coordinates.
 
@@ -123,7 +180,7 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
         "frozen": [_digest(p) for p in model.parameters() if not p.requires_grad],
         "buffers": [_digest(buffer) for buffer in model.buffers()],
         "directions": _digest(evaluator.directions),
-        "samples": [_digest(objective.samples.inputs), _digest(objective.samples.labels)],
+        "samples": [_digest(evaluator.samples.inputs), _digest(evaluator.samples.labels)],
         "loss": [objective.loss_function.name, objective.loss_function.label_smoothing],
         "dtype": str(objective.dtype),
         "micro_batch_size": objective.micro_batch_size,

@@ -25,7 +25,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "hessian": ("hessian",),
     "interp": ("interp_1d", "interp_matrix"),
     "contour": (
-        "contour_2d", "contour_3d", "contour_error", "contour_convexity", "contour_bands",
+        "contour_2d", "contour_3d", "contour_test", "contour_error", "contour_convexity",
+        "contour_bands",
     ),
 }  # fmt: skip
 """Figures that a command may draw, without their extension."""
@@ -77,6 +78,8 @@ def drawn(request: Request, figure: FigureConfig) -> tuple[str, ...]:
     if request.command == "contour":
         if not figure.show_cells or config["tolerance"] is None:
             left_out.add("contour_error")
+        if not config["test"]:
+            left_out.add("contour_test")
         if config["convexity"] is None:
             left_out.add("contour_convexity")
         if config["num_planes"] == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,19 +21,30 @@ if TYPE_CHECKING:
     from lgo_cli.results import Results
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
+    from lgo_cli.runs.steps.hessian import TopEigenpairs
 
 C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a step needs beside its plan."""
+    """What a step needs beside its plan.
+
+    Attributes:
+        plan: See there.
+        loaded: Model and data.
+        execution: Where and how to run.
+        progress: Listener.
+        stopwatch: Of the phases.
+        eigenpairs: Those found so far, by their number.
+    """
 
     plan: Plan
     loaded: Loaded
     execution: Execution
     progress: Progress
     stopwatch: Stopwatch
+    eigenpairs: dict[int, TopEigenpairs] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Where an output goes."""

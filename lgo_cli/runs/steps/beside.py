@@ -1,7 +1,9 @@
-"""What stands beside a surface: trajectory, quadratic model, further planes, convexity map."""
+"""Beside a surface: trajectory, quadratic model, further planes, convexity map, test samples."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +12,20 @@ from lgo_cli.config import linspace
 from lgo_cli.results import (
     BandResults,
     ConvexityResults,
+    Filling,
+    FillingCheck,
     LineCurvatureResults,
     Planes,
     Quadratic,
+    TestSurface,
     TrajectoryPoint,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lgo_cli.config import ContourConfig
+    from lgo_cli.landscape.adaptive import Filled
     from lgo_cli.landscape.convexity import Convexity
     from lgo_cli.landscape.statistics import Band
     from lgo_cli.landscape.surface import Surface
@@ -75,18 +84,14 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
 
 def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, int]:
     """Surfaces on further random planes, and their statistics."""
-    from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.landscape.statistics import line_curvature, plane_statistics
 
-    config, draw = work.config, work.named.draw
-    if config.num_planes == 1 or draw is None:
+    config = work.config
+    if config.num_planes == 1:
         return None, 0
     losses = [arrays["loss"]]
     converged = True
-    for index in range(1, config.num_planes):
-        evaluator = Evaluator(
-            work.problem, draw(index).directions, batchnorm=work.evaluator.batchnorm
-        )
+    for evaluator in islice(work.planes(), 1, None):
         surface = work.measure(evaluator)
         converged &= surface.filled is None or surface.filled.converged
         losses.append(surface.loss)
@@ -124,6 +129,78 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     return found, 0 if lines is None else lines.num_matvecs
 
 
+def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
+    """The plane's surface on the test samples: measured, or filled in to the same tolerance.
+
+    Where it rises is not where the other does: each is filled in from cells of its own.
+    """
+    from lgo_cli.landscape.adaptive import fill_surface
+    from lgo_cli.landscape.surface import verify_on
+
+    evaluator, config, x, y = work.test, work.config, work.x, work.y
+    if evaluator is None:
+        return None
+    difference = verify_on(evaluator, x, y)
+    center = evaluator.reference(0.0, 0.0)
+    values = np.full((3, len(y), len(x)), np.nan)
+    total = None if config.tolerance is not None else values[0].size
+    with (
+        work.journal(evaluator) as cells,
+        work.context.progress.task("test surface", total, "cells") as task,
+    ):
+
+        def measure(wanted: Sequence[tuple[int, int]]) -> list[float]:
+            losses = []
+            for i, j in wanted:
+                at_center = x[j] == 0 and y[i] == 0
+                cell = center if at_center else cells.measure(evaluator, x[j], y[i])
+                values[:, i, j] = cell.loss, cell.standard_error, cell.accuracy
+                losses.append(cell.loss)
+                task.advance(1, loss=cell.loss)
+            return losses
+
+        filled = None
+        if config.tolerance is None:
+            measure(list(np.ndindex(len(y), len(x))))
+        else:
+            filled = fill_surface(x, y, measure, tolerance=config.tolerance, seed=config.seed)
+    loss = values[0] if filled is None else filled.loss
+    measured = np.ones(loss.shape, dtype=bool) if filled is None else filled.measured
+    arrays["test_loss"] = loss
+    arrays["test_standard_error"], arrays["test_accuracy"] = values[1:]
+    arrays["test_measured"] = measured
+    arrays["test_error_estimate"] = np.zeros_like(loss) if filled is None else filled.error_estimate
+    finite = loss[np.isfinite(loss)]
+    return TestSurface(
+        loss_at_center=center.loss,
+        accuracy_at_center=center.accuracy,
+        loss_min=float(finite.min()) if len(finite) else None,
+        loss_max=float(finite.max()) if len(finite) else None,
+        num_measured=int(measured.sum()),
+        fast_path_difference=difference,
+        filling=filling_results(filled, config),
+    )
+
+
+def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | None:
+    """What is reported of how a surface was filled in; `None` if all of it was measured."""
+    if filled is None or config.tolerance is None:
+        return None
+    estimates = np.where(np.isfinite(filled.error_estimate), filled.error_estimate, 0.0)
+    scale = np.maximum(np.abs(np.where(np.isfinite(filled.loss), filled.loss, 1.0)), filled.floor)
+    return Filling(
+        tolerance=config.tolerance,
+        floor=filled.floor,
+        num_small=filled.num_small,
+        cost=filled.cost,
+        largest_error_estimate=float(estimates.max()),
+        largest_relative_estimate=float((estimates / scale).max()),
+        check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
+        num_checks=filled.num_checks,
+        converged=filled.converged,
+    )
+
+
 def _band(band: Band) -> BandResults:
     return BandResults(
         median=float(band.median),
@@ -137,18 +214,23 @@ def _band(band: Band) -> BandResults:
 def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults | None, int]:
     """Both ends of the spectrum over the plane."""
     from lgo_cli.landscape.convexity import convexity_map
+    from lgo_cli.runs.journal import ConvexityFile
 
     number = work.config.convexity
     if number is None:
         return None, 0
+    x, y, seed = linspace(work.x_range, number), linspace(work.y_range, number), work.config.seed
+    kept = ConvexityFile(work.context.plan.out, work.key(work.evaluator), x, y, seed)
     found: Convexity = convexity_map(
         work.problem,
         work.named.plane.directions,
-        linspace(work.x_range, number),
-        linspace(work.y_range, number),
-        seed=work.config.seed,
+        x,
+        y,
+        seed=seed,
         batchnorm=work.evaluator.batchnorm,
         memory_bytes=work.context.execution.memory_bytes,
+        finished=None if work.context.execution.force else kept.read(),
+        keep=kept.write,
         progress=work.context.progress,
     )
     work.warnings = (*work.warnings, *found.warnings)

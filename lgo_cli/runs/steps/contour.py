@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lgo_cli.errors import NumericsError
-from lgo_cli.results import ContourResults, Filling, FillingCheck, Marker, SelfCheck
+from lgo_cli.results import ContourResults, Marker, SelfCheck
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
     convexity_of,
+    filling_results,
     further_planes,
+    on_test_samples,
     quadratic_of,
     trajectory_points,
 )
@@ -21,9 +22,8 @@ from lgo_cli.runs.steps.surfaces import open_work
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lgo_cli.config import ContourConfig
     from lgo_cli.landscape.surface import Surface
-    from lgo_cli.results import ConvexityResults, Planes
+    from lgo_cli.results import ConvexityResults, Filling, Planes, TestSurface
     from lgo_cli.runs.steps.surfaces import Work
 
 
@@ -45,9 +45,13 @@ class ContourStep(Step):
             quadratic, quadratic_matvecs = quadratic_of(work, surface)
             planes, plane_matvecs = further_planes(work, arrays)
             convexity, convexity_matvecs = convexity_of(work, arrays)
+            test = on_test_samples(work, arrays)
+            if work.test is not None:
+                samples = {"num_test_samples": len(work.test.samples)}
+                work.description = work.description.model_copy(update=samples)
         plane, config = work.named.plane, work.config
-        filling = _filling(surface, config)
-        complaints = list(_complaints(surface, filling, planes, convexity))
+        filling = filling_results(surface.filled, config)
+        complaints = list(_complaints(surface, filling, planes, convexity, test))
         if context.execution.strict and complaints:
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
@@ -77,24 +81,33 @@ class ContourStep(Step):
             quadratic=quadratic,
             planes=planes,
             convexity=convexity,
+            test=test,
             num_matvecs=(
                 work.named.num_matvecs + quadratic_matvecs + plane_matvecs + convexity_matvecs
             ),
         )
 
     def measure_share(self, context: Context, index: int, count: int) -> bool:
-        """Measure one share of the cells into the journal.
+        """Measure one share of the cells, of each plane, into its journal.
 
         Returns:
-            Whether nothing is left to measure.
+            Whether nothing is left to measure; looked at when all of the share is done.
         """
         from lgo_cli.landscape.surface import is_complete, measure_share
 
-        with context.stopwatch.phase("compute"), open_work(context) as work:
-            work.verify(work.evaluator)
-            with work.journal(work.evaluator, f"{index}-of-{count}") as cells:
+        with (
+            context.stopwatch.phase("compute"),
+            open_work(context) as work,
+            contextlib.ExitStack() as stack,
+        ):
+            journals = []
+            for evaluator in (*work.planes(), *([work.test] if work.test else [])):
+                work.verify(evaluator)
+                cells = stack.enter_context(work.journal(evaluator, f"{index}-of-{count}"))
+                # Whose samples they are of; a further plane's evaluator may hold a GiB.
+                journals.append((work.test if evaluator is work.test else work.evaluator, cells))
                 measure_share(
-                    work.evaluator,
+                    evaluator,
                     work.x,
                     work.y,
                     cells,
@@ -102,27 +115,9 @@ class ContourStep(Step):
                     count=count,
                     progress=context.progress,
                 )
+            for _, cells in journals:
                 cells.read_all()
-                return is_complete(work.evaluator, work.x, work.y, cells)
-
-
-def _filling(surface: Surface, config: ContourConfig) -> Filling | None:
-    filled = surface.filled
-    if filled is None or config.tolerance is None:
-        return None
-    estimates = np.where(np.isfinite(filled.error_estimate), filled.error_estimate, 0.0)
-    scale = np.maximum(np.abs(np.where(np.isfinite(filled.loss), filled.loss, 1.0)), filled.floor)
-    return Filling(
-        tolerance=config.tolerance,
-        floor=filled.floor,
-        num_small=filled.num_small,
-        cost=filled.cost,
-        largest_error_estimate=float(estimates.max()),
-        largest_relative_estimate=float((estimates / scale).max()),
-        check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
-        num_checks=filled.num_checks,
-        converged=filled.converged,
-    )
+            return all(is_complete(on, work.x, work.y, cells) for on, cells in journals)
 
 
 def _movements(work: Work) -> list[str]:
@@ -143,6 +138,7 @@ def _complaints(
     filling: Filling | None,
     planes: Planes | None,
     convexity: ConvexityResults | None,
+    test: TestSurface | None,
 ) -> Iterator[str]:
     """What `--strict` does not let pass."""
     from lgo_cli.landscape.evaluator import TOLERANCE
@@ -157,6 +153,8 @@ def _complaints(
             yield f"{what} is off by {difference:.1e} of the loss"
     if filling is not None and not filling.converged:
         yield f"the surface was not filled in to {filling.tolerance:g}: see its error estimates"
+    if test is not None and test.filling is not None and not test.filling.converged:
+        yield f"the surface on the test samples was not filled in to {test.filling.tolerance:g}"
     if planes is not None and not planes.converged:
         yield "not all planes were filled in to the tolerance"
     if convexity is not None and convexity.num_converged < convexity.num_cells:

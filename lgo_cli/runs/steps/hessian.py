@@ -219,7 +219,7 @@ class TopEigenpairs:
 
 
 def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
-    """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them.
+    """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them once.
 
     Raises:
         ConvergenceError: with `--strict`, if they do not converge.
@@ -235,6 +235,8 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         vectors = torch.from_numpy(arrays["eigenvectors"][:top_k])
         values = torch.from_numpy(arrays["largest"][:top_k])
         return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)
+    if top_k in context.eigenpairs:
+        return context.eigenpairs[top_k]
     rtol = PLANE_VECTOR_RTOL
     pairs = extreme_eigenpairs(
         HessianOperator(problem, memory_bytes=context.execution.memory_bytes),
@@ -243,4 +245,6 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     )
     if context.execution.strict and not pairs.converged:
         raise ConvergenceError(pairs.num_matvecs)
-    return TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
+    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
+    context.eigenpairs[top_k] = found
+    return found

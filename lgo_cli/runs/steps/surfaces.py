@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
 from lgo_cli.config import ContourConfig, FigureConfig, linspace
+from lgo_cli.errors import MachineError
 from lgo_cli.runs.steps.base import common, typed
 from lgo_cli.runs.steps.planes import named_plane
 
@@ -26,6 +30,12 @@ if TYPE_CHECKING:
 
 PREVIEW = "contour_preview.png"
 
+ARRAY_BYTES = 64
+"""Of a grid's arrays for each cell: seven numbers and a mask, with room to compute one more."""
+
+EVALUATION_BYTES = 340
+"""Of a measured cell in memory (`Cells`), by `tracemalloc`; to a tolerance few cells are."""
+
 
 @dataclass
 class Work:
@@ -42,6 +52,7 @@ class Work:
     num_range_evaluations: int = 0
     warnings: tuple[str, ...] = ()
     begun: set[str] = field(default_factory=set)
+    keys: WeakKeyDictionary[Evaluator, tuple[str, str]] = field(default_factory=WeakKeyDictionary)
 
     @property
     def x(self) -> list[float]:
@@ -53,14 +64,42 @@ class Work:
         """Coordinates of the rows [ny]."""
         return linspace(self.y_range, self.config.shape[1])
 
+    def key(self, evaluator: Evaluator) -> str:
+        """The journal's key of an evaluator, on the path that it takes by now; hashed once."""
+        from lgo_cli.runs.journal import key_of
+
+        plan, key = self.keys.get(evaluator, (None, ""))
+        if plan != evaluator.plan:
+            key = key_of(evaluator, self.context.plan.request)
+            self.keys[evaluator] = (evaluator.plan, key)
+        return key
+
     def journal(self, evaluator: Evaluator, share: str = "") -> Journal:
         """What was measured on an evaluator's plane in this run's directory, whenever it was."""
-        from lgo_cli.runs.journal import Journal, key_of
+        from lgo_cli.runs.journal import Journal
 
-        key = key_of(evaluator, self.context.plan.request)
+        key = self.key(evaluator)
         anew = self.context.execution.force and key not in self.begun
         self.begun.add(key)
         return Journal(self.context.plan.out, key, share, anew=anew)
+
+    @cached_property
+    def test(self) -> Evaluator | None:
+        """The plane on the test samples; `None` if they are not asked for."""
+        if not self.config.test:
+            return None
+        samples = self.context.loaded.samples("test", self.config.analysis_samples)
+        return self.evaluator.on(samples.to(self.problem.device, self.problem.dtype))
+
+    def planes(self) -> Iterator[Evaluator]:
+        """The plane, and as many further ones of its kind as the config asks for."""
+        from lgo_cli.landscape.evaluator import Evaluator
+
+        yield self.evaluator
+        for index in range(1, self.config.num_planes):
+            assert self.named.draw is not None  # the config says so
+            directions = self.named.draw(index).directions
+            yield Evaluator(self.problem, directions, batchnorm=self.evaluator.batchnorm)
 
     def verify(self, evaluator: Evaluator) -> None:
         """Settle the path that cells take, which the journal's key is of."""
@@ -73,7 +112,7 @@ class Work:
         from lgo_cli.landscape.surface import measure_surface
 
         self.verify(evaluator)
-        with self.journal(evaluator) as cells:
+        with self.journal(evaluator) as cells, _grid_in_memory(self.config):
             return measure_surface(
                 evaluator,
                 self.x,
@@ -107,12 +146,17 @@ class Work:
 
 @contextmanager
 def open_work(context: Context) -> Iterator[Work]:
-    """Enter the objective, and build the plane and the evaluator that the config names."""
+    """Enter the objective, and build the plane and the evaluator that the config names.
+
+    Raises:
+        MachineError: if the grid does not fit into memory.
+    """
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.runs.loaded import measured, objective
 
     config = typed(context.plan, ContourConfig)
+    _refuse_vast_grid(config)
     with objective(context.plan, context.loaded) as problem:
         named = named_plane(context, problem, config)
         batchnorm = BatchNorm(
@@ -131,6 +175,33 @@ def open_work(context: Context) -> Iterator[Work]:
         )
         work.find_ranges()
         yield work
+
+
+def _refuse_vast_grid(config: ContourConfig) -> None:
+    """Say what is too large before hours are spent, and before the system kills the process."""
+    from lgo_cli.curvature.networks import total_memory_bytes
+
+    nx, ny = config.shape
+    num_bytes = nx * ny * (ARRAY_BYTES + (EVALUATION_BYTES if config.tolerance is None else 0))
+    total = total_memory_bytes(torch.device("cpu"))
+    if num_bytes > total:
+        raise MachineError(
+            f"a grid of {nx} x {ny} cells takes {num_bytes / 2**30:.3g} GiB, more than the "
+            f"{total / 2**30:.3g} GiB of memory",
+            hint="lower --resolution",
+        )
+
+
+@contextmanager
+def _grid_in_memory(config: ContourConfig) -> Iterator[None]:
+    """NumPy has no memory left: here, it holds arrays over the grid alone; tensors are torch's."""
+    try:
+        yield
+    except MemoryError as error:
+        nx, ny = config.shape
+        raise MachineError(
+            f"out of memory for a grid of {nx} x {ny} cells", hint="lower --resolution"
+        ) from error
 
 
 def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:

@@ -1,0 +1,153 @@
+"""`lgo contour --test`: the same plane on the test samples, apart from the training samples'."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Lgo
+
+from lgo_cli.config import ContourConfig, Execution
+from lgo_cli.files import BOOKKEEPING
+from lgo_cli.manifest import read_manifest
+from lgo_cli.results import ContourResults
+from lgo_cli.runs import Status, execute
+from lgo_cli.runs.loaded import load
+from lgo_cli.runs.plan import plan_step
+
+SAMPLES = 64
+
+
+def _contour(run: Path, out: Path, shard: str | None = None, **config: Any) -> Status:
+    values = {"resolution": "7x5", "analysis_samples": SAMPLES, "test": True, **config}
+    return execute(ContourConfig(**values), run, execution=Execution(out=out, shard=shard)).status
+
+
+def _arrays(out: Path) -> dict[str, Any]:
+    with np.load(out / "contour.npz") as arrays:
+        return dict(arrays)
+
+
+def _results(out: Path) -> ContourResults:
+    results = read_manifest(out / "contour.json").results
+    assert isinstance(results, ContourResults)
+    return results
+
+
+def test_each_cell_is_the_model_on_the_test_samples(small_run: Path, tmp_path: Path) -> None:
+    """Against the model itself, with parameters written by hand, in float64."""
+    _contour(small_run, tmp_path, dtype="float64")
+    arrays, results = _arrays(tmp_path), _results(tmp_path)
+    plan = plan_step(ContourConfig(), small_run, Execution(), tmp_path)
+    loaded = load(plan, "cpu")
+    samples = loaded.samples("test", SAMPLES)
+    model = copy.deepcopy(loaded.model).double().eval()
+    center = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    directions = torch.from_numpy(arrays["directions"])
+    for i, y in enumerate(arrays["y"]):
+        for j, x in enumerate(arrays["x"]):
+            theta = center + x * directions[0] + y * directions[1]
+            with torch.no_grad():
+                torch.nn.utils.vector_to_parameters(theta, model.parameters())
+                outputs = model(samples.inputs.double())
+            losses = torch.nn.functional.cross_entropy(outputs, samples.labels, reduction="none")
+            error = losses.std().item() / SAMPLES**0.5
+            right = (outputs.argmax(dim=1) == samples.labels).double().mean().item()
+            # A few hundred float64 operations in another order.
+            assert arrays["test_loss"][i, j] == pytest.approx(losses.mean().item(), rel=1e-12)
+            assert arrays["test_standard_error"][i, j] == pytest.approx(error, rel=1e-10)
+            assert arrays["test_accuracy"][i, j] == right
+    assert results.test is not None
+    assert results.test.loss_at_center == arrays["test_loss"][2, 3]
+    assert results.test.accuracy_at_center == arrays["test_accuracy"][2, 3]
+    assert results.test.loss_min == arrays["test_loss"].min()
+    assert results.test.num_measured == 35
+    assert results.measured.num_test_samples == results.measured.num_samples == SAMPLES
+
+
+def test_it_moves_no_bit_of_the_other_surface(small_run: Path, tmp_path: Path) -> None:
+    """Both have equally many samples and coordinates: the journal must not take one for another."""
+    _contour(small_run, tmp_path / "without", test=False)
+    _contour(small_run, tmp_path / "with", test=True)
+    without, arrays = _arrays(tmp_path / "without"), _arrays(tmp_path / "with")
+    for name, values in without.items():
+        np.testing.assert_array_equal(arrays[name], values)
+    assert not np.isclose(arrays["test_loss"], arrays["loss"]).any()
+    assert _results(tmp_path / "without").test is None
+    assert not [name for name in without if name.startswith("test")]
+    # Asked for later, it is measured beside cells that are there, to the same bits.
+    _contour(small_run, tmp_path / "without", test=True)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(_arrays(tmp_path / "without")[name], values)
+    journals = (tmp_path / "without" / BOOKKEEPING / "cells").glob("*.journal")
+    assert [path.stat().st_size // 52 for path in journals] == [34, 34]
+
+
+def test_to_a_tolerance_each_is_filled_in_by_itself(small_run: Path, tmp_path: Path) -> None:
+    _contour(small_run, tmp_path / "full", resolution="31")
+    _contour(small_run, tmp_path / "filled", resolution="31", tolerance=0.01)
+    full, filled = _arrays(tmp_path / "full"), _arrays(tmp_path / "filled")
+    results = _results(tmp_path / "filled")
+    assert results.test is not None
+    assert results.test.filling is not None
+    assert results.test.filling.converged
+    measured = filled["test_measured"]
+    assert measured.sum() == results.test.num_measured < measured.size / 2
+    np.testing.assert_array_equal(filled["test_loss"][measured], full["test_loss"][measured])
+    np.testing.assert_allclose(filled["test_loss"], full["test_loss"], rtol=0.01)
+    assert np.isnan(filled["test_standard_error"][~measured]).all()
+    assert (filled["test_error_estimate"][~measured] > 0).all()
+    assert full["test_measured"].all()
+
+
+def test_shares_measure_it_too(small_run: Path, tmp_path: Path) -> None:
+    _contour(small_run, tmp_path / "whole")
+    assert _contour(small_run, tmp_path / "parts", "1/2") is Status.SHARE_DONE
+    assert _contour(small_run, tmp_path / "parts", "0/2") is Status.COMPUTED
+    whole, parts = (read_manifest(tmp_path / d / "contour.json") for d in ("whole", "parts"))
+    assert parts.outputs == whole.outputs
+    journals = (tmp_path / "parts" / BOOKKEEPING / "cells").glob("*of-2.journal")
+    assert sorted(path.stat().st_size // 52 for path in journals) == [
+        16,
+        16,
+        18,
+        18,
+    ]  # of 35, one is the centre
+
+
+def test_shares_end_where_there_are_fewer_test_samples(small_run: Path, tmp_path: Path) -> None:
+    """128 of them, beside 200 for training: a cell is known by how many it is of."""
+    config = {"analysis_samples": 200, "resolution": "3"}
+    assert _contour(small_run, tmp_path, "1/2", **config) is Status.SHARE_DONE
+    assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
+    assert _results(tmp_path).measured.num_test_samples == 128
+
+
+def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
+    line = ("contour", small_run, "--resolution", "5x3", "--analysis-samples", SAMPLES, "--test")
+    printed = lgo(*line).stdout
+    results = _results(small_run)
+    assert results.test is not None
+    assert (
+        f"test        {results.test.loss_at_center:.6g} at the centre, accuracy "
+        f"{results.test.accuracy_at_center:.4f}, 64 samples; 15 of 15 measured" in printed
+    )
+    assert (small_run / "contour_test.png").stat().st_size > 10_000
+    text = (small_run / "contour_caption.txt").read_text()
+    assert "Test: 64 samples of the test split, on which 15 cells were measured" in text
+    assert "contour_test: Loss on the same plane over the test samples" in text
+    lgo("export", small_run, "--to", "csv")
+    lgo("export", small_run, "--to", "vtk")
+    header = (small_run / "contour.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in header if name.startswith("test")] == [
+        "test_loss", "test_standard_error", "test_accuracy", "test_measured",
+        "test_error_estimate",
+    ]  # fmt: skip
+    assert 'Name="test_loss"' in (small_run / "contour.vti").read_text()
+    # Without it, nothing of it is left.
+    lgo(*line[:-1])
+    assert not (small_run / "contour_test.png").exists()
