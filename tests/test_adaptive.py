@@ -248,7 +248,7 @@ def test_spike_that_a_check_finds_is_not_believed_over() -> None:
     """A narrow spike between coarse cells: some seed's check hits it, and then it is refined."""
 
     def spiky(x: Array, y: Array) -> Array:
-        return 1 + 0.1 * x + 3.0 * ((np.abs(x - 0.42) < 0.13) & (np.abs(y + 0.42) < 0.13))
+        return 1 + 0.1 * x + 3.0 * ((np.abs(x - 0.55) < 0.13) & (np.abs(y + 0.55) < 0.13))
 
     checks = []
     for seed in range(10):
