@@ -1,6 +1,9 @@
 """Polyharmonic splines through scattered cells of a grid, with an error for every other cell.
 
 Shapes: n measured cells, q monomials, m cells of the grid. theory.md, section 28.
+
+Matrices are PyTorch's: NumPy's BLAS keeps threads of its own spinning on the cores that measure the
+next cells, which then take twice as long.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 
@@ -37,9 +42,9 @@ class Spline:
     residuals: Array
     _scale: Array
     _variance: Array
-    _weights: Array
-    _rest: Array
-    _kernels: Array
+    _weights: Tensor
+    _rest: Tensor
+    _kernels: Tensor
     _grid: Array
 
     def rank(self, limit: Array, num_cells: int) -> list[int]:
@@ -61,7 +66,7 @@ class Spline:
         variance = self._variance[cells]
         grid = self._grid[cells]
         kernels, weights, rest = (a[:, cells] for a in (self._kernels, self._weights, self._rest))
-        known = np.empty((num_cells, len(cells)))
+        known = torch.empty((num_cells, len(cells)), dtype=torch.float64)
         chosen: list[int] = []
         while len(chosen) < min(num_cells, len(cells)):
             excess = weight * np.sqrt(np.maximum(variance, 0.0))
@@ -71,11 +76,11 @@ class Spline:
             if excess[best] <= 1:
                 break
             before = known[: len(chosen)]
-            covariance = _kernel(grid, grid[best : best + 1], self.order)[:, 0]
+            covariance = torch.from_numpy(_kernel(grid, grid[best : best + 1], self.order)[:, 0])
             covariance -= weights[:, best] @ kernels + rest[:, best] @ weights
             covariance -= before[:, best] @ before
             known[len(chosen)] = covariance / np.sqrt(variance[best])
-            variance -= known[len(chosen)] ** 2
+            variance -= known[len(chosen)].numpy() ** 2
             chosen.append(best)
         return [int(cell) for cell in cells[chosen]]
 
@@ -107,16 +112,16 @@ def fit(
     scores = [float(np.mean(np.log(np.abs(found) + tolerance / 10))) for found in left_out]
     best = int(np.argmin(scores))
     system, residuals = systems[best], left_out[best]
-    kernels = _kernel(points, grid, system.order)
+    kernels = torch.from_numpy(_kernel(points, grid, system.order))
     weights = system.weights(kernels, grid)
     # wᵀKw − 2wᵀk: an error of the weights enters squared, and next to measured cells the variances
     # are far below the rounding of any formula that is of first order in them.
     rest = kernels - system.kernel @ weights
-    variance = np.maximum(-np.sum(weights * (kernels + rest), axis=0), 0.0)
-    scale = _local_scale(grid, points, residuals**2 * np.diagonal(system.inverse))
+    variance = np.maximum(-(weights * (kernels + rest)).sum(0).numpy(), 0.0)
+    scale = _local_scale(grid, points, residuals**2 * system.inverse.diagonal().numpy())
     return Spline(
         order=system.order,
-        values=values @ weights,
+        values=(torch.from_numpy(values) @ weights).numpy(),
         deviation=scale * np.sqrt(variance),
         residuals=residuals,
         _scale=scale,
@@ -138,24 +143,25 @@ class _System:
 
     def __init__(self, points: Array, order: int) -> None:
         self.order = order
-        self.kernel = _kernel(points, points, order)
-        q, self.triangle = np.linalg.qr(_monomials(points, order))
+        self.kernel = torch.from_numpy(_kernel(points, points, order))
+        q, self.triangle = torch.linalg.qr(torch.from_numpy(_monomials(points, order)))
         along = self.kernel @ q
         projected = self.kernel - q @ along.T - along @ q.T + q @ (q.T @ along) @ q.T
-        size = np.trace(projected) / len(points)
+        size = projected.trace() / len(points)
         # Any positive number in the polynomials' place makes the matrix invertible.
-        self.inverse = np.linalg.inv(projected + size * (q @ q.T)) - (q @ q.T) / size
+        self.inverse = torch.linalg.inv(projected + size * (q @ q.T)) - (q @ q.T) / size
         self.polynomial = q - self.inverse @ along
 
     def left_out(self, values: Array) -> Array:
         """Residuals [n] of the splines that each leave out one point."""
-        residuals: Array = self.inverse @ values / np.diagonal(self.inverse)
-        return residuals
+        residuals = self.inverse @ torch.from_numpy(values) / self.inverse.diagonal()
+        return np.asarray(residuals)
 
-    def weights(self, kernels: Array, grid: Array) -> Array:
+    def weights(self, kernels: Tensor, grid: Array) -> Tensor:
         """Of each measured value at each cell [n, m]."""
-        monomials = np.linalg.solve(self.triangle.T, _monomials(grid, self.order).T)
-        weights: Array = self.inverse @ kernels + self.polynomial @ monomials
+        monomials = torch.from_numpy(_monomials(grid, self.order)).T
+        triangular = torch.linalg.solve_triangular(self.triangle.T, monomials, upper=False)
+        weights: Tensor = self.inverse @ kernels + self.polynomial @ triangular
         return weights
 
 
@@ -177,7 +183,7 @@ def _determined(points: Array, order: int) -> bool:
     """Whether the points determine the polynomial part, with one to spare to leave out."""
     monomials = _monomials(points, order)
     n, q = monomials.shape
-    return n > q and bool(np.linalg.matrix_rank(monomials) == q)
+    return n > q and bool(torch.linalg.matrix_rank(torch.from_numpy(monomials)) == q)
 
 
 def _squared_distance(a: Array, b: Array) -> Array:
