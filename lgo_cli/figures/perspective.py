@@ -36,6 +36,10 @@ MOST_FACES, FEWEST_FACES = 100, 30
 the colour follows the height."""
 
 
+CAPTION_LINE = 0.115
+"""Inches that a line of the caption takes."""
+
+
 def draw_surface_3d(
     arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
 ) -> Figure:
@@ -85,7 +89,22 @@ def draw_surface_3d(
         axes.set_box_aspect((1, 1, 0.75), zoom=0.94 if small else 1.0)
         square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
         caption(figure, results, *remarks(results, to_scale=square))
+        _make_room(figure, axes, size)
     return figure
+
+
+def _make_room(figure: Figure, axes: Any, size: Size) -> None:
+    """Lift the surface over a caption of more than two lines: the figure grows, if it may."""
+    extra = CAPTION_LINE * (figure.get_supxlabel().count("\n") - 1)
+    if extra <= 0:
+        return
+    x0, y0, width, height = axes.get_position().bounds
+    before = figure.get_figheight()
+    after = before + extra if size[1] is None else before
+    top = (y0 + height) * before + after - before
+    bottom = y0 * before + extra
+    figure.set_figheight(after)
+    axes.set_position((x0, bottom / after, width, (top - bottom) / after))
 
 
 def _draw_faces(axes: Any, x: Array, y: Array, loss: Array, scale: LossScale) -> None:
