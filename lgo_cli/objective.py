@@ -52,7 +52,7 @@ class LossFunction:
                 # One row of all samples for each class, as one image with a pixel for each sample.
                 image = outputs.t().contiguous()[None]
                 return F.cross_entropy(
-                    image, labels[None], reduction="none", label_smoothing=smoothing
+                    image, labels.long()[None], reduction="none", label_smoothing=smoothing
                 )[0]
             return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing)
         num_classes = outputs.shape[1]

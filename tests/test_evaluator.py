@@ -236,6 +236,40 @@ def test_convolutions_add_to_what_nothing_else_reads() -> None:
         _check(evaluator, 1e-5)
 
 
+class Exchange(Convolutional):
+    """What one convolution reads is added to before its own ReLU comes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.conv1(images))
+        a = self.conv2(torch.sigmoid(x))
+        b = self.conv2(x)
+        x = x + a
+        return self.head((x + F.relu(b)).mean((2, 3)))
+
+
+class Positions(nn.Module):
+    """A sum that is larger than its first summand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 4)
+        self.positions = nn.Parameter(torch.linspace(-1, 1, 20).view(1, 5, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer(images.flatten(1)[:, None]) + self.positions
+        return self.head(F.relu(x).mean(1))
+
+
+@pytest.mark.parametrize("kind", [Exchange, Positions])
+def test_what_is_read_later_or_larger_is_not_written_over(kind: Callable[[], nn.Module]) -> None:
+    with Objective(_build(kind), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert evaluator.verify(POINTS) <= 1e-5
+        assert "own pass" not in evaluator.plan
+        _check(evaluator, 1e-5)
+
+
 def test_fused_operators_are_those_of_this_pytorch() -> None:
     assert can_fuse()
 

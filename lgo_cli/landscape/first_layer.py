@@ -36,7 +36,7 @@ def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:
     fixed: set[fx.Node] = set()
     found = []
     for node in traced.graph.nodes:
-        if _writes_in_place(node, modules) and fixed & set(node.all_input_nodes):
+        if writes_in_place(node, modules) and fixed & set(node.all_input_nodes):
             return []  # an order of reading and writing that a prefix of its own would not keep
         if _is_fixed(node, fixed, traced, modules):
             fixed.add(node)
@@ -46,7 +46,7 @@ def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:
     return found
 
 
-def _writes_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def writes_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node changes a tensor that others may see."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))

@@ -16,14 +16,11 @@ from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.folding import Geometry, convolution
 from lgo_cli.curvature.tracing import has_forward_hooks
-from lgo_cli.landscape.first_layer import KEPT
+from lgo_cli.landscape.first_layer import KEPT, writes_in_place
 
 SLOPE = 1e-30
 """oneDNN's ReLU makes 0 of NaN, which would hide an overflow behind a finite loss. Its leaky ReLU
 keeps what is not finite, and this slope is lost in float32 wherever a unit is active."""
-
-_FRESH = {convolution, F.linear, operator.add, operator.iadd, torch.add}
-"""Functions that put out a tensor of their own."""
 
 _RELU = {F.relu, torch.relu}
 _ADD = {operator.add, operator.iadd, torch.add}
@@ -43,8 +40,9 @@ def reuse_memory(traced: fx.GraphModule) -> None:
         written = node.all_input_nodes[0]
         if len(written.users) == 1 and _is_fresh(written, modules):
             node.op = "call_function"
-            node.target = torch.relu_ if is_relu else operator.iadd
+            node.target = torch.relu_ if is_relu else _add_into
             node.args, node.kwargs = tuple(node.all_input_nodes), {}
+            node.meta[_OURS] = True
     traced.recompile()
 
 
@@ -67,9 +65,11 @@ def fuse_convolutions(traced: fx.GraphModule) -> int:
         if len(Geometry(*arguments[3]).stride) != 2:
             continue
         if user.target is torch.relu_:
-            with traced.graph.inserting_before(user):
+            place = node
+            with traced.graph.inserting_before(place):
                 new = traced.graph.call_function(_convolution_relu, arguments)
-        elif _is_sum(user):
+        elif _is_sum(user) and not _changes_on_the_way(node, user, order, modules):
+            place = user
             (other,) = set(user.all_input_nodes) - {node}
             # All that read the other summand are convolutions that came before.
             unread = _is_fresh(other, modules) and all(
@@ -78,11 +78,11 @@ def fuse_convolutions(traced: fx.GraphModule) -> int:
                 if reader is not user
             )
             unread &= node not in other.users  # which would read what it writes
-            with traced.graph.inserting_before(user):
+            with traced.graph.inserting_before(place):
                 new = traced.graph.call_function(_convolution_sum, (*arguments, other, unread))
         else:
             continue
-        order[new] = order[user]
+        order[new] = order[place]
         user.replace_all_uses_with(new)
         traced.graph.erase_node(user)
         traced.graph.erase_node(node)
@@ -90,6 +90,26 @@ def fuse_convolutions(traced: fx.GraphModule) -> int:
     traced.graph.lint()
     traced.recompile()
     return num_fused
+
+
+def _changes_on_the_way(
+    node: fx.Node, user: fx.Node, order: dict[fx.Node, int], modules: dict[str, nn.Module]
+) -> bool:
+    """Whether a convolution's input may be written over between its own place and its user's."""
+    for between in node.graph.nodes:
+        if not order.get(node, 0) < order.get(between, 0) < order[user]:
+            continue
+        if between.target is _convolution_sum and between.args[5]:
+            written: object = between.args[4]
+        elif between.meta.get(_OURS):
+            written = between.args[0]
+        elif writes_in_place(between, modules):  # perhaps through a view
+            return True
+        else:
+            continue
+        if written is node.args[0]:
+            return True
+    return False
 
 
 @functools.cache
@@ -140,7 +160,7 @@ def _convolution_sum(
             x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True
         )
     ]
-    if other.shape != (len(x), len(weight), *size):  # it is spread over some axis
+    if other.shape != (len(x), len(weight), *size):  # one of them is spread over some axis
         return convolution(x, weight, bias, geometry, False) + other
     result: Tensor
     if unread:
@@ -150,14 +170,28 @@ def _convolution_sum(
     return result
 
 
+def _add_into(written: Tensor, other: Tensor) -> Tensor:
+    """Their sum, in the place of the first if it has room for it."""
+    shape = torch.broadcast_shapes(written.shape, other.shape)  # type: ignore[no-untyped-call]
+    if shape == written.shape and torch.result_type(written, other) == written.dtype:
+        return written.add_(other)
+    return written + other
+
+
+_OURS = "lgo_in_place"
+"""Marks nodes that `reuse_memory` made write in place."""
+
 _CONVOLUTIONS = {convolution, _convolution_relu, _convolution_sum}
+
+_FRESH = {F.linear, operator.add, torch.add, *_CONVOLUTIONS}
+"""Functions that put out a tensor of their own."""
 
 
 def _is_sum(node: fx.Node) -> bool:
     """Whether a node adds two different tensors."""
     return (
         node.op == "call_function"
-        and node.target in _ADD
+        and (node.target in _ADD or node.target is _add_into)
         and len(node.args) == 2
         and not node.kwargs
         and all(isinstance(value, fx.Node) for value in node.args)
@@ -170,8 +204,8 @@ def _is_fresh(value: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if value.op == "placeholder":
         return str(value.target).startswith(KEPT)
     if value.op == "call_module":
-        return type(modules[str(value.target)]) is nn.Linear
-    if value.op == "call_function" and value.target is torch.relu_:
-        (written,) = value.all_input_nodes
-        return len(written.users) == 1 and _is_fresh(written, modules)
-    return value.op == "call_function" and value.target in _FRESH | _CONVOLUTIONS
+        module = modules[str(value.target)]
+        return type(module) is nn.Linear and not has_forward_hooks(module)
+    if value.op != "call_function":
+        return False
+    return value.target in _FRESH or bool(value.meta.get(_OURS))
