@@ -11,8 +11,6 @@ Two rewrites of the traced graph (torch.fx), neither of which knows a model by i
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import operator
 from dataclasses import dataclass
@@ -211,8 +209,7 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         candidates.insert(0, _channels_last(traced))
     for call in candidates:
         try:
-            # fx prints where its code failed.
-            with contextlib.redirect_stderr(io.StringIO()), strange_forward():
+            with strange_forward():
                 outputs, product = _differences(objective, call)
             break
         # A view of channels that come last is an error: such a model keeps them first.

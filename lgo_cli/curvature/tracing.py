@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import io
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,8 @@ def strange_forward() -> Iterator[None]:
         ForwardError: for all but a lack of memory.
     """
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # where fx prints the line that failed
+            yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
