@@ -621,6 +621,12 @@ def test_figures_without_arrays_are_not_drawn() -> None:
     everything = draw_all(FIGURES["contour"], *_everything(), figure)
     assert list(everything) == list(FIGURES["contour"])
     assert tuple(everything["contour_2d"].get_size_inches()) == (5, 3.5)
+    # On each surface, the cells of its own.
+    arrays, _ = _everything()
+    for stem, name in (("contour_2d", "measured"), ("contour_test", "test_measured")):
+        rows, columns = np.nonzero(arrays[name])
+        expected = np.column_stack([arrays["x"][columns], arrays["y"][rows]])
+        assert np.array_equal(_dots(everything[stem]), expected)
     assert list(draw_all(FIGURES["interp"], *_matrix(), FigureConfig())) == ["interp_matrix"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_shares_of_several_planes(small_run: Path, tmp_path: Path) -> None:
     assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
     assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
     assert _num_records(tmp_path)[0] == 60
+
+
+def test_shares_hold_few_planes_at_once(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may keep a GiB of products: the first, the one before, and the one that is made."""
+    alive: weakref.WeakSet[Evaluator] = weakref.WeakSet()
+    counts = []
+    begin = Evaluator.__init__
+
+    def counted(self: Evaluator, *values: Any, **options: Any) -> None:
+        begin(self, *values, **options)
+        alive.add(self)
+        counts.append(len(alive))
+
+    monkeypatch.setattr(Evaluator, "__init__", counted)
+    _contour(small_run, tmp_path, "0/2", num_planes=6, resolution="2")
+    assert counts == [1, 2, 3, 3, 3, 3]
 
 
 def test_last_share_loads_and_finds_its_plane_once(

@@ -322,9 +322,9 @@ def test_shares_are_the_surface(count: int) -> None:
         x, y = linspace((-1.0, 1.0), 7), linspace((-1.0, 1.0), 5)
         whole = measure_surface(evaluator, x, y)
         for index in range(count):
-            assert not is_complete(evaluator, x, y, cells)
+            assert not is_complete(x, y, len(evaluator.samples), cells)
             measure_share(evaluator, x, y, cells, index=index, count=count)
-        assert is_complete(evaluator, x, y, cells)
+        assert is_complete(x, y, len(evaluator.samples), cells)
         assert cells.num_measured == 34
         assembled = measure_surface(evaluator, x, y, cells=cells)
         assert cells.num_measured == 34

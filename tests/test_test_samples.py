@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution
 from lgo_cli.files import BOOKKEEPING
+from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.manifest import read_manifest
+from lgo_cli.objective import Evaluation
 from lgo_cli.results import ContourResults
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.loaded import load
@@ -117,6 +120,28 @@ def test_shares_measure_it_too(small_run: Path, tmp_path: Path) -> None:
         18,
         18,
     ]  # of 35, one is the centre
+
+
+def test_shares_share_its_cells_when_the_fast_path_is_given_up(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is of the path, which must not hang on who asks for the test samples when."""
+    reference = Evaluator.reference
+
+    def off_in_training(self: Evaluator, *coordinates: float) -> Evaluation:
+        found = reference(self, *coordinates)
+        own = torch.equal(self.samples.inputs[:1], self.objective.samples.inputs[:1])
+        return replace(found, loss=1.1 * found.loss) if own else found
+
+    monkeypatch.setattr("lgo_cli.landscape.evaluator.LEAST_FEATURES", 1)
+    monkeypatch.setattr(Evaluator, "reference", off_in_training)
+    assert _contour(small_run, tmp_path, "1/2") is Status.SHARE_DONE
+    assert _contour(small_run, tmp_path, "0/2") is Status.COMPUTED
+    assert "it would move the loss" in _results(tmp_path).cell_plan
+    cells = tmp_path / BOOKKEEPING / "cells"
+    # One key for each split, and nothing left for the undivided journals to measure.
+    assert len({path.name.split(".")[0] for path in cells.glob("*.journal")}) == 2
+    assert sum(path.stat().st_size for path in cells.glob("*.journal")) // 52 == 2 * 34
 
 
 def test_shares_end_where_there_are_fewer_test_samples(small_run: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def draw(
     for stem in stems:
         needed, function = DRAWINGS[stem]
         if needed in arrays:
-            more = {"show_cells": figure.show_cells} if stem == "contour_2d" else {}
+            dotted = function in (draw_contour, draw_test_contour)
+            more = {"show_cells": figure.show_cells} if dotted else {}
             drawn[stem] = function(arrays, results, figure.inches, **more)
     return drawn

@@ -76,7 +76,11 @@ def draw_contour(
 
 
 def draw_test_contour(
-    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
+    arrays: Mapping[str, Any],
+    results: Mapping[str, Any],
+    size: Size = COLUMN,
+    *,
+    show_cells: bool = False,
 ) -> Figure:
     """The same picture on the test samples, without the model and losses that are not of them.
 
@@ -84,6 +88,7 @@ def draw_test_contour(
         arrays: Of `contour.npz`, with `test_loss`.
         results: Of `lgo contour`.
         size: Inches.
+        show_cells: As of `draw_contour`.
     """
     test, measured = results["test"], results["measured"]
     samples = {"split": "test", "num_samples": measured["num_test_samples"]}
@@ -95,7 +100,7 @@ def draw_test_contour(
         "quadratic": None,
     }
     surface = {"loss": arrays["test_loss"], "measured": arrays["test_measured"]}
-    return draw_contour({**arrays, **surface}, found, size)
+    return draw_contour({**arrays, **surface}, found, size, show_cells=show_cells)
 
 
 def _draw_levels(

@@ -206,13 +206,10 @@ def measure_share(
             task.advance(1, loss=grid.measure(i, j).loss)
 
 
-def is_complete(evaluator: Evaluator, x: Sequence[float], y: Sequence[float], cells: Cells) -> bool:
-    """Whether nothing of a grid is left to measure."""
+def is_complete(x: Sequence[float], y: Sequence[float], num_samples: int, cells: Cells) -> bool:
+    """Whether nothing of a grid is left to measure on so many samples."""
     return all(
-        (x_j, y_i, len(evaluator.samples)) in cells.known
-        for y_i in y
-        for x_j in x
-        if (x_j, y_i) != (0.0, 0.0)
+        (x_j, y_i, num_samples) in cells.known for y_i in y for x_j in x if (x_j, y_i) != (0.0, 0.0)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -94,30 +93,30 @@ class ContourStep(Step):
             Whether nothing is left to measure; looked at when all of the share is done.
         """
         from lgo_cli.landscape.surface import is_complete, measure_share
+        from lgo_cli.runs.journal import Journal
 
-        with (
-            context.stopwatch.phase("compute"),
-            open_work(context) as work,
-            contextlib.ExitStack() as stack,
-        ):
-            journals = []
-            for evaluator in (*work.planes(), *([work.test] if work.test else [])):
+        share = f"{index}-of-{count}"
+        with context.stopwatch.phase("compute"), open_work(context) as work:
+            # Not the evaluators themselves, each of which may hold a GiB.
+            measured = []
+            for evaluator in work.evaluators():
                 work.verify(evaluator)
-                cells = stack.enter_context(work.journal(evaluator, f"{index}-of-{count}"))
-                # Whose samples they are of; a further plane's evaluator may hold a GiB.
-                journals.append((work.test if evaluator is work.test else work.evaluator, cells))
-                measure_share(
-                    evaluator,
-                    work.x,
-                    work.y,
-                    cells,
-                    index=index,
-                    count=count,
-                    progress=context.progress,
-                )
-            for _, cells in journals:
-                cells.read_all()
-            return all(is_complete(on, work.x, work.y, cells) for on, cells in journals)
+                measured.append((work.key(evaluator), len(evaluator.samples)))
+                with work.journal(evaluator, share) as cells:
+                    measure_share(
+                        evaluator,
+                        work.x,
+                        work.y,
+                        cells,
+                        index=index,
+                        count=count,
+                        progress=context.progress,
+                    )
+            for key, num_samples in measured:
+                with Journal(context.plan.out, key, share) as cells:
+                    if not is_complete(work.x, work.y, num_samples, cells):
+                        return False
+            return True
 
 
 def _movements(work: Work) -> list[str]:

@@ -88,6 +88,9 @@ class Work:
         """The plane on the test samples; `None` if they are not asked for."""
         if not self.config.test:
             return None
+        # If the plane's fast path is given up, here it is too: else the key would hang on which
+        # of them came first.
+        self.verify(self.evaluator)
         samples = self.context.loaded.samples("test", self.config.analysis_samples)
         return self.evaluator.on(samples.to(self.problem.device, self.problem.dtype))
 
@@ -100,6 +103,12 @@ class Work:
             assert self.named.draw is not None  # the config says so
             directions = self.named.draw(index).directions
             yield Evaluator(self.problem, directions, batchnorm=self.evaluator.batchnorm)
+
+    def evaluators(self) -> Iterator[Evaluator]:
+        """All planes, and then the plane on the test samples, each made when it is asked for."""
+        yield from self.planes()
+        if self.test is not None:
+            yield self.test
 
     def verify(self, evaluator: Evaluator) -> None:
         """Settle the path that cells take, which the journal's key is of."""
