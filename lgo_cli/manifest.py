@@ -7,10 +7,12 @@ determines the fingerprint.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import JsonValue, SerializeAsAny, ValidationError, model_validator
 
+from lgo_cli import __version__
 from lgo_cli.config import CONFIGS, Command, FigureConfig, Strict, describe
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
@@ -76,6 +78,9 @@ class Provenance(Strict):
 
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
+
+ALGORITHM_VERSIONS = {"train": 2, "hessian": 4, "interp": 4, "contour": 4}
+"""Raised when a command's results can change for an equal config."""
 
 
 class Manifest(Strict):
@@ -148,7 +153,7 @@ class OtherVersion(Strict, extra="ignore"):
     """What every version's manifests say, of one that this lgo does not read.
 
     Attributes:
-        schema_version: Above `SCHEMA_VERSION` if it is of a later lgo.
+        schema_version: Of its form.
         fingerprint: Which proves that an lgo wrote it.
         request: Its command and algorithm version.
         outputs: What its step wrote.
@@ -163,8 +168,19 @@ class OtherVersion(Strict, extra="ignore"):
 
     @property
     def is_later(self) -> bool:
-        """Whether its form is newer than this lgo's."""
-        return self.schema_version > SCHEMA_VERSION
+        """Whether its form, its command's algorithm or its lgo is newer than this one's."""
+        return (
+            self.schema_version > SCHEMA_VERSION
+            or self.request.algorithm_version > ALGORITHM_VERSIONS[self.request.command]
+            or _release(self.environment.lgo) > _release(__version__)
+        )
+
+    @property
+    def is_this(self) -> bool:
+        """Whether this very lgo wrote it: it reads what it wrote, so it was changed since."""
+        request = self.request
+        ours = (SCHEMA_VERSION, ALGORITHM_VERSIONS[request.command], __version__)
+        return (self.schema_version, request.algorithm_version, self.environment.lgo) == ours
 
     @property
     def author(self) -> str:
@@ -175,6 +191,15 @@ class OtherVersion(Strict, extra="ignore"):
             f"({self.environment.lgo}, {request.command} at algorithm version "
             f"{request.algorithm_version})"
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The release number of a version without its trailing zeros; `()` if it has none."""
+    found = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*", version)
+    numbers = [int(number) for number in found[0].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
 _MANIFESTS: dict[str, type[Manifest]] = {
@@ -203,19 +228,25 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
         where: What to call it in an error.
 
     Raises:
-        InputError: if it is not a manifest of this version; of another, it says which.
+        InputError: if it is not a manifest of this version; of another, it says which, and of this
+            one, that it was damaged or edited.
     """
     try:
         command = _Head.model_validate_json(text).request.command
         return _MANIFESTS[command].model_validate_json(text)
     except ValidationError as error:
-        other = other_version(text)
-        if other is not None:
-            command = other.request.command
+        found = _recognise(text)
+        if found is not None and found.is_this:
             raise InputError(
-                f"{where} was written by {other.author}, which this one does not read: "
+                f"{where} was damaged or edited since this lgo wrote it: {describe(error)[0]}",
+                hint=f"lgo {found.request.command} again with --force replaces it",
+            ) from error
+        if found is not None:
+            command = found.request.command
+            raise InputError(
+                f"{where} was written by {found.author}, which this one does not read: "
                 f"{describe(error)[0]}",
-                hint="use that lgo" if other.is_later else f"lgo {command} again replaces it",
+                hint="use that lgo" if found.is_later else f"lgo {command} again replaces it",
             ) from error
         raise InputError(
             f"{where} is not a manifest that this lgo reads: {describe(error)[0]}",
@@ -225,6 +256,12 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
 
 def other_version(text: str | bytes) -> OtherVersion | None:
     """Recognise a manifest of another version; `None` if it is not an lgo's, or was edited."""
+    found = _recognise(text)
+    return None if found is None or found.is_this else found
+
+
+def _recognise(text: str | bytes) -> OtherVersion | None:
+    """What an unreadable manifest says, if its request is as some lgo wrote it."""
     try:
         found = OtherVersion.model_validate_json(text)
         request = json.loads(text)["request"]

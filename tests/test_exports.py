@@ -17,6 +17,7 @@ from conftest import Lgo
 from lgo_cli.exports.hdf5 import h5_files
 from lgo_cli.exports.tables import csv_files
 from lgo_cli.exports.vtk import vti_files
+from lgo_cli.runs import exporting
 
 Arrays = dict[str, Any]
 
@@ -351,6 +352,22 @@ def test_export_refuses_arrays_that_are_not_what_was_written(measured_run: Path,
     assert not (measured_run / "contour.vti").exists()
     # The other steps are still what they were.
     lgo("export", measured_run, "--to", "csv", "--step", "interp")
+
+
+def test_export_of_arrays_that_change_meanwhile_is_refused(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lgo("contour", small_run, *SMALL)
+    refuse = exporting._refuse_others_directory
+
+    def measure_first(*arguments: Any, **options: Any) -> None:
+        lgo("contour", small_run, "--plane", "gradient", *SMALL)
+        refuse(*arguments, **options)
+
+    monkeypatch.setattr(exporting, "_refuse_others_directory", measure_first)
+    error = lgo("export", small_run, "--to", "csv", code=3).stderr
+    assert "lgo contour wrote other arrays while they were exported" in error
+    assert _names(small_run) == set()
 
 
 def test_export_with_nothing_to_export(small_run: Path, lgo: Lgo, tmp_path: Path) -> None:

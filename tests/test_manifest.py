@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import Lgo
 
+from lgo_cli import __version__
 from lgo_cli.errors import InputError
 from lgo_cli.files import canonical_json, sha256_bytes
 from lgo_cli.manifest import (
+    ALGORITHM_VERSIONS,
+    SCHEMA_VERSION,
+    OtherVersion,
     Request,
     fingerprint,
     manifest_json,
@@ -127,13 +131,79 @@ def test_manifest_of_another_version_says_so_and_is_computed_again(
 def test_manifest_of_a_later_version_is_replaced_by_force_alone(small_run: Path, lgo: Lgo) -> None:
     path = small_run / "contour.json"
     _measure(lgo, small_run)
-    _of_another_version(path, "9.1", 7, 2)
+    ours = path.read_bytes()
+    major, minor, *_ = __version__.split(".")
+    algorithm = ALGORITHM_VERSIONS["contour"]
+    # Its form, its algorithm or its release may be what is later; 0.10 is later than 0.9.
+    for version, algorithm_version, schema_version in (
+        ("0.0.9", 2, SCHEMA_VERSION + 1), (__version__, algorithm + 1, SCHEMA_VERSION),
+        (f"{major}.{minor}0.0rc1", algorithm, SCHEMA_VERSION), ("9.0", 99, SCHEMA_VERSION),
+    ):  # fmt: skip
+        path.write_bytes(ours)
+        _of_another_version(path, version, algorithm_version, schema_version)
+        before = path.read_bytes()
+        assert _measure(lgo, small_run, code=3).endswith(
+            f"lgo: error: {path} was written by a later version of lgo ({version}, contour at "
+            f"algorithm version {algorithm_version}); it is left as it is\n"
+            "hint: use that lgo, choose another --out, or --force to replace it\n"
+        )
+        assert path.read_bytes() == before
+        assert lgo("show", small_run, code=3).stderr.endswith("\nhint: use that lgo\n")
+    _measure(lgo, small_run, "--force")
+    read_manifest(path)
+
+
+def test_later_manifest_that_can_be_read_is_left_alone_too(small_run: Path, lgo: Lgo) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run)
+    later = json.loads(path.read_text())
+    later["request"]["algorithm_version"] += 1
+    later["fingerprint"] = sha256_bytes(canonical_json(later["request"]))
+    path.write_text(json.dumps(later, indent=2))
     before = path.read_bytes()
-    assert _measure(lgo, small_run, code=3).endswith(
-        f"lgo: error: {path} was written by a later version of lgo (9.1, contour at algorithm "
-        "version 7); it is left as it is\n"
-        "hint: use that lgo, choose another --out, or --force to replace it\n"
+    read_manifest(path)
+    assert "was written by a later version of lgo" in _measure(lgo, small_run, code=3)
+    assert path.read_bytes() == before
+    _measure(lgo, small_run, "--force")
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("version", "later"),
+    [
+        ("0.9", False), ("0.10", False), ("0.10.0", False), ("0.10.0rc1", False), ("", False),
+        ("unknown", False), ("0.10.1", True), ("0.11.dev3", True), ("1", True), ("9" * 5000, True),
+    ],
+)  # fmt: skip
+def test_releases_are_compared_as_numbers(
+    version: str, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lgo_cli.manifest.__version__", "0.10.0")
+    request = {"command": "train", "algorithm_version": 1}
+    found = OtherVersion.model_validate(
+        {
+            "schema_version": 1, "fingerprint": "", "request": request, "outputs": {},
+            "environment": {"lgo": version},
+        }
+    )  # fmt: skip
+    assert found.is_later is later
+
+
+def test_damaged_manifest_of_this_version_says_so_and_is_replaced_by_force_alone(
+    small_run: Path, lgo: Lgo
+) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run)
+    damaged = json.loads(path.read_text())
+    damaged["results"]["loss_min"] = "oops"
+    path.write_text(json.dumps(damaged))
+    before = path.read_bytes()
+    error = lgo("show", small_run, code=3).stderr
+    assert error.startswith(
+        f"lgo: error: {path} was damaged or edited since this lgo wrote it: results.loss_min"
     )
+    assert error.endswith("\nhint: lgo contour again with --force replaces it\n")
+    assert "was not written by lgo contour" in _measure(lgo, small_run, code=3)
     assert path.read_bytes() == before
     _measure(lgo, small_run, "--force")
     read_manifest(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lgo_cli.config import HessianConfig, parse_config
+from lgo_cli.manifest import ALGORITHM_VERSIONS
 from lgo_cli.results import HessianResults
-from lgo_cli.runs.names import ALGORITHM_VERSIONS
 
 if TYPE_CHECKING:
     from lgo_cli.manifest import Manifest, Request

@@ -328,7 +328,7 @@ def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     """
     claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
     aside = plan.out / BOOKKEEPING / f"{plan.command}.old.json"
-    old = _read_ours(plan.manifest_path) or _read_other(plan.manifest_path, force=force)
+    old = _read_other(plan.manifest_path, force=force) or _read_ours(plan.manifest_path)
     listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
     ours = writable(plan.command, [*listed, *_claimed(claim)])
     for name in [plan.manifest_path.name, *names]:

@@ -70,7 +70,8 @@ def export(
         The files, in the order of the steps.
 
     Raises:
-        InputError: if the arrays are not what their manifest says, or there is nothing to export.
+        InputError: if the arrays are not what their manifest says, or change meanwhile, or there
+            is nothing to export.
         OutputError: if a file of that name is somebody else's or another run's.
         MachineError: if a library is missing.
     """
@@ -103,12 +104,24 @@ def export(
     _refuse_others_directory(directory, source, force=force)
     with step_lock(directory, "export"):
         known = _refuse_others_files(directory, records, force=force)
+        _refuse_changed(run, records)
         for name, data in contents.items():
             with atomic_write(directory / name) as handle:
                 handle.write(data)
         present = {name: _digest(run / PAYLOADS[name][-1]) for name in STEPS}
         _keep_current(directory, known | records, source, present)
+        _refuse_changed(run, records)
     return [directory / name for name in contents]
+
+
+def _refuse_changed(run: Path, records: Mapping[str, Exported]) -> None:
+    """Raise if a step has written other arrays since its files were made."""
+    for record in records.values():
+        if _digest(run / PAYLOADS[record.step][-1]) != record.arrays:
+            raise InputError(
+                f"{run}: lgo {record.step} wrote other arrays while they were exported",
+                hint="export them again when it is done",
+            )
 
 
 def _chosen(run: Path, step: str | None) -> list[StepState]:

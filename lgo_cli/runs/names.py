@@ -38,10 +38,6 @@ _FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
 
 
-ALGORITHM_VERSIONS = {"train": 2, "hessian": 4, "interp": 4, "contour": 4}
-"""Raised when a command's results can change for an equal config."""
-
-
 def checkpoint_name(step: int) -> str:
     """Name of the checkpoint after optimiser step `step`."""
     return f"checkpoints/step-{step:08d}.pth"

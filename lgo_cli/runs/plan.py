@@ -24,6 +24,7 @@ from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, source_file
 from lgo_cli.files import sha256_file
 from lgo_cli.manifest import (
+    ALGORITHM_VERSIONS,
     InputRef,
     Manifest,
     Request,
@@ -35,7 +36,7 @@ from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint
 from lgo_cli.runs.eigenvectors import serves
-from lgo_cli.runs.names import ALGORITHM_VERSIONS, saved_step
+from lgo_cli.runs.names import saved_step
 from lgo_cli.runs.paths import refuse_exclusive
 
 if TYPE_CHECKING:
@@ -146,9 +147,8 @@ class _Builder:
             config={**config.model_dump(mode="json"), **self.recorded},
             inputs=self.inputs,
         )
-        full = parse_config(type(config), {**config.model_dump(mode="json"), **self.values})
         return Plan(
-            config=full,
+            config=parse_config(type(config), {**config.model_dump(mode="json"), **self.values}),
             request=request,
             out=out,
             files=self.files,
