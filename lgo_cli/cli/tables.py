@@ -264,10 +264,13 @@ def _contour(results: ContourResults) -> Rows:
         rows.append(("variance", f"{first:.1%} and {second:.1%} of the trajectory's"))
     cells = f"{results.num_measured:,} of {results.num_cells:,} measured"
     filling = results.filling
-    if filling is not None:
+    whole = results.num_measured == results.num_cells
+    if filling is not None and whole:
+        cells += f", worth {filling.cost:.0f}: filling in to {filling.tolerance:.3g} saves nothing"
+    elif filling is not None:
         cells += f", worth {filling.cost:.0f}; the rest filled in to {filling.tolerance:.3g}"
     rows.append(("cells", cells))
-    if filling is not None:
+    if filling is not None and not whole:
         text = f"stated up to {filling.largest_relative_estimate:.1e} of the loss"
         if filling.check is not None:
             text += (
