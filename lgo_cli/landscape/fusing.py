@@ -97,7 +97,7 @@ def _changes_on_the_way(
 ) -> bool:
     """Whether a convolution's input may be written over between its own place and its user's."""
     for between in node.graph.nodes:
-        if not order.get(node, 0) < order.get(between, 0) < order[user]:
+        if not order[node] < order[between] < order[user]:
             continue
         if between.target is _convolution_sum and between.args[5]:
             written: object = between.args[4]
@@ -141,27 +141,11 @@ def _convolution_sum(
 ) -> Tensor:
     """The convolution plus another tensor, written over that if nothing else will read it."""
     stride, padding, dilation, groups = geometry
-    rest: tuple[Any, ...] = (
-        weight,
-        bias,
-        padding,
-        stride,
-        dilation,
-        groups,
-        "add",
-        1.0,
-        None,
-        [],
-        "",
-    )
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True
-        )
-    ]
+    axes = zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes]
     if other.shape != (len(x), len(weight), *size):  # one of them is spread over some axis
         return convolution(x, weight, bias, geometry, False) + other
+    rest: list[Any] = [weight, bias, padding, stride, dilation, groups, "add", 1.0, None, [], ""]
     result: Tensor
     if unread:
         result = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest)
@@ -191,7 +175,7 @@ def _is_sum(node: fx.Node) -> bool:
     """Whether a node adds two different tensors."""
     return (
         node.op == "call_function"
-        and (node.target in _ADD or node.target is _add_into)
+        and node.target in _ADD | {_add_into}
         and len(node.args) == 2
         and not node.kwargs
         and all(isinstance(value, fx.Node) for value in node.args)

@@ -102,13 +102,13 @@ class Ends:
     def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> Path:
         from lgo_cli.landscape.interpolation import interpolate
 
-        policy = self.policy(state)
-        around = None if policy.policy == "frozen" else policy.at
+        moving = repair or self.policy(state)
+        frozen = repair is None and self.config.batchnorm == "frozen"
         return interpolate(
             self.problem,
             self.test,
             self.alphas,
-            around=repair.at if repair else around,
+            around=None if frozen else moving.at,
             seed=self.config.seed,
             progress=self.context.progress,
             **route,
