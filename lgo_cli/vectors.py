@@ -266,10 +266,12 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return dot(a, b) / scale if scale > 0 else 0.0
 
 
-def fix_sign(vectors: Tensor) -> Tensor:
-    """Return vectors [..., P] or their negatives: the entry of largest magnitude is positive."""
-    largest = vectors.gather(-1, vectors.abs().argmax(dim=-1, keepdim=True))
-    return torch.where(largest >= 0, vectors, -vectors)
+def fix_sign_(vectors: Tensor) -> Tensor:
+    """Turn vectors [..., P] round in place so that the entry of largest magnitude is positive."""
+    high, low = vectors.max(dim=-1, keepdim=True), vectors.min(dim=-1, keepdim=True)
+    tied = high.values == -low.values  # then the first of the two decides
+    positive = torch.where(tied, high.indices <= low.indices, high.values > -low.values)
+    return vectors.mul_(positive.to(vectors.dtype).mul_(2).sub_(1))
 
 
 def combine(origin: Tensor, terms: Sequence[tuple[float, Tensor]], out: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lgo_cli.vectors import (
     ParameterLayout,
     combine,
     cosine,
-    fix_sign,
+    fix_sign_,
     flatten,
     normalize,
 )
@@ -86,8 +86,11 @@ def test_cosine_and_sign() -> None:
     a = torch.tensor([3.0, -4.0])
     assert cosine(a, -2 * a) == pytest.approx(-1, abs=1e-15)
     assert cosine(a, torch.zeros(2)) == 0.0
-    assert fix_sign(a).tolist() == [-3.0, 4.0]
-    assert fix_sign(-a).tolist() == [-3.0, 4.0]
+    ties = torch.tensor([[-2.0, 2.0], [2.0, -2.0]])
+    for vectors in (a.clone(), -a):
+        assert fix_sign_(vectors) is vectors
+        assert vectors.tolist() == [-3.0, 4.0]
+    assert fix_sign_(ties).tolist() == [[2.0, -2.0], [2.0, -2.0]]
 
 
 def test_streams_are_independent_and_stable() -> None:

@@ -20,7 +20,7 @@ from lgo_cli.curvature.search import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
-from lgo_cli.vectors import fix_sign
+from lgo_cli.vectors import fix_sign_
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.basis import Basis
@@ -177,7 +177,7 @@ def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
         values=torch.from_numpy(found.values),
         residual_bounds=torch.from_numpy(ritz.residuals[order]),
         error_estimates=torch.from_numpy(ritz.estimates[order]),
-        eigenvectors=fix_sign(vectors),
+        eigenvectors=fix_sign_(vectors),
         clusters=_clusters(found.values, ritz.residuals[order], wanted.top_k),
         num_matvecs=0,
         num_multiplicity_matvecs=0,

@@ -189,7 +189,8 @@ class Lanczos:
     def vectors(self, coefficients: Array) -> Tensor:
         """Ritz vectors [k, P], unit norm, from columns of coefficients [m, k]."""
         combined = self.basis.combine(coefficients.T)
-        return torch.nn.functional.normalize(combined, dim=1)
+        # In place: fresh memory for k vectors costs more than their arithmetic.
+        return combined.div_(torch.linalg.vector_norm(combined, dim=1, keepdim=True))
 
     def restart(self, ritz: Ritz, keep: Array) -> None:
         """Keep some Ritz vectors and go on from there (thick restart, Wu & Simon 2000).

@@ -14,7 +14,7 @@ from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.directions import ROUNDING, displacements, project
 from lgo_cli.landscape.planes import build_plane, range_around
 from lgo_cli.progress import SILENT, Progress
-from lgo_cli.vectors import fix_sign, norm
+from lgo_cli.vectors import fix_sign_, norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def pca_plane(
         noise = ROUNDING * math.sqrt(num_points) * (norm(theta) + lengths[0])
         if lengths[1] <= noise:
             raise _no_plane(num_points)
-        signs = [fix_sign(vectors[:, index]) for index in (0, 1)]
+        signs = [fix_sign_(vectors[:, index]) for index in (0, 1)]
         weights = torch.stack([-v if float(v[0]) > 0 else v for v in signs])
         axes = torch.zeros(2, theta.numel(), dtype=torch.float64, device=theta.device)
         for index in range(num_points):
