@@ -10,11 +10,16 @@ def main() -> None:
     """Run the command line.
 
     A command that comes first is loaded alone, and nothing that start-up makes is garbage: both
-    are for `lgo contour --help`, which is waited for. What computes collects again.
+    are for `lgo contour --help`, which is waited for. What computes collects again. At the end all
+    memory goes at once: the last collection would look at each of PyTorch's objects, for half a
+    second.
     """
     gc.disable()
     first = sys.argv[1] if len(sys.argv) > 1 else ""
-    load([first] if first in MODULES else MODULES)(prog_name="lgo")
+    try:
+        load([first] if first in MODULES else MODULES)(prog_name="lgo")
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

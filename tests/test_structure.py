@@ -144,6 +144,22 @@ def test_up_to_date_does_not_pay_for_torch(small_run: Path) -> None:
     assert not HEAVY & _loaded_modules(code)
 
 
+@pytest.mark.parametrize("command", ["hessian", "interp", "contour"])
+def test_analyses_do_not_pay_for_a_compiler(small_run: Path, tmp_path: Path, command: str) -> None:
+    # PyTorch imports its compiler, for a second, at the first call of harmless functions.
+    arguments = [command, str(small_run), "--out", str(tmp_path), "--analysis-samples", "32"]
+    arguments += {"contour": ["--resolution", "3"]}.get(command, [])
+    code = (
+        "import sys, io\nsys.stderr = io.StringIO()\nfrom lgo_cli.cli import app\n"
+        f"try:\n    app({[*arguments, '--quiet']!r}, prog_name='lgo')\n"
+        "except SystemExit as stop:\n    assert not stop.code\nsys.stderr = sys.__stderr__"
+    )
+    modules = _loaded_modules(code)
+    assert "torch" in modules
+    assert not {"torch._dynamo", "torch._inductor", "sympy"} & modules
+    assert (tmp_path / f"{command}.json").is_file()
+
+
 def test_package_is_lazy_and_complete() -> None:
     assert not HEAVY & _loaded_modules("import lgo_cli")
     for name in lgo_cli.__all__:

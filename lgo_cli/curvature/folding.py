@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 from torch.fx.operator_schemas import normalize_function
 
+from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.vectors import flatten, norm
 
@@ -263,16 +264,8 @@ def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tupl
             losses.mean(), objective.parameters, create_graph=True, materialize_grads=True
         )
         curved = [g for g in gradient if g.requires_grad]
-        products.append(
-            flatten(
-                torch.autograd.grad(
-                    curved,
-                    objective.parameters,
-                    [g.detach() for g in curved],
-                    materialize_grads=True,
-                )
-            )
-        )
+        cotangents = [g.detach() for g in curved]
+        products.append(flatten(pull_back(curved, objective.parameters, cotangents)))
     plain, rewritten = products
     scale = norm(plain)
     return outputs, norm(rewritten - plain) / scale if scale > 0 else norm(rewritten)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
+from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.vectors import Block, flatten
 
 if TYPE_CHECKING:
@@ -208,13 +209,8 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
         ]
         if not curved:
             return None
-        return torch.autograd.grad(
-            [gradient for gradient, _ in curved],
-            self.parameters,
-            grad_outputs=[piece for _, piece in curved],
-            retain_graph=self.keeps_graph,
-            materialize_grads=True,
-        )
+        gradients, cotangents = zip(*curved, strict=True)
+        return pull_back(gradients, self.parameters, cotangents, retain_graph=self.keeps_graph)
 
 
 class _Linearized:
@@ -225,9 +221,7 @@ class _Linearized:
     ) -> None:
         self.outputs = outputs
         self.cotangent = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            outputs, parameters, self.cotangent, create_graph=True, materialize_grads=True
-        )
+        pulled = pull_back([outputs], parameters, [self.cotangent], create_graph=True)
         self.pulled = dict(zip(members, pulled, strict=True))
 
 
@@ -265,19 +259,10 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
         ]
         if not reached:
             return None
-        (tangent,) = torch.autograd.grad(
-            [pulled for pulled, _ in reached],
-            graph.cotangent,
-            grad_outputs=[piece for _, piece in reached],
-            retain_graph=True,
-        )
-        return torch.autograd.grad(
-            graph.outputs,
-            self.parameters,
-            grad_outputs=self._curve(graph, tangent) / len(self.objective.samples),
-            retain_graph=self.keeps_graph,
-            materialize_grads=True,
-        )
+        pulled, cotangents = zip(*reached, strict=True)
+        (tangent,) = pull_back(pulled, [graph.cotangent], cotangents, retain_graph=True)
+        curved = self._curve(graph, tangent) / len(self.objective.samples)
+        return pull_back([graph.outputs], self.parameters, [curved], retain_graph=self.keeps_graph)
 
 
 class EmpiricalFisherOperator(GaussNewtonOperator):

@@ -174,12 +174,15 @@ def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # On a CPU nothing is set: the call imports a compiler, for a second.
+    changes = device != "cpu" and torch.cuda.is_available()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    if device != "cpu" and torch.cuda.is_available():
+    if changes:
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if changes:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
