@@ -307,11 +307,17 @@ def check_outputs(model: nn.Module, samples: Samples) -> None:
         raise InputError(
             f"the model must return outputs of shape [samples, classes], it returned {got}"
         )
-    soft = samples.labels.ndim == 2
-    largest = samples.labels.shape[1] - 1 if soft else int(samples.labels.max())
-    if largest >= outputs.shape[1]:
+    num_outputs = outputs.shape[1]
+    if samples.labels.ndim == 2:
+        if samples.labels.shape[1] != num_outputs:
+            raise InputError(
+                f"the data have soft labels over {samples.labels.shape[1]} classes, "
+                f"but the model puts out {num_outputs}"
+            )
+    elif int(samples.labels.max()) >= num_outputs:
         raise InputError(
-            f"the data have label {largest}, but the model puts out {outputs.shape[1]} classes"
+            f"the data have label {int(samples.labels.max())}, "
+            f"but the model puts out {num_outputs} classes"
         )
 
 

@@ -344,3 +344,35 @@ def test_arguments_are_json_where_they_can_be() -> None:
         "a": 1, "b": 1e-3, "c": True, "d": False, "e": "x=y", "f": "", "g": [1, 2], "h": "NaN",
     }  # fmt: skip
     assert parse_config(TrainConfig, {"model_arg": {"a": [1]}}).model_arg == {"a": [1]}
+
+
+def test_smoothing_and_the_same_soft_labels_give_the_same(lgo: Lgo, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((96, 5)), rng.integers(0, 3, 96)
+    hard = {"x_train": x, "y_train": y, "x_test": x[:32], "y_test": y[:32]}
+    soft = {name: 0.7 * np.eye(3)[labels] + 0.1 for name, labels in hard.items() if name[0] == "y"}
+    np.savez(tmp_path / "hard.npz", **hard)
+    np.savez(tmp_path / "soft.npz", **(hard | soft))
+    found = []
+    for name, smoothing in (("hard", 0.3), ("soft", 0.0)):
+        out = tmp_path / name
+        lgo(
+            "train", "--dataset", tmp_path / f"{name}.npz", "--label-smoothing", smoothing,
+            "--model-arg", "hidden=8", "--epochs", 2, "--out", out,
+        )  # fmt: skip
+        results = []
+        for command, *options in (
+            ("hessian", "--operator", "ggn", "--top-k", 2),
+            ("interp", "--num-points", 3),
+            ("contour", "--resolution", 3),
+        ):
+            lgo(command, out, *options)
+            results.append(json.loads((out / f"{command}.json").read_text())["results"])
+        train = json.loads((out / "train.json").read_text())["results"]
+        found.append(
+            [train["train_loss"], train["test_accuracy"], results[0]["loss"], results[1]["barrier"]]
+            + [pair["value"] for pair in results[0]["largest"]]
+            + [results[2]["loss_min"], results[2]["loss_max"]]
+        )
+    # Float32 sums of 96 samples through two epochs of training.
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

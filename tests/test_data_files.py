@@ -359,6 +359,21 @@ def test_npz_is_used_as_given(tmp_path: Path) -> None:
     assert data.y_test.dtype == torch.int64
 
 
+def test_soft_labels(tmp_path: Path) -> None:
+    soft = np.full((6, 4), 0.25)
+    data = load_dataset(_npz(tmp_path, y_train=soft.astype(">f8")), {}, tmp_path)
+    assert data.y_train.dtype == torch.float32
+    assert data.y_train.tolist() == soft.tolist()
+    assert data.y_test.tolist() == [3, 0, 1]
+    assert data.num_classes == 4
+
+
+def _soft(row: int, *values: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    y = np.full((6, 4), 0.25)
+    y[row, : len(values)] = values
+    return y
+
+
 @pytest.mark.parametrize("dtype", [">f8", "<f4", "f2", "u1", "i8", "?"])
 def test_npz_number_types(tmp_path: Path, dtype: str) -> None:
     x = np.array([[0, 1], [1, 0]]).astype(dtype)
@@ -388,6 +403,18 @@ def _with(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         ({"y_train": np.array([0, 2**63, 1, 0, 0, 0], np.uint64)}, "label 9223372036854775808 in"),
         ({"y_test": np.array([0.0, 1, 2])}, "y_test is an array of float64"),
         ({"y_train": np.eye(6, dtype=int)}, r"y_train has shape \[6, 6\]"),
+        ({"y_train": np.full((5, 4), 0.25)}, r"y_train has shape \[5, 4\], but x_train has 6 rows"),
+        (
+            {"y_test": np.full((3, 5), 0.2), "y_train": _soft(0)},
+            r"must be \[6, 5\], a dist",
+        ),
+        ({"y_train": _soft(3, 0.5, -0.25, 0.5)}, r"in row 3: the least entry is -0\.25, the sum 1"),
+        (
+            {"y_train": _soft(2, 0.251)},
+            r"no distribution .* in row 2: .* the sum 1\.001",
+        ),
+        ({"y_train": _soft(5, np.nan)}, "y_train has no distribution over classes in row 5"),
+        ({"y_train": np.full((6, 3), 1 / 3)}, r"y_train has shape \[6, 3\], .*it must be \[6, 4\]"),
         ({"y_train": np.zeros(5, int)}, r"y_train has shape \[5\], but x_train has 6 rows"),
         ({"x_train": np.zeros(6)}, r"x_train has shape \[6\], but must be"),
         ({"x_test": np.zeros((0, 4)), "y_test": np.zeros(0, int)}, "x_test is empty"),

@@ -163,6 +163,18 @@ def test_model_that_does_not_fit_the_samples(model: nn.Module, match: str) -> No
         pass
 
 
+def test_soft_labels_want_as_many_outputs() -> None:
+    soft = Samples(_samples().inputs, torch.full((6, 3), 1 / 3))
+    for num_outputs in (2, 4):
+        with (
+            pytest.raises(
+                InputError, match=f"over 3 classes, but the model puts out {num_outputs}"
+            ),
+            Objective(nn.Linear(5, num_outputs), soft),
+        ):
+            pass
+
+
 def test_non_finite_loss_is_refused() -> None:
     model = nn.Linear(5, 3)
     with torch.no_grad():

@@ -84,16 +84,18 @@ def _require_all(source: str, names: list[str]) -> None:
 def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
     """Convert arrays or tensors: inputs to float32, labels to int64; scaled by nothing.
 
-    The number of classes is `arrays["num_classes"]`, or one more than the largest label of either
-    split, and at least 2.
+    Labels in floating point are soft ones: for each sample a distribution over classes.
+
+    The number of classes is `arrays["num_classes"]`; or what either split's soft labels have, or
+    one more than its largest label, and at least 2.
 
     Raises:
-        InputError: if an array is not numeric, or labels are no class indices.
+        InputError: if an array is not numeric, or labels are neither class indices nor soft.
     """
     x_train, x_test = (_inputs(f"{source}: {name}", arrays[name]) for name in ("x_train", "x_test"))
     y_train, y_test = (_labels(f"{source}: {name}", arrays[name]) for name in ("y_train", "y_test"))
-    largest = max((int(y.max()) for y in (y_train, y_test) if y.numel()), default=0)
-    num_classes = arrays.get("num_classes", max(largest + 1, 2))
+    sizes = [_num_classes(y) for y in (y_train, y_test) if y.numel()]
+    num_classes = arrays.get("num_classes", max(2, *sizes))
     if not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise InputError(f"{source}: num_classes is {num_classes!r}, not an integer of 2 or more")
     return Dataset(x_train, y_train, x_test, y_test, int(num_classes))
@@ -109,12 +111,15 @@ def _inputs(where: str, value: object) -> Tensor:
 
 
 def _labels(where: str, value: object) -> Tensor:
-    if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+    if isinstance(value, Tensor) and not value.is_complex():
         value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 2:
+        return torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         raise InputError(
             f"{where} is {_kind(value)}, but labels are integers from 0",
-            hint="class indices, not one-hot rows: y.astype('int64')",
+            hint="class indices: y.astype('int64'); or soft labels, a row of probabilities "
+            "for each sample, in floating point",
         )
     if value.size and int(value.max()) >= MAX_CLASSES:
         raise InputError(
@@ -122,6 +127,10 @@ def _labels(where: str, value: object) -> Tensor:
             f"labels are class indices below {MAX_CLASSES:,}"
         )
     return torch.from_numpy(np.array(value, dtype=np.int64, order="C"))
+
+
+def _num_classes(labels: Tensor) -> int:
+    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
 
 
 def _kind(value: object) -> str:

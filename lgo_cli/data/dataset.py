@@ -11,6 +11,10 @@ from lgo_cli.errors import InputError
 
 Normalization = dict[str, list[float]]
 
+SUM_TOLERANCE = 1e-4
+"""By which the sum of a soft label may differ from one. Rounding of float32 is far below, and the
+closed form of the Gauss-Newton matrix is off by no more than that."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -18,9 +22,10 @@ class Dataset:
 
     Attributes:
         x_train: Training inputs [N, *input_shape], float32.
-        y_train: Training labels [N], int64, in [0, num_classes).
+        y_train: Training labels [N], int64, in [0, num_classes); or soft ones [N, num_classes],
+            float32, each row a distribution over classes.
         x_test: Test inputs [M, *input_shape], float32.
-        y_test: Test labels [M], int64.
+        y_test: Test labels, likewise.
         num_classes: Number of classes, at least 2.
         normalization: `mean` and `std` per channel that raw values, scaled to [0, 1], were
             normalised with; `None` if the data are as they came.
@@ -63,22 +68,11 @@ class Dataset:
                 raise InputError(f"{where} has shape {list(x.shape)}, but must be [N, ...]")
             if 0 in x.shape:
                 raise InputError(f"{where} is empty: its shape is {list(x.shape)}")
-            if tuple(y.shape) != (len(x),):
-                raise InputError(
-                    f"{source}: y_{split} has shape {list(y.shape)}, but x_{split} has {len(x)} "
-                    f"rows: it must be [{len(x)}], one class index a row"
-                )
+            self._check_labels(source, split, y, len(x))
             if x.shape[1:] != self.x_train.shape[1:]:
                 raise InputError(
                     f"{where} has samples of shape {list(x.shape[1:])}, "
                     f"x_train of {list(self.input_shape)}"
-                )
-            outside = (y < 0) | (y >= self.num_classes)
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0])
-                raise InputError(
-                    f"{source}: y_{split} has label {int(y[row])} in row {row}, "
-                    f"outside [0, {self.num_classes})"
                 )
             # One non-finite value makes the sum so; the search for its row is slow.
             if not bool(x.sum().isfinite()):
@@ -86,6 +80,33 @@ class Dataset:
                 if not bool(finite.all()):
                     raise InputError(f"{where} is not finite in row {int((~finite).nonzero()[0])}")
         return self
+
+    def _check_labels(self, source: str, split: str, y: Tensor, n: int) -> None:
+        soft = y.is_floating_point()
+        where = f"{source}: y_{split}"
+        if tuple(y.shape) != ((n, self.num_classes) if soft else (n,)):
+            expected = f"[{n}], one class index a row"
+            if soft:
+                expected = f"[{n}, {self.num_classes}], a distribution over classes a row"
+            raise InputError(
+                f"{where} has shape {list(y.shape)}, but x_{split} has {n} rows: "
+                f"it must be {expected}"
+            )
+        if soft:
+            within = (y >= 0).all(dim=1) & ((y.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)
+        else:
+            within = (y >= 0) & (y < self.num_classes)
+        if bool(within.all()):
+            return
+        row = int((~within).nonzero()[0])
+        if soft:
+            raise InputError(
+                f"{where} has no distribution over classes in row {row}: the least entry is "
+                f"{float(y[row].min()):.6g}, the sum {float(y[row].sum()):.6g}"
+            )
+        raise InputError(
+            f"{where} has label {int(y[row])} in row {row}, outside [0, {self.num_classes})"
+        )
 
 
 def from_pixels(

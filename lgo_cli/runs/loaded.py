@@ -93,7 +93,9 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
     available = len(dataset.y_train)
     if available < num_samples:
         warnings.append(f"all {available} training samples are measured, not {num_samples}")
-    missing = dataset.num_classes - len(torch.unique(dataset.y_train[:num_samples]))
+    labels = dataset.y_train[:num_samples]
+    seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
+    missing = dataset.num_classes - int(seen)
     if missing:
         warnings.append(
             f"the first {min(num_samples, available)} training samples miss {missing} of "
