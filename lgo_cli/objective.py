@@ -282,8 +282,11 @@ class Objective:
         return float(loss), gradient
 
 
-def check_outputs(model: nn.Module, samples: Samples) -> None:
+def check_outputs(model: nn.Module, samples: Samples) -> int:
     """Run a model on two samples and refuse what cannot be a classifier of them.
+
+    Returns:
+        How many outputs it has.
 
     Raises:
         InputError: if the model cannot take the inputs, returns anything but [n, C], or has fewer
@@ -319,6 +322,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> None:
             f"the data have label {int(samples.labels.max())}, "
             f"but the model puts out {num_outputs} classes"
         )
+    return int(num_outputs)
 
 
 @torch.no_grad()

@@ -376,3 +376,19 @@ def test_smoothing_and_the_same_soft_labels_give_the_same(lgo: Lgo, tmp_path: Pa
         )
     # Float32 sums of 96 samples through two epochs of training.
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_outputs_beyond_the_classes_are_named(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef net(num_classes=10): return torch.nn.Linear(20, num_classes)\n"
+        "def more(): return torch.nn.Linear(20, 12)\n"
+    )
+    options = ("--epochs", 1, "--dataset-arg", "num_train=64", "--dataset-arg", "num_test=32")
+    assert "puts out" not in lgo("train", "--model", "net.py:net", *options).stderr
+    out = tmp_path / "more"
+    for result in (
+        lgo("train", "--model", "net.py:more", *options, "--out", out),
+        lgo("hessian", out, "--trust-code", "--top-k", 1, "--bottom-k", 0),
+    ):
+        line = "the model puts out 12 classes, the data have 10: the others are in the loss too"
+        assert line in result.stderr

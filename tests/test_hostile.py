@@ -126,7 +126,7 @@ def raises(): raise ZeroDivisionError("in the user's own code")
 def number(): return 3
 def needs(width): return torch.nn.Linear(20, width)
 def small(input_shape, num_classes): return torch.nn.Linear(3, num_classes)
-def flat(input_shape, num_classes): return torch.nn.Flatten(0)
+def flat(input_shape, num_classes): return torch.nn.Flatten()
 def frozen(): return torch.nn.Linear(20, 10).requires_grad_(False)
 class Noisy(torch.nn.Module):
     def __init__(self):

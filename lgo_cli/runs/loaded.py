@@ -13,9 +13,10 @@ from lgo_cli import checkpoint
 from lgo_cli.config import AnalysisConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.models.building import build_model
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.objective import LossFunction, Objective, Samples, check_outputs
 from lgo_cli.results import Measured
 from lgo_cli.vectors import ParameterLayout, flatten
 
@@ -84,7 +85,24 @@ def load(plan: Plan, device: str) -> Loaded:
         model.load_state_dict(checkpoint.load_fitting(path, model))
     if isinstance(config, AnalysisConfig):
         warnings += probe_warnings(dataset, config.analysis_samples)
-    return Loaded(model.to(target), dataset, target, warnings)
+    loaded = Loaded(model.to(target), dataset, target, warnings)
+    if parse_factory(str(config.model)):
+        warnings += output_warnings(loaded)
+    return loaded
+
+
+def output_warnings(loaded: Loaded) -> list[str]:
+    """What to say of a model with more outputs than the data have classes."""
+    with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
+        num_outputs = check_outputs(loaded.model.eval(), loaded.samples("train", 2))
+        loaded.model.train()
+    num_classes = loaded.dataset.num_classes
+    if num_outputs == num_classes:
+        return []
+    return [
+        f"the model puts out {num_outputs} classes, the data have {num_classes}: the others are in "
+        f"the loss too; its factory may take --model-arg num_classes={num_classes}"
+    ]
 
 
 def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
