@@ -164,6 +164,21 @@ def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> N
 SHARES = ("--resolution", "9x7", "--analysis-samples", "64")
 
 
+def test_shares_do_not_go_with_force(small_run: Path, lgo: Lgo) -> None:
+    """Whatever is there already: nothing, or the surface itself."""
+    before = lgo("contour", small_run, *SHARES, "--shard", "0/1", "--force", code=2)
+    assert before.stderr == (
+        "lgo: error: --force does not go with --shard: a share cannot tell which cells of the "
+        "others were measured again\n"
+        "hint: give all shares an --out where nothing was measured yet, or leave out --shard\n"
+    )
+    assert not (small_run / BOOKKEEPING / "cells").exists()
+    lgo("contour", small_run, *SHARES)
+    for more in ((), ("--dry-run",)):
+        again = lgo("contour", small_run, *SHARES, "--shard", "0/1", "--force", *more, code=2)
+        assert again.stderr == before.stderr
+
+
 def test_share_is_refused_what_assembling_would_be_before_it_measures(
     small_run: Path, lgo: Lgo
 ) -> None:

@@ -145,6 +145,12 @@ def _refuse_shares(config: StepConfig, execution: Execution) -> None:
             "cell's loss says which comes next",
             hint="a surface filled in to a tolerance needs few cells: leave out --shard",
         )
+    if execution.force:
+        raise UsageError(
+            "--force does not go with --shard: a share cannot tell which cells of the others were "
+            "measured again",
+            hint="give all shares an --out where nothing was measured yet, or leave out --shard",
+        )
 
 
 def _load(plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Progress) -> Context:
