@@ -257,7 +257,11 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
             environment=environment(str(context.loaded.device)),
             provenance=stopwatch.provenance(),
         )
-        remove_outdated(plan.out, plan.command)
+        try:
+            remove_outdated(plan.out, plan.command)
+        except InputError as error:  # no reason to lose the results
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            context.progress.note(f"warning: {error.message}{hint}")
         write_manifest(manifest, plan.manifest_path)
         step.published(context)
     return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
