@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_networks import NETWORKS, make
 from torch import Tensor, nn
 
+from lgo_cli.curvature.folding import fold
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.fusing import can_fuse
@@ -295,6 +296,45 @@ class Branching(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.layer(images.flatten(1))
         return x if x.sum() > 0 else 2 * x
+
+
+class InPlace(Convolutional):
+    """The shortcut added as torchvision's blocks do it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        out = self.bn2(self.conv2(x))
+        out += x
+        return self.head(F.relu(out).mean((2, 3)))
+
+
+class TwoNames(Convolutional):
+    """fx takes y += k for y = y + k, whereby the other name keeps the old value."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        out = self.bn2(self.conv2(x))
+        other = out
+        other += x
+        return self.head(F.relu(out).mean((2, 3)))
+
+
+def test_sum_in_place_is_fast_unless_another_name_sees_it() -> None:
+    with Objective(_build(InPlace), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert evaluator.verify(POINTS) <= 1e-5
+        assert evaluator.plan.startswith("2 batch norms folded into 2 convolutions")
+        assert "ReLU or sum in 2 of them" in evaluator.plan
+        _check(evaluator, 1e-5)
+        assert fold(objective).note.startswith("2 batch norms folded into 2 convolutions")
+        losses = [evaluator.reference(*point).loss for point in POINTS]
+    with Objective(_build(TwoNames), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        evaluator.verify(POINTS)
+        assert evaluator.plan.startswith("the model's own pass: it would move the loss by ")
+        # The same function as the one above.
+        assert [evaluator(*point).loss for point in POINTS] == losses
+        assert fold(objective).note.startswith("not rewritten: it would move outputs by ")
 
 
 def test_model_that_cannot_be_traced_runs_as_it_is() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +19,7 @@ from conftest import Lgo
 from lgo_cli.exports.hdf5 import h5_files
 from lgo_cli.exports.tables import csv_files
 from lgo_cli.exports.vtk import vti_files
+from lgo_cli.files import sha256_file
 from lgo_cli.runs import exporting
 
 Arrays = dict[str, Any]
@@ -341,6 +344,48 @@ def test_export_over_another_runs_is_refused(small_run: Path, lgo: Lgo, tmp_path
     assert "is a run of its own" in lgo(*into_run, code=3).stderr
     assert _names(small_run) == set()
     lgo(*into_run, "--force")
+
+
+DAMAGES: dict[str, Callable[[Any], bytes]] = {
+    "cut short": lambda known: json.dumps(known).encode()[:-9],
+    "empty": lambda known: b"",
+    "not text": lambda known: b"\xff\xfe",
+    "another form": lambda known: json.dumps(list(known)).encode(),
+    "no digest": lambda known: json.dumps({name: {"run": "."} for name in known}).encode(),
+    # With their true digests, and as if of the surface that is about to change.
+    "lists what no export writes": lambda known: json.dumps(known).encode(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_record_of_exports_is_refused_and_nothing_is_removed_by_it(
+    small_run: Path, lgo: Lgo, damage: Callable[[Any], bytes]
+) -> None:
+    lgo("contour", small_run, *SMALL)
+    lgo("export", small_run, "--to", "vtk")
+    record, exported = small_run / ".lgo" / "exports.json", small_run / "contour.vti"
+    known = json.loads(record.read_bytes())
+    victims = {name: small_run / name for name in ("model.pth", "../thesis.csv")}
+    victims["../thesis.csv"].write_text("years of work")
+    for name, victim in victims.items():
+        known[name] = {**known["contour.vti"], "sha256": sha256_file(victim)}
+    record.write_bytes(damage(known))
+    damaged, old = record.read_bytes(), exported.read_bytes()
+    message = f"{record} is damaged: what lgo export wrote beside it, of which arrays, is not known"
+    hint = (
+        "hint: remove the exported files that are out of date, and lgo export --force begins a new "
+        "record\n"
+    )
+    again = lgo("contour", small_run, "--plane", "gradient", *SMALL[:-1])
+    assert again.stderr == f"warning: {message}\n{hint}"
+    error = lgo("export", small_run, "--to", "csv", code=3).stderr
+    assert error == f"lgo: error: {message}\n{hint}"
+    assert (exported.read_bytes(), record.read_bytes()) == (old, damaged)
+    assert not (small_run / "contour.csv").exists()
+    assert all(victim.is_file() for victim in victims.values())
+    lgo("export", small_run, "--to", "csv", "--force")
+    assert list(json.loads(record.read_bytes())) == ["contour.csv"]
+    lgo("export", small_run, "--to", "csv")
 
 
 def test_export_refuses_arrays_that_are_not_what_was_written(measured_run: Path, lgo: Lgo) -> None:

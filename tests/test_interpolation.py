@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape import barriers
-from lgo_cli.landscape.barriers import barrier, estimate_barrier, height_errors
+from lgo_cli.landscape.barriers import (
+    _studentised_quantile,
+    barrier,
+    estimate_barrier,
+    height_errors,
+)
 from lgo_cli.landscape.curves import Arc, straight
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate, sample_losses
 from lgo_cli.objective import LossFunction, Objective, Samples
@@ -385,6 +390,18 @@ def test_band_is_the_multiplier_bootstraps() -> None:
     # Each quantile of 10,000 draws is uncertain by about 0.02 errors, their difference by 0.03.
     assert found.interval == pytest.approx((lower, upper), abs=4 * 0.03 * errors.max())
     assert 2.0 < c < 3.0
+
+
+@pytest.mark.parametrize("strange", [math.inf, math.nan])
+def test_quantile_of_draws_that_are_not_finite_is_unknown(strange: float) -> None:
+    draws = torch.ones(100, dtype=torch.float64)
+    # 1/S is beyond c where χ² of 5 is below 5/c²: 1.145476 for 5 % (tables).
+    expected = math.sqrt(5 / 1.145476)
+    for scale in (1.0, 1e300):
+        found = _studentised_quantile(scale * draws, 5)
+        assert found == pytest.approx(scale * expected, rel=1e-5)
+    draws[:10] = strange
+    assert math.isnan(_studentised_quantile(draws, 5))
 
 
 def test_interval_of_what_has_no_spread_and_of_what_is_not_finite() -> None:

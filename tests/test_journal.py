@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import sys
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import UsageError
-from lgo_cli.files import BOOKKEEPING
+from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.convexity import Finished
 from lgo_cli.landscape.evaluator import Evaluator
@@ -157,6 +159,55 @@ def test_shares_equal_the_undivided_run(small_run: Path, tmp_path: Path) -> None
 def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--shard divides all cells"):
         _contour(small_run, tmp_path, "0/2", tolerance=0.1)
+
+
+SHARES = ("--resolution", "9x7", "--analysis-samples", "64")
+
+
+def test_shares_do_not_go_with_force(small_run: Path, lgo: Lgo) -> None:
+    """Whatever is there already: nothing, or the surface itself."""
+    before = lgo("contour", small_run, *SHARES, "--shard", "0/1", "--force", code=2)
+    assert before.stderr == (
+        "lgo: error: --force does not go with --shard: a share cannot tell which cells of the "
+        "others were measured again\n"
+        "hint: give all shares an --out where nothing was measured yet, or leave out --shard\n"
+    )
+    assert not (small_run / BOOKKEEPING / "cells").exists()
+    lgo("contour", small_run, *SHARES)
+    for more in ((), ("--dry-run",)):
+        again = lgo("contour", small_run, *SHARES, "--shard", "0/1", "--force", *more, code=2)
+        assert again.stderr == before.stderr
+
+
+def test_share_is_refused_what_assembling_would_be_before_it_measures(
+    small_run: Path, lgo: Lgo
+) -> None:
+    share = ("contour", small_run, *SHARES, "--shard", "0/2")
+    array, path = small_run / "contour.npz", small_run / "contour.json"
+    array.write_bytes(b"somebody's")
+    assert lgo(*share, code=3).stderr.endswith(
+        f"lgo: error: {array} was not written by lgo contour; it is left as it is\n"
+        "hint: choose another --out, or --force to replace it\n"
+    )
+    assert array.read_bytes() == b"somebody's"
+    array.unlink()
+    lgo("contour", small_run, "--resolution", "2", "--analysis-samples", "32")
+    later = json.loads(path.read_text())
+    later["request"]["algorithm_version"] += 1
+    later["fingerprint"] = sha256_bytes(canonical_json(later["request"]))
+    path.write_text(json.dumps(later))
+    measured = _num_records(small_run)
+    assert "was written by a later version of lgo" in lgo(*share, code=3).stderr
+    assert json.loads(path.read_text()) == later
+    assert _num_records(small_run) == measured == (4, 4)
+
+
+def test_share_does_not_wait_for_who_writes_the_surface(small_run: Path, tmp_path: Path) -> None:
+    with step_lock(tmp_path, "contour"):
+        assert _contour(small_run, tmp_path, "0/2") is Status.SHARE_DONE
+        assert _contour(small_run, tmp_path, "1/2") is Status.SHARE_DONE
+    assert _num_records(tmp_path) == (62, 62)
+    assert _contour(small_run, tmp_path, "1/2") is Status.COMPUTED
 
 
 def test_shares_of_several_planes(small_run: Path, tmp_path: Path) -> None:

@@ -157,8 +157,11 @@ def _quantile(centred: Array, errors: Array, seed: int, label: str) -> float:
 def _studentised_quantile(largest: torch.Tensor, freedom: int) -> float:
     """The 95 % quantile of M/S from draws of M [n], with S² ~ χ²_ν/ν independent of it.
 
-    P(M/S ≤ c) is the mean over the draws of P(χ²_ν ≥ ν(M/c)²), which is known: no S is drawn.
+    P(M/S ≤ c) is the mean over the draws of P(χ²_ν ≥ ν(M/c)²), which is known: no S is drawn. NaN
+    if a draw is not finite: no c could be doubled to.
     """
+    if not largest.isfinite().all():
+        return math.nan
     half = torch.tensor(freedom / 2, dtype=torch.float64)
 
     def share_within(c: float) -> float:

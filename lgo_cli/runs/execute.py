@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -20,32 +19,23 @@ from lgo_cli.errors import (
     OutputError,
     UsageError,
 )
-from lgo_cli.files import (
-    BOOKKEEPING,
-    atomic_write,
-    canonical_json,
-    step_lock,
-    temporary_path,
-    write_error,
-)
+from lgo_cli.files import atomic_write, step_lock
 from lgo_cli.manifest import (
     Manifest,
-    OtherVersion,
     damaged_outputs,
     file_ref,
-    other_version,
-    read_manifest,
     results_mapping,
     write_manifest,
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.results import ContourResults, HessianResults, InterpResults
-from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names, writable
+from lgo_cli.runs.claims import claim, own_files, read_ours
+from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lgo_cli.manifest import FileRef
     from lgo_cli.runs.steps import Context
@@ -111,6 +101,7 @@ def execute(
     """
     execution = execution or Execution()
     figure = figure or FigureConfig()
+    _refuse_shares(config, execution)
     stopwatch = Stopwatch(list(argv if argv is not None else sys.argv))
     with stopwatch.phase("load"):
         if execution.download_data:
@@ -132,7 +123,6 @@ def execute(
         with step_lock(plan.out, plan.command):
             manifest = _redraw(plan, done, figure)
         return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
-    _refuse_shares(plan, execution)
     with stopwatch.phase("load"):  # torch itself takes a second
         from lgo_cli.runs.loaded import machine_settings
 
@@ -144,16 +134,22 @@ def execute(
             return _compute(plan, figure, context)
 
 
-def _refuse_shares(plan: Plan, execution: Execution) -> None:
+def _refuse_shares(config: StepConfig, execution: Execution) -> None:
     if execution.share is None:
         return
-    if not isinstance(plan.config, ContourConfig):
+    if not isinstance(config, ContourConfig):
         raise UsageError("only a surface is measured in shares")
-    if plan.config.tolerance is not None:
+    if config.tolerance is not None:
         raise UsageError(
             "--shard divides all cells of a surface: it does not go with --tolerance, where each "
             "cell's loss says which comes next",
             hint="a surface filled in to a tolerance needs few cells: leave out --shard",
+        )
+    if execution.force:
+        raise UsageError(
+            "--force does not go with --shard: a share cannot tell which cells of the others were "
+            "measured again",
+            hint="give all shares an --out where nothing was measured yet, or leave out --shard",
         )
 
 
@@ -179,7 +175,13 @@ def _measure_share(
         context = _load(plan, execution, stopwatch, progress)
         from lgo_cli.runs.steps.contour import ContourStep
 
-        complete = ContourStep().measure_share(context, index, count)
+        step = ContourStep()
+        names = [*step.payload_names(plan, context.loaded), *figure_names(plan.request, figure)]
+        # What assembling would refuse is refused before hours of work, unless another process is
+        # at it, which has asked. One that meets this lock leaves assembling to this share.
+        with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
+            own_files(plan, names, force=False)
+        complete = step.measure_share(context, index, count)
     if complete:
         # Of two shares that end together, one assembles the surface.
         with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
@@ -225,7 +227,7 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
     Returns:
         The manifest or `None`, and the names of figures that are missing or damaged.
     """
-    manifest = _read_ours(plan.manifest_path)
+    manifest = read_ours(plan.manifest_path)
     if manifest is None or manifest.fingerprint != plan.fingerprint:
         return None, set()
     damaged = set(damaged_outputs(manifest, plan.out))
@@ -241,7 +243,7 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
     step, stopwatch = STEPS[plan.command], context.stopwatch
     payloads = step.payload_names(plan, context.loaded)
     names = [*payloads, *figure_names(plan.request, figure)]
-    with _claim(plan, names, force=context.execution.force):
+    with claim(plan, names, force=context.execution.force):
         results = step.compute(context)
         with stopwatch.phase("figures"):
             drawn_names = _write_figures(plan, figure, results.model_dump(mode="json"))
@@ -255,7 +257,11 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
             environment=environment(str(context.loaded.device)),
             provenance=stopwatch.provenance(),
         )
-        remove_outdated(plan.out, plan.command)
+        try:
+            remove_outdated(plan.out, plan.command)
+        except InputError as error:  # no reason to lose the results
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            context.progress.note(f"warning: {error.message}{hint}")
         write_manifest(manifest, plan.manifest_path)
         step.published(context)
     return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
@@ -266,7 +272,7 @@ def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
     old = figure_names(plan.request, done.figure)
     payloads = [name for name in done.outputs if name not in old]
     names = figure_names(plan.request, figure)
-    with _claim(plan, [*payloads, *names], force=False):
+    with claim(plan, [*payloads, *names], force=False):
         written = _write_figures(plan, figure, results_mapping(done))
         manifest = done.model_copy(
             update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *written])}
@@ -312,88 +318,3 @@ def _drawn_arrays(path: Path) -> dict[str, Any]:
 
 def _refs(out: Path, names: Iterable[str]) -> dict[str, FileRef]:
     return {name: file_ref(out / name, out) for name in names}
-
-
-@contextlib.contextmanager
-def _claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
-    """Say which files this step is about to write, and set the old manifest aside.
-
-    Until the new manifest stands, the claim is what tells our files from somebody else's; it is
-    written before anything is taken away, and lists the old files too. Those that the new request
-    does not write again go when it is done.
-
-    Raises:
-        OutputError: if a file of that name is neither in the old manifest nor in an old claim, or
-            the old manifest is of a later version.
-    """
-    claim = plan.out / BOOKKEEPING / f"{plan.command}.claim"
-    aside = plan.out / BOOKKEEPING / f"{plan.command}.old.json"
-    old = _read_other(plan.manifest_path, force=force) or _read_ours(plan.manifest_path)
-    listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
-    ours = writable(plan.command, [*listed, *_claimed(claim)])
-    for name in [plan.manifest_path.name, *names]:
-        if (plan.out / name).exists() and name not in ours and not force:
-            raise OutputError(
-                f"{plan.out / name} was not written by lgo {plan.command}; it is left as it is",
-                hint="choose another --out, or --force to replace it",
-            )
-    everything = sorted({*names, *ours})
-    with atomic_write(claim) as handle:
-        handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
-    try:
-        if old:
-            os.replace(plan.manifest_path, aside)
-        else:
-            plan.manifest_path.unlink(missing_ok=True)
-        for name in everything:
-            temporary_path(plan.out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(plan.out, error) from error
-    try:
-        yield
-    except BaseException:
-        # A refusal that came before the first output changes nothing: the old results still stand.
-        if old and not damaged_outputs(old, plan.out):
-            os.replace(aside, plan.manifest_path)
-            claim.unlink(missing_ok=True)
-        elif not any((plan.out / name).exists() for name in everything):
-            claim.unlink(missing_ok=True)
-        raise
-    for name in everything:
-        if name not in names and name != plan.manifest_path.name:
-            (plan.out / name).unlink(missing_ok=True)
-    for path in (aside, claim):
-        path.unlink(missing_ok=True)
-
-
-def _read_ours(path: Path) -> Manifest | None:
-    """A step's manifest; `None` if there is none, or a file of that name that is no manifest."""
-    if not path.is_file():
-        return None
-    try:
-        return read_manifest(path)
-    except InputError:
-        return None
-
-
-def _read_other(path: Path, *, force: bool) -> OtherVersion | None:
-    """What another version of lgo recorded of the step; its files are as much ours as any.
-
-    Raises:
-        OutputError: if it was a later one, whose results an earlier shall not replace unasked.
-    """
-    other = other_version(path.read_bytes()) if path.is_file() else None
-    if other is not None and other.is_later and not force:
-        raise OutputError(
-            f"{path} was written by {other.author}; it is left as it is",
-            hint="use that lgo, choose another --out, or --force to replace it",
-        )
-    return other
-
-
-def _claimed(claim: Path) -> list[str]:
-    """Names in a claim that an interrupted step left; none if it is unreadable."""
-    try:
-        return [str(name) for name in json.loads(claim.read_bytes())["names"]]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        return []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.errors import InputError, LockedError, OutputError
@@ -51,6 +52,9 @@ class Exported(Strict):
 
 _RECORDS = TypeAdapter(dict[str, Exported])
 
+_NAME = re.compile(r"(hessian|interp|contour)(_[a-z]+)*\.(csv|vti|h5)")
+"""Of what an export writes. A record is only a file: what else it lists is not ours to remove."""
+
 
 def export(
     run: Path, form: str, *, step: str | None = None, out: Path | None = None, force: bool = False
@@ -64,14 +68,15 @@ def export(
         form: `csv`, `vtk` or `h5`.
         step: Only of this one; of all that are there by default.
         out: Where to; the run's directory by default.
-        force: Replace files that an export did not write, or wrote of another run.
+        force: Replace files that an export did not write, or wrote of another run, and begin a new
+            record where the old one cannot be read.
 
     Returns:
         The files, in the order of the steps.
 
     Raises:
         InputError: if the arrays are not what their manifest says, or change meanwhile, or there
-            is nothing to export.
+            is nothing to export, or the record of earlier exports cannot be read.
         OutputError: if a file of that name is somebody else's or another run's.
         MachineError: if a library is missing.
     """
@@ -101,6 +106,7 @@ def export(
         raise InputError(
             f"{run} has no arrays for {form} of {what}", hint=f"lgo contour {run}, for a surface"
         )
+    assert all(map(_NAME.fullmatch, contents))
     _refuse_others_directory(directory, source, force=force)
     with step_lock(directory, "export"):
         known = _refuse_others_files(directory, records, force=force)
@@ -164,7 +170,7 @@ def _refuse_others_files(
     A file is ours if it has the bytes that an export of the same run recorded, or the very bytes to
     write.
     """
-    known = _recorded(directory)
+    known = _recorded(directory, force=force)
     for name, record in records.items():
         path = directory / name
         if path.is_dir():
@@ -191,8 +197,12 @@ def remove_outdated(run: Path, step: str) -> None:
     """Remove from a run what was exported of a step before its arrays changed.
 
     While an export is under way there, everything is left to it.
+
+    Raises:
+        InputError: if the record, or a file that it lists, cannot be read. What cannot be told is
+            left then, and so is the record, at which the next export stops.
     """
-    if not (run / _RECORD).is_file():
+    if not (run / _RECORD).exists():
         return
     with contextlib.suppress(LockedError), step_lock(run, "export"):
         present = {step: _digest(run / PAYLOADS[step][-1])}
@@ -223,9 +233,25 @@ def _digest(path: Path) -> str | None:
     return sha256_file(path) if path.is_file() else None
 
 
-def _recorded(directory: Path) -> dict[str, Exported]:
-    """Files by name; none if no export was made here, or the record is unreadable."""
+def _recorded(directory: Path, *, force: bool = False) -> dict[str, Exported]:
+    """Files by name; none if no export was made here or, with `force`, the record is unreadable.
+
+    Raises:
+        InputError: if it is, without `force`.
+    """
+    path = directory / _RECORD
     try:
-        return _RECORDS.validate_json((directory / _RECORD).read_bytes())
-    except (OSError, ValidationError):
+        records = _RECORDS.validate_json(path.read_bytes())
+        if strangers := [name for name in records if not _NAME.fullmatch(name)]:
+            raise ValueError(f"it lists {strangers[0]}")
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        if force:
+            return {}
+        raise InputError(
+            f"{path} is damaged: what lgo export wrote beside it, of which arrays, is not known",
+            hint="remove the exported files that are out of date, and lgo export --force begins a "
+            "new record",
+        ) from error
+    return records

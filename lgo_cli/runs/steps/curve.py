@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 
 def curve_state(context: Context) -> Path:
-    """Where this request's training of a curve was after an epoch; gone when the step is done."""
+    """Where this request's training of a curve was after an epoch; gone when the step is done.
+
+    That of a request which nobody repeats stays: it may hold hours of work, and that other requests
+    were done since does not say that it was given up.
+    """
     return context.path(f"{BOOKKEEPING}/interp.curve.{context.plan.fingerprint[:16]}.pth")
 
 
