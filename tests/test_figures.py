@@ -762,6 +762,16 @@ def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own
     assert len(figure.axes[0].collections) >= 3  # a band each
 
 
+def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:
+    arrays, results = _beside("line_")
+    arrays |= {f"unaligned_{key}": arrays[key] + 1 for key in ("loss", "standard_error")}
+    lines = draw_interpolation(arrays, results).axes[0].lines
+    found = {str(line.get_label()): line.get_ydata() for line in lines}
+    assert {"train, curve", "train, aligned line", "train, unaligned line"} <= set(found)
+    np.testing.assert_array_equal(found["train, aligned line"], arrays["line_loss"])
+    np.testing.assert_array_equal(found["train, unaligned line"], arrays["unaligned_loss"])
+
+
 def test_no_barrier_is_said_too() -> None:
     arrays, results = _beside("line_")
     figure = draw_interpolation(arrays, {**results, "barrier": 0.0, "barrier_interval": [0.0, 0.1]})

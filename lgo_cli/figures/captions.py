@@ -270,11 +270,15 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
 def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
     line = ["Loss and accuracy along the path; bands are one standard error on each side."]
     if "line_loss" in arrays:
-        line.append("Dash-dotted: the straight line in parameter space between the same ends.")
+        aligned = ", the other aligned" if "unaligned_loss" in arrays else ""
+        line.append(
+            f"Dash-dotted: the straight line in parameter space between the same ends{aligned}."
+        )
     if "unrepaired_loss" in arrays:
         line.append("Dash-dotted: the same path without REPAIR.")
     if "unaligned_loss" in arrays:
-        line.append("Dotted: the path to the other checkpoint before its units were permuted.")
+        what = "straight line" if "line_loss" in arrays else "path"
+        line.append(f"Dotted: the {what} to the other checkpoint before its units were permuted.")
     if results["barrier"] is not None:
         line.append("Thin: the straight line between the end losses, from which barriers count.")
     return {
