@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.figures.plane import ON_PLANE
 from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
 
 if TYPE_CHECKING:
@@ -155,6 +156,15 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         flat.append(f"The line is the training trajectory, {points} projected onto the plane.")
         farthest = max(number(point["distance"]) for point in results["trajectory"])
         flat.append(f"Circles show how far checkpoints are off the plane, {farthest:.3g} at most.")
+    if "plane_path" in arrays:
+        num_bends = len(arrays["plane_coordinates"]) - 2
+        bends = f", by {_count(num_bends, 'bend')} as control points" if num_bends else ""
+        flat.append(
+            f"The line is the curve that came with the directions, to the other end{bends}."
+        )
+        distance = number(results["curve_distance"])
+        if distance >= ON_PLANE:
+            flat.append(f"It is projected: it leaves the plane by {distance:.2g} at most.")
     if results.get("quadratic"):
         error = 100 * number(results["quadratic"]["max_error"])
         flat.append(
