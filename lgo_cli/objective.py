@@ -22,6 +22,8 @@ from lgo_cli.vectors import ParameterLayout, combine, flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    SampleLoss = Callable[[Tensor, Tensor], Tensor]
+
 LossName = Literal["cross_entropy", "squared_error"]
 
 LEAST_ROW = 16
@@ -327,7 +329,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
 
 @torch.no_grad()
 def evaluate_model(
-    model: nn.Module, samples: Samples, loss_function: LossFunction, batch_size: int
+    model: nn.Module, samples: Samples, loss_function: SampleLoss, batch_size: int
 ) -> Evaluation:
     """Mean loss, its standard error and accuracy of a model as it stands.
 
@@ -339,7 +341,7 @@ def evaluate_model(
     return evaluation_of(totals, len(samples))
 
 
-def loss_totals(outputs: Tensor, labels: Tensor, loss_function: LossFunction) -> Tensor:
+def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
     """Sums over samples of loss, squared loss and correct answers [3], float64, on the device."""
     losses = loss_function(outputs, labels).double()
     classes = labels.argmax(dim=1) if labels.ndim == 2 else labels

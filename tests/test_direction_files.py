@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lgo_cli import checkpoint
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.runs.directions import read_directions
+from lgo_cli.runs.directions import read_curve, read_directions
 from lgo_cli.vectors import ParameterLayout, flatten
 
 
@@ -102,6 +103,46 @@ def test_arrays_that_are_no_directions(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300_000])
     with pytest.raises(InputError, match="not a readable"):
         read_directions([path], layout)
+
+
+def test_curve_beside_directions(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    arc = np.array([[0.0, 0.0], [0.5, 0.1], [1.0, 0.0]])
+    np.savez(path, plane_path=arc, directions=np.zeros((2, 3)))
+    alone = read_curve([path])
+    assert alone is not None
+    assert alone.points.tolist() == [[0.0, 0.0], [1.0, 0.0]]
+    assert alone.distances.tolist() == [0.0, 0.0]
+    points, distances = np.array([[0.0, 0.0], [0.5, 0.2], [1.0, 0.0]]), np.array([0.0, 0.3, 0.0])
+    np.savez(path, plane_path=arc, plane_coordinates=points, plane_distances=distances)
+    full = read_curve([path])
+    assert full is not None
+    for found, wanted in zip(
+        (full.path, full.points, full.distances), (arc, points, distances), strict=True
+    ):
+        assert np.array_equal(found, wanted)
+    np.savez(path, directions=np.zeros((2, 3)), plane_coordinates=points)
+    assert read_curve([path]) is None
+    assert read_curve([tmp_path / "a.pth", tmp_path / "b.pth"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("plane_path", np.zeros((3, 3))),
+        ("plane_path", np.zeros((1, 2))),
+        ("plane_path", np.array([[0.0, 0.0], [np.nan, 1.0]])),
+        ("plane_path", np.array([["a", "b"], ["c", "d"]])),
+        ("plane_path", np.array(1.0)),
+        ("plane_coordinates", np.zeros(4)),
+        ("plane_distances", np.zeros((2, 2))),
+    ],
+)
+def test_arrays_that_are_no_curve(name: str, values: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    good = {"plane_path": np.eye(2), "plane_coordinates": np.eye(2), "plane_distances": np.ones(2)}
+    np.savez(tmp_path / "d.npz", **{**good, name: values})
+    with pytest.raises(InputError, match=rf"{name} is not \[n.*finite numbers"):
+        read_curve([tmp_path / "d.npz"])
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,34 @@ def test_units_have_one_length_on_both_axes(x_reach: float, y_reach: float, to_s
     assert ("not to one scale" in figure.get_supxlabel()) == (not to_scale)
 
 
+@pytest.mark.parametrize(
+    ("distance", "label"),
+    [(1e-7, "curve"), (0.25, "curve, projected (off by ≤ 0.25)")],
+)
+def test_curve_that_came_with_the_directions_is_drawn(distance: float, label: str) -> None:
+    path = np.array([[0.0, 0.0], [0.4, 0.3], [0.8, 0.0]])
+    markers = [{"label": "bend", "x": 0.4, "y": 0.6}, {"label": "other end", "x": 0.8, "y": 0.0}]
+    arrays, results = _surface(_bowl(), plane="file", markers=markers, curve_distance=distance)
+    arrays["plane_path"] = path
+    flat, steep = draw_contour(arrays, results), draw_surface_3d(arrays, results)
+    for figure in (flat, steep):
+        texts = [text.strip() for text in _texts(figure).splitlines()]
+        assert {label, "run", "bend", "other end"} <= set(texts)
+        _words_inside(figure)
+    (line,) = [line for line in flat.axes[0].lines if line.get_label() == label]
+    assert np.array_equal(line.get_xydata(), path)
+    (line,) = [line for line in steep.axes[0].lines if line.get_label() == label]
+    xs, ys, heights = line.get_data_3d()  # type: ignore[attr-defined]
+    assert np.array_equal(np.stack([xs, ys], axis=1), path)
+    np.testing.assert_allclose(heights, 0.3 + 0.5 * xs**2 + 0.4 * ys**2, atol=0.01)
+    # The names stand on the sides where the curve is not.
+    above, below = (t for t in flat.axes[0].texts if t.get_text() in ("bend", "other end"))
+    assert (above.get_va(), below.get_va()) == ("bottom", "top")
+    # Nothing of it without a curve.
+    del arrays["plane_path"]
+    assert label not in _texts(draw_contour(arrays, results)).splitlines()
+
+
 def test_trajectory_goes_through_its_points() -> None:
     points = [
         {"label": "init", "x": -0.8, "y": -0.5, "distance": 0.0},
@@ -760,6 +788,16 @@ def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own
     np.testing.assert_array_equal(lines[name].get_ydata(), arrays[f"{prefix}loss"])
     np.testing.assert_array_equal(lines[own].get_ydata(), arrays["loss"])
     assert len(figure.axes[0].collections) >= 3  # a band each
+
+
+def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:
+    arrays, results = _beside("line_")
+    arrays |= {f"unaligned_{key}": arrays[key] + 1 for key in ("loss", "standard_error")}
+    lines = draw_interpolation(arrays, results).axes[0].lines
+    found = {str(line.get_label()): line.get_ydata() for line in lines}
+    assert {"train, curve", "train, aligned line", "train, unaligned line"} <= set(found)
+    np.testing.assert_array_equal(found["train, aligned line"], arrays["line_loss"])
+    np.testing.assert_array_equal(found["train, unaligned line"], arrays["unaligned_loss"])
 
 
 def test_no_barrier_is_said_too() -> None:

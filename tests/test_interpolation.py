@@ -23,7 +23,8 @@ from lgo_cli.landscape.barriers import (
     height_errors,
 )
 from lgo_cli.landscape.curves import Arc, straight
-from lgo_cli.landscape.interpolation import alpha_grid, interpolate, sample_losses
+from lgo_cli.landscape.interpolation import alpha_grid, interpolate
+from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.objective import LossFunction, Objective, Samples
 
 DIM, CLASSES = 6, 3

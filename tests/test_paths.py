@@ -18,7 +18,7 @@ from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.landscape import alignment
 from lgo_cli.landscape.curve_training import CurveTraining
-from lgo_cli.results import InterpResults
+from lgo_cli.results import ContourResults, InterpResults
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.checkpoints import short_names
 from lgo_cli.runs.steps import curve as curve_step
@@ -471,6 +471,7 @@ def test_plane_of_a_curve_is_one_that_contour_draws(pair: Path) -> None:
     # Rounding of float32 alone: one bend lies in the plane.
     assert arrays["plane_distances"].max() < 1e-5
     x, y = arrays["plane_coordinates"].T @ [0.25, 0.5, 0.25]  # θ(1/2) of a Bézier curve
+    np.testing.assert_allclose(arrays["plane_path"][[0, 50, 100]], [start, (x, y), end], atol=1e-12)
     config = ContourConfig(
         directions=(str(pair / "run0" / "interp.npz"),), analysis_samples=128, resolution="3x3",
         x_range=(0.0, 2 * float(x)), y_range=(0.0, float(y)),
@@ -479,6 +480,24 @@ def test_plane_of_a_curve_is_one_that_contour_draws(pair: Path) -> None:
     with np.load(pair / "plane" / "contour.npz") as plane:
         assert plane["loss"][2, 1] == pytest.approx(arrays["loss"][4], rel=1e-4)
         assert plane["loss"][0, 0] == pytest.approx(arrays["loss"][0], rel=1e-6)
+        for name in ("plane_path", "plane_coordinates", "plane_distances"):
+            assert np.array_equal(plane[name], arrays[name])
+    # Without ranges it reaches as far as the curve and its bend; and its own arrays draw it again.
+    again = config.model_copy(
+        update={"directions": (str(pair / "plane" / "contour.npz"),), "x_range": None,
+                "y_range": None}
+    )  # fmt: skip
+    outcome = execute(again, pair / "run0", execution=Execution(out=pair / "again"))
+    assert outcome.manifest is not None
+    results = outcome.manifest.results
+    assert isinstance(results, ContourResults)
+    assert results.x_range == (-0.25, 1.25)
+    assert results.y_range[0] <= -0.25 < bend[1] < results.y_range[1]
+    assert [marker.label for marker in results.markers] == ["bend", "other end"]
+    assert (results.markers[0].x, results.markers[0].y) == tuple(bend)
+    assert results.curve_distance == arrays["plane_distances"].max()
+    caption = (pair / "again" / "contour_caption.txt").read_text()
+    assert "curve that came with the directions, to the other end, by 1 bend as control" in caption
 
 
 def test_arc_has_the_ends_of_the_line(pair: Path) -> None:

@@ -13,7 +13,7 @@ from lgo_cli.cli.tables import summary_lines
 from lgo_cli.errors import UsageError
 from lgo_cli.manifest import manifest_json
 from lgo_cli.progress import SILENT, Progress
-from lgo_cli.results import ContourResults, HessianResults
+from lgo_cli.results import ContourResults, HessianResults, InterpResults
 from lgo_cli.runs import Outcome, Status
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Output:
         if isinstance(manifest.results, HessianResults):
             self.detail(manifest.results.product_plan)
             self.detail(f"model graph: {manifest.results.rewriting}")
+        if isinstance(manifest.results, InterpResults):
+            self.detail(manifest.results.point_plan)
         if isinstance(manifest.results, ContourResults):
             self.detail(manifest.results.cell_plan)
             for movement in manifest.results.movements:

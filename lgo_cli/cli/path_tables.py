@@ -69,7 +69,14 @@ def path_rows(results: InterpResults) -> Rows:
     rows += _barriers(results)
     if results.curvature_at_origin is not None:
         rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
-    return rows
+    return rows + _self_check(results)
+
+
+def _self_check(results: InterpResults) -> Rows:
+    """How far the points' fast path is off the model's own, if one was taken."""
+    if not results.fast_path_difference:
+        return []
+    return [("self-check", f"fast path equal to {results.fast_path_difference:.1e}")]
 
 
 def _barriers(results: InterpResults) -> Rows:
@@ -121,7 +128,7 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
             if not math.isfinite(matrix.loss[first] + matrix.loss[second]):
                 text = "no barrier: a loss is not finite"
             rows.append((f"{matrix.names[first]}, {matrix.names[second]}", text))
-    return rows
+    return rows + _self_check(results)
 
 
 def _height(value: float, interval: tuple[float, float]) -> str:

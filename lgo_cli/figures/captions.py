@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.figures.plane import ON_PLANE
 from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
 
 if TYPE_CHECKING:
@@ -155,6 +156,15 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         flat.append(f"The line is the training trajectory, {points} projected onto the plane.")
         farthest = max(number(point["distance"]) for point in results["trajectory"])
         flat.append(f"Circles show how far checkpoints are off the plane, {farthest:.3g} at most.")
+    if "plane_path" in arrays:
+        num_bends = len(arrays["plane_coordinates"]) - 2
+        bends = f", by {_count(num_bends, 'bend')} as control points" if num_bends else ""
+        flat.append(
+            f"The line is the curve that came with the directions, to the other end{bends}."
+        )
+        distance = number(results["curve_distance"])
+        if distance >= ON_PLANE:
+            flat.append(f"It is projected: it leaves the plane by {distance:.2g} at most.")
     if results.get("quadratic"):
         error = 100 * number(results["quadratic"]["max_error"])
         flat.append(
@@ -270,11 +280,15 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
 def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
     line = ["Loss and accuracy along the path; bands are one standard error on each side."]
     if "line_loss" in arrays:
-        line.append("Dash-dotted: the straight line in parameter space between the same ends.")
+        aligned = ", the other aligned" if "unaligned_loss" in arrays else ""
+        line.append(
+            f"Dash-dotted: the straight line in parameter space between the same ends{aligned}."
+        )
     if "unrepaired_loss" in arrays:
         line.append("Dash-dotted: the same path without REPAIR.")
     if "unaligned_loss" in arrays:
-        line.append("Dotted: the path to the other checkpoint before its units were permuted.")
+        what = "straight line" if "line_loss" in arrays else "path"
+        line.append(f"Dotted: the {what} to the other checkpoint before its units were permuted.")
     if results["barrier"] is not None:
         line.append("Thin: the straight line between the end losses, from which barriers count.")
     return {

@@ -67,12 +67,19 @@ def draw_interpolation(
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
         what = next((f", {name}" for key, name in _INSTEAD if f"{key}_loss" in arrays), "")
+        # Beside a curve to an aligned end there are two straight lines.
+        two = "line_loss" in arrays and "unaligned_loss" in arrays
         series = [
             ("", f"train{what}", TRAIN, "-"),
             ("test_", f"test{what}", TEST, "--"),
-            ("line_", "train, line", INK, "-."),
+            ("line_", f"train, {'aligned line' if two else 'line'}", INK, "-."),
             ("unrepaired_", "train, unrepaired", GREEN, (0, (4, 1, 1, 1))),
-            ("unaligned_", "train, unaligned", FAINT, (0, (1, 1))),
+            (
+                "unaligned_",
+                f"train, {'unaligned line' if two else 'unaligned'}",
+                FAINT,
+                (0, (1, 1)),
+            ),
         ]
         drawn = []
         for prefix, name, colour, style in series:

@@ -135,7 +135,7 @@ def draw_convexity(
                 figure, axes, arrays["convexity_x"], arrays["convexity_y"], ratio,
                 Normalize(0, high), "|λmin / λmax| of the Hessian",
             )  # fmt: skip
-        points = draw_points(axes, results, handles)
+        points = draw_points(axes, arrays, results, handles)
         legend(figure, handles)
         caption(
             figure, results, f"{ratio.size} cells, lines: {loss_label(results)}",

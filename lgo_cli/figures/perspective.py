@@ -11,7 +11,14 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from lgo_cli.figures.plane import TRAJECTORY, missing_label, remarks, wrapped
+from lgo_cli.figures.plane import (
+    CURVE,
+    TRAJECTORY,
+    curve_label,
+    missing_label,
+    remarks,
+    wrapped,
+)
 from lgo_cli.figures.scale import COLOURS, LossScale, bilinear, center_on
 from lgo_cli.figures.style import (
     COLUMN,
@@ -81,6 +88,7 @@ def draw_surface_3d(
         else:
             scale = LossScale.of(loss, results)
             _draw_faces(axes, x, y, loss, scale)
+            _draw_curve(axes, arrays, scale.height(loss), results, handles)
             _draw_points(axes, x, y, loss, scale, results, handles)
             _scale_height(axes, scale, small=small)
         if handles:
@@ -134,6 +142,18 @@ def _face_edges(coordinates: Array) -> Array:
     return edges
 
 
+def _draw_curve(
+    axes: Any, arrays: Mapping[str, Any], height: Array, results: Mapping[str, Any],
+    handles: list[Any],
+) -> None:  # fmt: skip
+    """A curve that came with the directions, on the surface above it."""
+    if "plane_path" not in arrays:
+        return
+    xs, ys = arrays["plane_path"].T
+    heights = bilinear(arrays["x"], arrays["y"], height, xs, ys)
+    handles += axes.plot(xs, ys, heights, label=curve_label(results), **{**CURVE, "zorder": 2})
+
+
 def _draw_points(
     axes: Any, x: Array, y: Array, loss: Array, scale: LossScale, results: Mapping[str, Any],
     handles: list[Any],
@@ -162,8 +182,11 @@ def _draw_points(
             *at, level, "D", color="white", markeredgecolor=INK, markeredgewidth=0.7,
             markersize=4, zorder=3,
         )  # fmt: skip
+        # Towards the middle and down, where neither ticks nor a curve that ends there are.
+        right = marker["x"] > np.mean(x[[0, -1]])
         axes.text(
-            at[0][0], at[1][0], level[0], f"  {marker['label']}", fontsize=7, zorder=4,
+            at[0][0], at[1][0], level[0], f"  {marker['label']}  ", fontsize=7, zorder=4,
+            ha="right" if right else "left", va="top" if right else "center",
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
     center = center_on(results, x, y)

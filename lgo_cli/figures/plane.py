@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 TRAJECTORY = "#E69F00"
+CURVE: dict[str, Any] = {
+    "color": TRAJECTORY, "linewidth": 1.6, "zorder": 3,
+    "path_effects": [withStroke(linewidth=2.6, foreground=INK)],
+}  # fmt: skip
+ON_PLANE = 1e-3
+"""Distance from the plane, in the unit of its coordinates, that no picture shows."""
 HATCH: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch": "/////"}
 FARTHEST = 11.0
 """Points: diameter of the circle around the checkpoint that is farthest from the plane."""
@@ -118,9 +124,13 @@ def draw_cells(axes: Axes, x: Array, y: Array, measured: Array | None, handles: 
     )  # fmt: skip
 
 
-def draw_points(axes: Axes, results: Mapping[str, Any], handles: list[Any]) -> list[Any]:
-    """Draw the trajectory, the run and the other points; returns what labels must keep clear of."""
+def draw_points(
+    axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any], handles: list[Any]
+) -> list[Any]:
+    """Draw trajectory, curve, run and other points; returns what labels must keep clear of."""
     names: list[Any] = []
+    if "plane_path" in arrays:
+        handles += axes.plot(*arrays["plane_path"].T, label=curve_label(results), **CURVE)
     if results["trajectory"]:
         names += _draw_trajectory(axes, results["trajectory"], handles)
     x_range, y_range = axes.get_xlim(), axes.get_ylim()
@@ -137,8 +147,18 @@ def draw_points(axes: Axes, results: Mapping[str, Any], handles: list[Any]) -> l
             marker["x"], marker["y"], "D", color="white", markeredgecolor=INK,
             markeredgewidth=0.7, markersize=4.5, zorder=5,
         )  # fmt: skip
+    if "plane_path" in arrays:
+        # Names stand on the side where the curve is not.
+        middle = np.mean(arrays["plane_path"][:, 1])
+        return names + [_name(axes, point, below=bool(point["y"] < middle)) for point in others]
     middle = np.mean(axes.get_ylim())
     return names + [_name(axes, point, below=bool(point["y"] > middle)) for point in others]
+
+
+def curve_label(results: Mapping[str, Any]) -> str:
+    """What a legend calls a curve that came with the directions."""
+    distance = number(results.get("curve_distance") or 0.0)
+    return "curve" if distance < ON_PLANE else f"curve, projected (off by ≤ {distance:.2g})"
 
 
 def _draw_trajectory(

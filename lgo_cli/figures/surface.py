@@ -64,7 +64,7 @@ def draw_contour(
             more += _draw_quadratic(axes, x, y, scale, results, handles)
         if show_cells or loss.size <= FEW_CELLS:
             draw_cells(axes, x, y, arrays.get("measured"), handles)
-        points = draw_points(axes, results, handles)
+        points = draw_points(axes, arrays, results, handles)
         legend(figure, handles)
         caption(figure, results, *more)
         settle(figure, size)

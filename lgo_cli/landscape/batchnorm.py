@@ -183,6 +183,11 @@ class BatchNorm:
         return inside
 
 
+def is_frozen(batchnorm: BatchNorm | None) -> bool:
+    """Whether statistics are the checkpoint's own at every point, as they are without a policy."""
+    return batchnorm is None or batchnorm.policy == "frozen"
+
+
 def statistics_at(batchnorm: BatchNorm | None, *coordinates: float) -> AbstractContextManager[None]:
     """What is to be in force around passes at a point; nothing where no policy is given."""
     return nullcontext() if batchnorm is None else batchnorm.at(*coordinates)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+DRAWN = 101
+"""Points of a curve that is drawn, which its kinks are put in between."""
+
 _NUM_NODES = 16
 _NUM_PANELS = 64
 
@@ -275,6 +278,12 @@ class CurvePlane:
     directions: Tensor
     coordinates: Array
     distances: Array
+
+    def path(self, curve: Curve) -> Array:
+        """The curve itself in the same coordinates, at points dense enough to be drawn [m, 2]."""
+        t = np.union1d(np.linspace(0, 1, DRAWN), curve.kinks())
+        path: Array = curve.coefficients(t) @ self.coordinates
+        return path
 
 
 def bend_plane(curve: Bezier | PolyChain) -> CurvePlane | None:

@@ -27,6 +27,7 @@ from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
 from lgo_cli.landscape.fusing import can_fuse, fuse_convolutions, reuse_memory
+from lgo_cli.landscape.losses import Recording, sample_losses
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
@@ -97,11 +98,21 @@ class Evaluator:
         """
         self._move(coordinates)
         with statistics_at(self.batchnorm, *coordinates):
-            if self._call is not None:
-                found = self._fast(coordinates)
-                if math.isfinite(found.loss):
-                    return found
-            return self.objective.evaluate(self.samples)
+            return self.here(*coordinates)[0]
+
+    def here(self, *coordinates: float) -> tuple[Evaluation, Tensor]:
+        """The same, and the loss of each sample [N] in float64, where the model is there already.
+
+        For several sets of samples at one point, which is moved to and given its statistics once.
+
+        Args:
+            coordinates: Of the point at which the objective stands, its statistics in force.
+        """
+        if self._call is not None:
+            found, losses = self._fast(coordinates)
+            if math.isfinite(found.loss):
+                return found, losses
+        return sample_losses(self.objective, self.samples)
 
     def reference(self, *coordinates: float) -> Evaluation:
         """The same by the model itself, as `Objective.evaluate` does it."""
@@ -147,7 +158,7 @@ class Evaluator:
         self.objective.displace(*zip(coordinates, self.directions, strict=True))
 
     @torch.no_grad()
-    def _fast(self, coordinates: Sequence[float]) -> Evaluation:
+    def _fast(self, coordinates: Sequence[float]) -> tuple[Evaluation, Tensor]:
         assert self._call is not None
         outputs = []
         size = self.objective.micro_batch_size
@@ -162,8 +173,9 @@ class Evaluator:
             storage = found.untyped_storage().data_ptr()
             aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
             outputs.append(found.clone() if aliased else found)
-        totals = loss_totals(torch.cat(outputs), self.samples.labels, self.objective.loss_function)
-        return evaluation_of(totals, len(self.samples))
+        recording = Recording(self.objective.loss_function)
+        totals = loss_totals(torch.cat(outputs), self.samples.labels, recording)
+        return evaluation_of(totals, len(self.samples)), recording.losses
 
     def _give_up(self, reason: str) -> None:
         self._call = None

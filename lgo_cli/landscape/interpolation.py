@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
-from lgo_cli.objective import Evaluation, LossFunction, evaluate_model
+from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
+from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.config import Range
+    from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
-    from lgo_cli.objective import Objective, Samples
+    from lgo_cli.objective import Evaluation, Objective, Samples
 
 Array = np.ndarray[Any, Any]
+
+OWN_PASS = "the model's own pass: the path is no straight line between parameters"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Path:
         loss_at_end: L(1), or along a direction L at the last α.
         num_evaluations: Points measured on the probe set and on the test samples together.
         num_matvecs: Products.
+        plan: Which way the points between the ends took (`Evaluator.plan`), and why.
+        fast_path_difference: Largest relative difference of that way from the model's own pass, at
+            both ends of the grid, on one micro-batch of either set; `None` for a path that has no
+            other way.
         warnings: What a reader must know, such as points that are not finite.
     """
 
@@ -82,6 +89,8 @@ class Path:
     loss_at_end: float
     num_evaluations: int
     num_matvecs: int
+    plan: str
+    fast_path_difference: float | None
     warnings: tuple[str, ...] = ()
 
 
@@ -104,13 +113,15 @@ def interpolate(
     target: Tensor | None = None,
     direction: Tensor | None = None,
     curve: Curve | None = None,
+    batchnorm: BatchNorm | None = None,
     around: Callable[[float], AbstractContextManager[None]] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Path:
     """Measure loss and accuracy along a path, on the probe set and on test samples.
 
-    Exactly one of `target`, `direction` and `curve` says where it goes.
+    Exactly one of `target`, `direction` and `curve` says where it goes. The centre and the target
+    are measured by the model itself, the points of a straight line by an `Evaluator`.
 
     Args:
         objective: Entered; α = 0 is its centre, measured before any parameter moved.
@@ -119,13 +130,16 @@ def interpolate(
         target: The end of a straight line [P]; α = 1 is the target itself, to the bit.
         direction: d [P].
         curve: From the centre to another end, over coordinates in [0, 1] alone.
-        around: What is to be in force at α beside the parameters, such as `BatchNorm.at`; entered
-            after they were moved. The centre is then measured like any other point.
+        batchnorm: What batch norm does at α; its running statistics by default. With any other
+            policy than `frozen` the centre is measured anew, as the policy has it.
+        around: What is to be in force at α beside the parameters, such as `Repair.at`, in place of
+            a policy; entered after they were moved, at the centre too.
         seed: Of the draws behind the barrier's interval.
         progress: Told of each point.
 
-    Cost: for each point a pass over the probe set and one over the test samples, one pass more for
-    the losses of single samples at the centre, and on a straight line one matvec.
+    Cost: for each point a pass over the probe set and one over the test samples, which on a
+    straight line are fast ones; one pass more for the losses of single samples at the centre, and
+    on a straight line one matvec and the comparison of the fast path.
     """
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")
@@ -133,22 +147,31 @@ def interpolate(
         target = curve.end
     end = None if target is None else target.to(objective.theta)
     d = direction.to(objective.theta) if direction is not None else end - objective.theta  # type: ignore[operator]
-    straight = curve is None and around is None
+    untouched = around is None and is_frozen(batchnorm)
+    straight = curve is None and untouched
     curvature = dot(d, HessianOperator(objective).matvec(d)) if straight else None
-    train, held_out = _Points(objective), _Points(objective)
+    evaluators: list[Evaluator] = []
+    if curve is None and around is None:
+        evaluators = [Evaluator(objective, d[None], batchnorm=batchnorm)]
+        evaluators += [evaluators[0].on(test)] if test is not None else []
+        for evaluator in evaluators:
+            evaluator.verify([(alphas[0],), (alphas[-1],)])
+    train = _Points(objective, objective.samples, *evaluators[:1])
+    held_out = _Points(objective, test, *evaluators[1:])
     with progress.task("line" if curve is None else "path", len(alphas), "points") as task:
         for alpha in alphas:
-            if end is not None and alpha == 1.0:
+            at_end = end is not None and alpha == 1.0
+            if end is not None and at_end:
                 objective.move(end)
             elif curve is not None:
                 objective.move(curve.point(alpha))
             else:
                 objective.displace((alpha, d))
-            with around(alpha) if around else nullcontext():
-                train.measure(objective.samples)
-                if alpha == 0.0 and around is None:
+            with around(alpha) if around else statistics_at(batchnorm, alpha):
+                for points in (train, held_out):
+                    points.measure(alpha, exact=at_end or alpha == 0.0)
+                if alpha == 0.0 and untouched:
                     train.evaluations[-1] = objective.center
-                held_out.measure(test)
             task.advance(1, loss=train.evaluations[-1].loss)
         objective.move(objective.theta)
     has_end = end is not None
@@ -165,6 +188,8 @@ def interpolate(
         loss_at_end=train.evaluations[alphas.index(1.0) if has_end else -1].loss,
         num_evaluations=len(alphas) * (1 if test is None else 2),
         num_matvecs=int(straight),
+        plan="; on the test samples, ".join({each.plan: None for each in evaluators}) or OWN_PASS,
+        fast_path_difference=max((each.difference for each in evaluators), default=None),
         warnings=(
             (f"the loss is not finite at {num_nonfinite} of {len(alphas)} points",)
             if num_nonfinite
@@ -173,50 +198,26 @@ def interpolate(
     )
 
 
-@dataclass(frozen=True)
-class _Recording(LossFunction):
-    """Keeps the loss of each sample, so that one pass gives them beside their mean."""
-
-    kept: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        losses = super().__call__(outputs, labels)
-        self.kept.append(losses.double())
-        return losses
-
-
-def sample_losses(
-    objective: Objective, samples: Samples | None = None
-) -> tuple[Evaluation, Tensor]:
-    """What `Objective.evaluate` measures, to the bit, and the loss of each sample in one pass.
-
-    Args:
-        objective: Entered; measured where it stands.
-        samples: Other samples than its own.
-
-    Returns:
-        The evaluation, and losses [N], float64, on the device.
-    """
-    samples = objective.samples if samples is None else samples
-    function = objective.loss_function
-    recording = _Recording(function.name, function.label_smoothing)
-    evaluation = evaluate_model(objective.model, samples, recording, objective.micro_batch_size)
-    return evaluation, torch.cat(recording.kept)
-
-
 class _Points:
     """What was measured on one set of samples so far, if there is a set."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(
+        self, objective: Objective, samples: Samples | None, evaluator: Evaluator | None = None
+    ) -> None:
         self.objective = objective
+        self.samples = samples
+        self.evaluator = evaluator
         self.evaluations: list[Evaluation] = []
         self.losses: list[Array] = []
 
-    def measure(self, samples: Samples | None) -> None:
-        """Measure where the objective stands."""
-        if samples is None:
+    def measure(self, alpha: float, *, exact: bool) -> None:
+        """Measure where the objective stands, which is at α; by the model itself if exact."""
+        if self.samples is None:
             return
-        evaluation, losses = sample_losses(self.objective, samples)
+        if exact or self.evaluator is None:
+            evaluation, losses = sample_losses(self.objective, self.samples)
+        else:
+            evaluation, losses = self.evaluator.here(alpha)
         self.evaluations.append(evaluation)
         self.losses.append(losses.cpu().numpy())
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lgo_cli.filters import Normalization
     from lgo_cli.objective import Objective
 
+Array = np.ndarray[Any, Any]
+
 MARGIN = 0.25
 """Room around the points that a plane was laid through, as a share of their extent."""
 
@@ -44,6 +47,23 @@ class Marker:
 
 
 @dataclass(frozen=True)
+class PlaneCurve:
+    """A curve that is drawn on a plane, in the plane's coordinates.
+
+    Attributes:
+        path: Its points, densely [m, 2].
+        points: Its start, the K bends that shape it, which it need not go through, and its end
+            [K + 2, 2].
+        distances: Of these from the plane [K + 2], in the unit of the coordinates. The curve itself
+            is no farther off, its points being means of these.
+    """
+
+    path: Array
+    points: Array
+    distances: Array
+
+
+@dataclass(frozen=True)
 class Plane:
     """The centre and two directions: (x, y) is θ + x·d₀ + y·d₁.
 
@@ -58,6 +78,7 @@ class Plane:
         trajectory: Coordinates of a trajectory's checkpoints projected on the plane, in order.
         trajectory_labels: What each is called.
         trajectory_distances: Of each from the plane, ‖θ_t − its projection‖.
+        curve: A curve to be drawn on it.
         explained_variance: Share of the trajectory's squared displacements along each axis.
         warnings: What a reader must know.
     """
@@ -72,6 +93,7 @@ class Plane:
     trajectory: tuple[tuple[float, float], ...] | None = None
     trajectory_labels: tuple[str, ...] = ()
     trajectory_distances: tuple[float, ...] = ()
+    curve: PlaneCurve | None = None
     explained_variance: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -160,12 +182,13 @@ def random_eigen_plane(
     return build_plane("random+eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
 
 
-def given_plane(objective: Objective, directions: Tensor) -> Plane:
+def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | None = None) -> Plane:
     """A plane of a user's own directions, exactly as they are: never rescaled or turned.
 
     Args:
         objective: Entered.
         directions: [2, P], in vector order.
+        curve: What is to be drawn on it, and settles how far it reaches.
 
     Raises:
         InputError: if they do not fit the model, are not finite, or lie on one line.
@@ -195,13 +218,23 @@ def given_plane(objective: Objective, directions: Tensor) -> Plane:
         f"the directions are not orthogonal (cosine {angle:.3f}): the picture's distances and "
         "angles are not those of parameter space",
     )
+    ranges: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
+    markers: list[Marker] = []
+    if curve is not None:
+        _, *bends, end = curve.points.tolist()
+        names = ["bend"] if len(bends) == 1 else [f"bend {k + 1}" for k in range(len(bends))]
+        markers = [
+            Marker(name, *at) for name, at in zip([*names, "other end"], [*bends, end], strict=True)
+        ]
+        ranges = range_around([(0.0, 0.0), *curve.path.tolist(), *curve.points.tolist()])
     return build_plane(
         "file",
         first,
         second,
-        (-1.0, 1.0),
-        (-1.0, 1.0),
+        *ranges,
         (f"x: given direction 1, norm {lengths[0]}", f"y: given direction 2, norm {lengths[1]}"),
+        curve=curve,
+        markers=tuple(markers),
         warnings=warnings if abs(angle) > OBLIQUE else (),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.landscape.adaptive import Filled, fill_surface
-from lgo_cli.landscape.batchnorm import statistics_at
+from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import derive_seed
@@ -224,9 +224,8 @@ class _Grid:
         self.shape = (len(y), len(x))
         self.values = np.full((3, *self.shape), np.nan)
         self.visited = np.zeros(self.shape, dtype=bool)
-        frozen = evaluator.batchnorm is None or evaluator.batchnorm.policy == "frozen"
-        objective = evaluator.objective
-        self.center = objective.center if frozen else evaluator.reference(0.0, 0.0)
+        frozen = is_frozen(evaluator.batchnorm)
+        self.center = evaluator.objective.center if frozen else evaluator.reference(0.0, 0.0)
 
     def measure(self, i: int, j: int) -> Evaluation:
         """The cell in row i and column j, on all samples."""

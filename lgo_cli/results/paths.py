@@ -111,6 +111,8 @@ class InterpResults(AnalysisResults):
     The fields of the barrier are those of `Barrier`, on the probe set and on the test samples.
     Beside a curve stands its straight line, beside an aligned end the one that it was, beside a
     repaired path the same without REPAIR. What a path of this kind does not have is `None`.
+    `point_plan` is which way the path's points took, `fast_path_difference` the largest relative
+    difference from the model's own pass that was found on any straight line of the step.
     """
 
     along: str
@@ -140,6 +142,8 @@ class InterpResults(AnalysisResults):
     curve: CurveResults | None = None
     range: tuple[float, float]
     num_points: int
+    point_plan: str
+    fast_path_difference: Real | None
     num_evaluations: int
     num_matvecs: int
 

@@ -137,7 +137,11 @@ class ConvexityResults(Strict):
 
 
 class ContourResults(AnalysisResults):
-    """`lgo contour`."""
+    """`lgo contour`.
+
+    `curve_distance` is how far a curve that came with the directions, `plane_path` of the arrays,
+    is off the plane at most, in the unit of the coordinates.
+    """
 
     complaints: list[str]
     plane: str
@@ -158,6 +162,7 @@ class ContourResults(AnalysisResults):
     num_range_evaluations: int
     markers: list[Marker]
     trajectory: list[TrajectoryPoint] | None
+    curve_distance: Real | None = None
     explained_variance: tuple[float, float] | None
     quadratic: Quadratic | None
     planes: Planes | None

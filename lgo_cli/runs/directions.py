@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lgo_cli import checkpoint
 from lgo_cli.errors import InputError, UsageError
+from lgo_cli.landscape.planes import PlaneCurve
 from lgo_cli.vectors import flatten
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.vectors import ParameterLayout
+
+CURVE_ARRAYS = ("plane_path", "plane_coordinates", "plane_distances")
+"""What a `.npz` holds of a curve beside its `directions`, in the order of `PlaneCurve`."""
 
 
 def read_directions(paths: Sequence[Path], layout: ParameterLayout) -> Tensor:
@@ -45,26 +49,60 @@ def read_directions(paths: Sequence[Path], layout: ParameterLayout) -> Tensor:
     )
 
 
+def read_curve(paths: Sequence[Path]) -> PlaneCurve | None:
+    """The curve that comes with directions in a `.npz`, as in that of `lgo interp --curve`.
+
+    Args:
+        paths: As of `read_directions`. The curve is `plane_path` [m, 2]; `plane_coordinates`
+            [K + 2, 2] and `plane_distances` [K + 2], if they are there, are of its start, bends and
+            end. `None` without a curve.
+
+    Raises:
+        InputError: if these arrays are not finite points.
+    """
+    found = _arrays(paths[0], CURVE_ARRAYS) if len(paths) == 1 else {}
+    if "plane_path" not in found:
+        return None
+    for name, wanted in zip(CURVE_ARRAYS, ((2,), (2,), ()), strict=True):
+        values = found.get(name, np.zeros((2, *wanted)))
+        numbers = values.dtype.kind in "fiu" and bool(np.isfinite(values).all())
+        fits = values.ndim == 1 + len(wanted) and values.shape[1:] == wanted and len(values) > 1
+        if not numbers or not fits:
+            shape = "[n, 2]" if wanted else "[n]"
+            raise InputError(f"{paths[0]}: {name} is not {shape} of two or more finite numbers")
+    path = found["plane_path"]
+    return PlaneCurve(
+        path,
+        found.get("plane_coordinates", path[[0, -1]]),
+        found.get("plane_distances", np.zeros(2)),
+    )
+
+
 def _from_npz(path: Path) -> Tensor:
+    found = _arrays(path, ["directions"]).get("directions")
+    if found is None:
+        raise InputError(
+            f"{path} has no array called directions",
+            hint="np.savez(path, directions=array), of two rows of all trainable parameters",
+        )
+    if found.dtype.kind not in "fiu":
+        raise InputError(f"{path}: directions are {found.dtype}, not real numbers")
+    return torch.from_numpy(found.astype(np.float64))
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Those of the named arrays that a `.npz` has."""
     try:
         # A handle of our own: NumPy leaves one open when it cannot read the file.
         with path.open("rb") as handle:
             arrays = np.load(handle, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise ValueError("it holds a single array, as a .npy file does")
-            found = arrays["directions"]
+            return {name: arrays[name] for name in names if name in arrays}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except KeyError as error:
-        raise InputError(
-            f"{path} has no array called directions",
-            hint="np.savez(path, directions=array), of two rows of all trainable parameters",
-        ) from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
-    if found.dtype.kind not in "fiu":
-        raise InputError(f"{path}: directions are {found.dtype}, not real numbers")
-    return torch.from_numpy(found.astype(np.float64))
 
 
 def _from_state_dict(path: Path, layout: ParameterLayout) -> Tensor:

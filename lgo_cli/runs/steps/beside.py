@@ -62,10 +62,10 @@ def trajectory_points(work: Work) -> list[TrajectoryPoint] | None:
 
 def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
     """The quadratic model over a plane of eigenvectors, and the products it took."""
+    from lgo_cli.landscape.batchnorm import is_frozen
     from lgo_cli.landscape.quadratic import quadratic_error, quadratic_model
 
-    frozen = work.evaluator.batchnorm is None or work.evaluator.batchnorm.policy == "frozen"
-    if work.named.plane.kind != "eigen" or not frozen:
+    if work.named.plane.kind != "eigen" or not is_frozen(work.evaluator.batchnorm):
         return None, 0
     model = quadratic_model(work.problem, work.named.plane.directions)
     error = quadratic_error(model, surface.x, surface.y, surface.loss, surface.measured)

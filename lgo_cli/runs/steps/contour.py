@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.errors import NumericsError
 from lgo_cli.results import ContourResults, Marker, SelfCheck
+from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
     convexity_of,
@@ -40,6 +41,9 @@ class ContourStep(Step):
                 )
             }  # fmt: skip
             arrays["directions"] = work.named.plane.directions.cpu().numpy()
+            curve = work.named.plane.curve
+            if curve is not None:
+                arrays |= zip(CURVE_ARRAYS, astuple(curve), strict=True)
             trajectory = trajectory_points(work)
             quadratic, quadratic_matvecs = quadratic_of(work, surface)
             planes, plane_matvecs = further_planes(work, arrays)
@@ -76,6 +80,7 @@ class ContourStep(Step):
             num_range_evaluations=work.num_range_evaluations,
             markers=[Marker(**asdict(marker)) for marker in plane.markers],
             trajectory=trajectory,
+            curve_distance=float(curve.distances.max()) if curve else None,
             explained_variance=plane.explained_variance,
             quadratic=quadratic,
             planes=planes,

@@ -99,8 +99,9 @@ def curve_arrays(trained: TrainedCurve) -> dict[str, Any]:
 
     `bends` [K, P]. `directions` [2, P] are those of the plane, as long as the distance between the
     ends, so that `lgo contour --directions` has the run at (0, 0) and the other end at (1, 0);
-    `plane_coordinates` [K + 2, 2] are of start, bends and end there, and `plane_distances` [K + 2]
-    from it in the same unit. A curve that is a straight line has no plane.
+    `plane_path` [m, 2] is the curve there, which it draws; `plane_coordinates` [K + 2, 2] are of
+    start, bends and end, and `plane_distances` [K + 2] from the plane in the same unit. A curve
+    that is a straight line has no plane.
     """
     from lgo_cli.landscape.curves import bend_plane
 
@@ -110,6 +111,7 @@ def curve_arrays(trained: TrainedCurve) -> dict[str, Any]:
         length = plane.coordinates[-1, 0]
         arrays["directions"] = (plane.directions.double() * length).to(trained.curve.start)
         arrays["directions"] = arrays["directions"].cpu().numpy()
+        arrays["plane_path"] = plane.path(trained.curve) / length
         arrays["plane_coordinates"] = plane.coordinates / length
         arrays["plane_distances"] = plane.distances / length
     return arrays

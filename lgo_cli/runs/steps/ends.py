@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -102,14 +102,19 @@ class Ends:
     def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> Path:
         from lgo_cli.landscape.interpolation import interpolate
 
-        moving = repair or self.policy(state)
-        frozen = repair is None and self.config.batchnorm == "frozen"
         return interpolate(
             self.problem,
             self.test,
             self.alphas,
-            around=None if frozen else moving.at,
+            batchnorm=None if repair else self.policy(state),
+            around=repair.at if repair else None,
             seed=self.config.seed,
             progress=self.context.progress,
             **route,
         )
+
+
+def largest_difference(paths: Iterable[Path]) -> float | None:
+    """Of the fast paths that were compared with the model; `None` if there was none."""
+    found = [path.fast_path_difference for path in paths]
+    return max((each for each in found if each is not None), default=None)

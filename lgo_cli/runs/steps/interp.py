@@ -15,7 +15,7 @@ from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import curve_arrays, curve_results, curve_state, trained_curve
-from lgo_cli.runs.steps.ends import Ends
+from lgo_cli.runs.steps.ends import Ends, largest_difference
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _along_direction(
             test,
             alphas,
             direction=direction,
-            around=None if policy.policy == "frozen" else policy.at,
+            batchnorm=policy,
             progress=context.progress,
         )
     results = InterpResults(
@@ -175,6 +175,8 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "direction_norm": float(np.linalg.norm(path.direction.astype(np.float64))),
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
+        "point_plan": path.plan,
+        "fast_path_difference": largest_difference([path, *(beside or {}).values()]),
     }
 
 

@@ -12,7 +12,7 @@ from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
 from lgo_cli.runs.checkpoints import short_names
 from lgo_cli.runs.steps.base import Context, common
-from lgo_cli.runs.steps.ends import Ends
+from lgo_cli.runs.steps.ends import Ends, largest_difference
 
 if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
@@ -100,6 +100,8 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         ),
         range=(0.0, 1.0),
         num_points=len(ends.alphas),
+        point_plan=" | ".join(dict.fromkeys(path.plan for path in paths.values())),
+        fast_path_difference=largest_difference(paths.values()),
         num_evaluations=sum(path.num_evaluations for path in paths.values()),
         num_matvecs=sum(path.num_matvecs for path in paths.values()),
     )

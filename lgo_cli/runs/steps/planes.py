@@ -129,7 +129,8 @@ def _checkpoints(context: Context, problem: Objective, config: ContourConfig) ->
 
 def _file(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import given_plane
-    from lgo_cli.runs.directions import read_directions
+    from lgo_cli.runs.directions import read_curve, read_directions
 
     paths = [context.plan.files[f"directions_{i}"] for i in range(len(config.directions))]
-    return Named(given_plane(problem, read_directions(paths, problem.layout)))
+    directions = read_directions(paths, problem.layout)
+    return Named(given_plane(problem, directions, read_curve(paths)))

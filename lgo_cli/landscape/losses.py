@@ -1,0 +1,52 @@
+"""The loss of each sample beside the mean of all, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from lgo_cli.objective import evaluate_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lgo_cli.objective import Evaluation, LossFunction, Objective, Samples
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A loss function that keeps what it puts out."""
+
+    function: LossFunction
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample [n]."""
+        losses = self.function(outputs, labels)
+        self.kept.append(losses.double())
+        return losses
+
+    @property
+    def losses(self) -> Tensor:
+        """Of all samples so far [N], float64, on the device."""
+        return torch.cat(self.kept)
+
+
+def sample_losses(
+    objective: Objective, samples: Samples | None = None
+) -> tuple[Evaluation, Tensor]:
+    """What `Objective.evaluate` measures, to the bit, and the loss of each sample in one pass.
+
+    Args:
+        objective: Entered; measured where it stands.
+        samples: Other samples than its own.
+
+    Returns:
+        The evaluation, and losses [N], float64, on the device.
+    """
+    samples = objective.samples if samples is None else samples
+    recording = Recording(objective.loss_function)
+    evaluation = evaluate_model(objective.model, samples, recording, objective.micro_batch_size)
+    return evaluation, recording.losses
