@@ -831,3 +831,16 @@ def test_long_axis_labels_leave_room_for_the_picture(height: float) -> None:
         _words_inside(figure)
     box = draw_contour(arrays, results).axes[0].get_window_extent()
     assert box.width > 0.4 * 340  # of a hundred pixels an inch
+
+
+@pytest.mark.parametrize("height", [0.57, 0.6, 1.0])
+def test_wide_picture_is_no_higher_than_it_has_to_be(height: float) -> None:
+    labels = ["x: given direction 1, norm 28.53", "y: given direction 2, norm 28.53"]
+    y = np.linspace(-height, height, 15)
+    figure = draw_contour(*_surface(_decades(), y=y, plane="file", axis_labels=labels))
+    for _ in range(3):
+        figure.draw_without_rendering()
+    top = figure.axes[0].get_window_extent().y1
+    above = figure.legends[0].get_window_extent().y0
+    assert 0 <= above - top < 0.2 * figure.dpi
+    _words_inside(figure)

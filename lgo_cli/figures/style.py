@@ -65,6 +65,9 @@ Size = tuple[float, float | None]
 COLUMN: Size = (3.4, None)
 """As wide as a column of a paper of two."""
 
+PADDING = 0.065
+"""Inches between the parts of a figure."""
+
 NARROW = 5.0
 """Inches: figures that are less wide have their parts below each other."""
 
@@ -119,13 +122,21 @@ def _width(lengths: list[int], columns: int) -> float:
 
 
 def settle(figure: Figure, size: Size) -> None:
-    """Make room for legend and caption, unless the height was asked for."""
+    """Make room for legend and caption, and no more, unless the height was asked for."""
     if size[1] is not None:
         return
     figure.draw_without_rendering()
     parts = [*figure.legends, figure._supxlabel]  # type: ignore[attr-defined]
     heights = [part.get_window_extent().height for part in parts if part is not None]
     figure.set_figheight(figure.get_figheight() + sum(heights) / figure.dpi)
+    if any(axes.get_box_aspect() is not None for axes in figure.axes):
+        # A picture of a given shape may be kept low by the words at its sides.
+        for _ in range(3):  # words move axes, and axes words
+            figure.draw_without_rendering()
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        heights += [max(box.height for box in boxes if box is not None)]
+        height = sum(heights) / figure.dpi + PADDING * (len(heights) + 1)
+        figure.set_figheight(min(figure.get_figheight(), height))
 
 
 def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
