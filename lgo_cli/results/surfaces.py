@@ -69,7 +69,7 @@ class TestSurface(Strict):
     loss_min: Real | None
     loss_max: Real | None
     num_measured: int
-    fast_path_difference: Real
+    self_check: SelfCheck
     filling: Filling | None
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lgo_cli.runs.steps.base import Context
     from lgo_cli.runs.steps.planes import Named
 
+ARRAYS = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
+"""What is written of a surface, [ny, nx] each; of that on the test samples after `test_`."""
+
 PREVIEW = "contour_preview.png"
 
 ARRAY_BYTES = 64
@@ -117,10 +120,15 @@ class Work:
         verify_on(evaluator, self.x, self.y)
 
     def measure(self, evaluator: Evaluator) -> Surface:
-        """The surface on the plane of an evaluator, from the journal where it has the cells."""
+        """The surface on the plane of an evaluator, from the journal where it has the cells.
+
+        Each is filled in from cells of its own: on test samples it rises elsewhere. The preview
+        shows the run's own samples.
+        """
         from lgo_cli.landscape.surface import measure_surface
 
         self.verify(evaluator)
+        own = evaluator.samples is self.problem.samples
         with self.journal(evaluator) as cells, _grid_in_memory(self.config):
             return measure_surface(
                 evaluator,
@@ -129,7 +137,7 @@ class Work:
                 tolerance=self.config.tolerance,
                 cells=cells,
                 seed=self.config.seed,
-                preview=_preview(self) if self.context.execution.preview else None,
+                preview=_preview(self) if own and self.context.execution.preview else None,
                 progress=self.context.progress,
             )
 
