@@ -228,11 +228,10 @@ class _Grid:
         self.values = np.full((3, *self.shape), np.nan)
         self.visited = np.zeros(self.shape, dtype=bool)
         objective = evaluator.objective
-        self.own = evaluator.samples is objective.samples
-        self.title = "surface" if self.own else "test surface"
+        own = evaluator.samples is objective.samples
+        self.title = "surface" if own else "test surface"
         frozen = evaluator.batchnorm is None or evaluator.batchnorm.policy == "frozen"
-        known = frozen and self.own
-        self.center = objective.center if known else evaluator.reference(0.0, 0.0)
+        self.center = objective.center if own and frozen else evaluator.reference(0.0, 0.0)
 
     def measure(self, i: int, j: int) -> Evaluation:
         """The cell in row i and column j, on all samples."""
@@ -280,7 +279,7 @@ def _fill(
 ) -> Filled:
     samples = grid.evaluator.samples
     few = None
-    if grid.own and len(samples) >= 16 * SMALL_SHARE:
+    if len(samples) >= 16 * SMALL_SHARE:
         few = grid.evaluator.on(samples.head(len(samples) // SMALL_SHARE))
     with progress.task(grid.title, None, "cells") as task:
 
