@@ -115,6 +115,7 @@ def measure_surface(
     y: Sequence[float],
     *,
     tolerance: float | None = None,
+    max_cells: int | None = None,
     cells: Cells | None = None,
     seed: int = 0,
     preview: Preview | None = None,
@@ -130,6 +131,7 @@ def measure_surface(
         x: Coordinates along the first direction [nx], ascending.
         y: Along the second [ny].
         tolerance: Relative error of the filled cells (`fill_surface`); `None` measures all.
+        max_cells: To spend on it at most, as `Filled.cost` counts; see `fill_surface`.
         cells: What was measured before, and is not measured again.
         seed: Which cells are checked.
         preview: Shown losses [ny, nx], NaN or filled where not measured, and the mask of measured
@@ -146,7 +148,7 @@ def measure_surface(
     if tolerance is None:
         _measure_all(grid, preview, progress)
     else:
-        filled = _fill(grid, tolerance, seed, preview, progress)
+        filled = _fill(grid, tolerance, max_cells, seed, preview, progress)
     loss = grid.values[0] if filled is None else filled.loss
     finite = loss[np.isfinite(loss)]
     return Surface(
@@ -275,7 +277,12 @@ def _measure_all(grid: _Grid, preview: Preview | None, progress: Progress) -> No
 
 
 def _fill(
-    grid: _Grid, tolerance: float, seed: int, preview: Preview | None, progress: Progress
+    grid: _Grid,
+    tolerance: float,
+    max_cells: int | None,
+    seed: int,
+    preview: Preview | None,
+    progress: Progress,
 ) -> Filled:
     samples = grid.evaluator.samples
     few = None
@@ -305,6 +312,7 @@ def _fill(
             tolerance=tolerance,
             measure_small=None if few is None else measure_few,
             small_cost=1 / SMALL_SHARE,
+            max_cost=math.inf if max_cells is None else max_cells,
             seed=seed,
             preview=preview,
         )

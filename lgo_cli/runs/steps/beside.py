@@ -90,10 +90,11 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     if config.num_planes == 1:
         return None, 0
     losses = [arrays["loss"]]
-    converged = True
+    fillings: list[Filling] = []
     for evaluator in islice(work.planes(), 1, None):
         surface = work.measure(evaluator)
-        converged &= surface.filled is None or surface.filled.converged
+        filling = filling_results(surface.filled, config)
+        fillings += [] if filling is None else [filling]
         losses.append(surface.loss)
     arrays["planes_loss"] = np.stack(losses)
     statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
@@ -112,7 +113,8 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         )
     found = Planes(
         num_planes=config.num_planes,
-        converged=converged,
+        fillings=fillings,
+        converged=all(filling.converged for filling in fillings),
         loss_min=_band(statistics.loss_min),
         loss_max=_band(statistics.loss_max),
         line_curvature=None
@@ -165,6 +167,7 @@ def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | N
         cost=filled.cost,
         largest_error_estimate=float(estimates.max()),
         largest_relative_estimate=float((estimates / scale).max()),
+        share_above=float(np.mean(estimates > config.tolerance * scale)),
         check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
         num_checks=filled.num_checks,
         converged=filled.converged,

@@ -20,7 +20,7 @@ from lgo_cli.runs.steps.beside import (
 from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from lgo_cli.landscape.surface import Surface
     from lgo_cli.results import ConvexityResults, Filling, Planes, TestSurface
@@ -143,14 +143,14 @@ def _complaints(
 ) -> Iterator[str]:
     """What `--strict` does not let pass."""
     yield from _doubts(surface, "")
+    if filling is not None:
+        yield from _shortfall("the surface", [filling])
     if test is not None:
         yield from _doubts(test, " on the test samples")
-    if filling is not None and not filling.converged:
-        yield f"the surface was not filled in to {filling.tolerance:g}: see its error estimates"
-    if test is not None and test.filling is not None and not test.filling.converged:
-        yield f"the surface on the test samples was not filled in to {test.filling.tolerance:g}"
-    if planes is not None and not planes.converged:
-        yield "not all planes were filled in to the tolerance"
+    if test is not None and test.filling is not None:
+        yield from _shortfall("the surface on the test samples", [test.filling])
+    if planes is not None:
+        yield from _shortfall("further planes", planes.fillings)
     if convexity is not None and convexity.num_converged < convexity.num_cells:
         failed = convexity.num_cells - convexity.num_converged
         yield f"the eigenvalues of {failed} cells of the convexity map did not converge"
@@ -168,3 +168,17 @@ def _doubts(surface: Surface | TestSurface, where: str) -> Iterator[str]:
     ):
         if not difference <= TOLERANCE:
             yield f"{what} is off by {difference:.1e} of the loss{where}"
+
+
+def _shortfall(what: str, fillings: Sequence[Filling]) -> Iterator[str]:
+    """How far surfaces that a budget ended are from their tolerance, the worst of them."""
+    ended = [filling for filling in fillings if not filling.converged]
+    if ended:
+        estimate = max(filling.largest_relative_estimate for filling in ended)
+        share = max(filling.share_above for filling in ended)
+        off = max(filling.check.worst_error for filling in ended if filling.check is not None)
+        yield (
+            f"--max-cells ended {what} short of the tolerance of {ended[0].tolerance:g}: errors "
+            f"are estimated at up to {estimate:.2g} of the loss, above the tolerance at "
+            f"{share:.1%} of the cells, and cells that were checked were off by up to {off:.2g}"
+        )

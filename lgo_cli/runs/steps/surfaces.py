@@ -135,6 +135,7 @@ class Work:
                 self.x,
                 self.y,
                 tolerance=self.config.tolerance,
+                max_cells=self.config.max_cells,
                 cells=cells,
                 seed=self.config.seed,
                 preview=_preview(self) if own and self.context.execution.preview else None,
