@@ -21,7 +21,7 @@ from lgo_cli.results import (
     TestSurface,
     TrajectoryPoint,
 )
-from lgo_cli.runs.steps.surfaces import ARRAYS
+from lgo_cli.runs.steps.surfaces import ARRAYS, grids_in_memory
 
 if TYPE_CHECKING:
     from lgo_cli.config import ContourConfig
@@ -89,15 +89,17 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     config = work.config
     if config.num_planes == 1:
         return None, 0
-    losses = [arrays["loss"]]
     fillings: list[Filling] = []
-    for evaluator in islice(work.planes(), 1, None):
-        surface = work.measure(evaluator)
-        filling = filling_results(surface.filled, config)
-        fillings += [] if filling is None else [filling]
-        losses.append(surface.loss)
-    arrays["planes_loss"] = np.stack(losses)
-    statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
+    with grids_in_memory(config):
+        losses = np.empty((config.num_planes, *arrays["loss"].shape))
+        losses[0] = arrays["loss"]
+        for index, evaluator in enumerate(islice(work.planes(), 1, None), start=1):
+            surface = work.measure(evaluator)
+            filling = filling_results(surface.filled, config)
+            fillings += [] if filling is None else [filling]
+            losses[index] = surface.loss
+        statistics = plane_statistics(arrays["x"], arrays["y"], losses)
+    arrays["planes_loss"] = losses
     arrays["profile_radius"] = statistics.radii
     arrays["profile_median"] = statistics.profile.median
     arrays["profile_low"] = statistics.profile.minimum
