@@ -206,6 +206,8 @@ class ContourConfig(LandscapeConfig):
     auto_range: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     resolution: str = "51x51"
     tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # What the first cells and a check take, and a grid that is too small to fill in.
+    max_cells: Annotated[int, Field(ge=72)] | None = None
     convexity: Annotated[int, Field(ge=2)] | None = None
     test: bool = False
 
@@ -243,6 +245,8 @@ class ContourConfig(LandscapeConfig):
             raise ValueError(f"--num-planes draws random directions: --plane {kind} has none")
         if self.normalization != "filter" and not drawn:
             raise ValueError(f"--normalization is of random directions: --plane {kind} has none")
+        if self.max_cells is not None and self.tolerance is None:
+            raise UsageError("--max-cells goes with --tolerance", hint="--tolerance 0.01, or so")
         if self.auto_range is not None and (self.x_range or self.y_range):
             raise ValueError("--auto-range finds the ranges: give no --x-range or --y-range")
         _check_range("x_range", self.x_range)
@@ -374,14 +378,10 @@ def linspace(bounds: Range, num_points: int) -> list[float]:
         bounds: lo < hi.
         num_points: n >= 2.
     """
-    low, high = (_exact(bound) for bound in bounds)
+    low, high = (Fraction(Decimal(repr(bound))) for bound in bounds)
     return [
         float((low * (num_points - 1 - i) + high * i) / (num_points - 1)) for i in range(num_points)
     ]
-
-
-def _exact(value: float) -> Fraction:
-    return Fraction(Decimal(repr(value)))
 
 
 def parse_config(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:

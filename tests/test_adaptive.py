@@ -207,19 +207,69 @@ def test_noise_is_measured_whole() -> None:
     assert found.check is None
 
 
-def test_limit_on_cost_ends_it_and_says_so() -> None:
-    found, truth, _ = _fill(SMOOTH["ridge"], max_cost=80)
-    # The batch that reaches the limit is an eighth to a fifth of what there is; then the check.
-    assert 80 <= found.num_measured <= 80 * 1.2 + NUM_CHECKED
+def _share_above(found: Filled, tolerance: float = TOLERANCE) -> float:
+    return float(
+        np.mean(found.error_estimate > tolerance * np.maximum(np.abs(found.loss), found.floor))
+    )
+
+
+@pytest.mark.parametrize("max_cost", [72, 80, 120, 121, 300])
+def test_limit_on_cost_ends_it_and_says_so(max_cost: int) -> None:
+    found, truth, _ = _fill(SMOOTH["ridge"], max_cost=max_cost)
+    # All of it is spent, the check's cells included.
+    assert found.cost == found.num_measured == max_cost
     assert not found.converged
-    scale = np.maximum(np.abs(found.loss), found.floor)
-    assert (found.error_estimate / scale).max() > TOLERANCE
     assert found.check is not None
+    assert found.check.num_cells == NUM_CHECKED
+    assert _share_above(found) > 0
+    scale = np.maximum(np.abs(found.loss), found.floor)
     error = np.abs(found.loss - truth) / np.maximum(np.abs(truth), found.floor)
     # It may be wrong, and it says by how much: of a filled cell in thirty the estimate falls short
     # on measured surfaces; four times that here, where the limit came early.
     stated = found.error_estimate / scale
     assert np.mean(error > np.maximum(stated, 1e-12)) < 4 / 30
+
+
+def _valley(x: Array, y: Array) -> Array:
+    return np.where(x + 0.4 * y < 0.6, 1 + x**2 + np.abs(y) ** 3, np.inf)
+
+
+@pytest.mark.parametrize("name", ["ridge", "step", "valley", "noise", "two levels"])
+def test_limit_on_cost_is_kept_and_a_larger_one_asks_for_the_same_cells(name: str) -> None:
+    x = y = np.array(linspace((-1.0, 1.0), 41))
+    draw = np.random.default_rng(0).uniform(0.5, 2.0, (41, 41))
+    functions = {
+        **SMOOTH, "valley": _valley, "two levels": _rough, "noise": lambda x, y: draw + 0 * (x + y)
+    }  # fmt: skip
+    truth = functions[name](x[None, :], y[:, None])
+    small = truth / 1.1
+    small[10:13, 20:23] = math.inf
+    before: tuple[set[tuple[int, int]], set[tuple[int, int]]] = set(), set()
+    num_ended = 0
+    for max_cost in (72, 75, 90, 130, 200, 350, 700, math.inf):
+        full, few = _Oracle(truth), _Oracle(small)
+        found = fill_surface(
+            x.tolist(),
+            y.tolist(),
+            full,
+            tolerance=TOLERANCE,
+            measure_small=few if name == "two levels" else None,
+            max_cost=max_cost,
+        )
+        assert found.cost == len(full.asked) + len(few.asked) / 16 <= max_cost
+        assert found.cost > max_cost - 2 or found.converged
+        assert before[0] <= set(full.asked)
+        assert before[1] <= set(few.asked)
+        before = set(full.asked), set(few.asked)
+        num_ended += not found.converged
+    assert found.converged
+    assert num_ended >= 1
+
+
+def test_grid_of_the_least_budget_is_measured_whole() -> None:
+    found, _, asked = _fill(SMOOTH["ridge"], 12, 6, max_cost=72)
+    assert len(asked) == 72
+    assert found.converged
 
 
 def test_check_is_of_random_filled_cells_and_says_what_it_found() -> None:

@@ -191,6 +191,15 @@ def test_goes_on_behind_what_is_finished_to_the_same_bits(num_done: int) -> None
         assert (cold.num_matvecs != whole.num_matvecs).any()
 
 
+def test_memory_moves_no_bit_of_what_is_kept() -> None:
+    """So that a map may go on with another budget, which the key of what is kept leaves out."""
+    x, y = linspace((-1.0, 1.0), 3), [0.0, 0.5]
+    kept: list[Finished] = []
+    whole = _map(x, y, memory_bytes=2**40)
+    _same(_map(x, y, memory_bytes=0, keep=kept.append), whole)
+    _same(_map(x, y, memory_bytes=2**40, finished=kept[2]), whole)
+
+
 def test_cells_that_are_not_finite_are_nan_and_spoil_no_other() -> None:
     model, samples, loss = _trained()
     with Objective(model, samples, loss) as objective:

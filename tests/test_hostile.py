@@ -422,12 +422,9 @@ def test_grid_that_is_too_large(lgo: Lgo, small_run: Path, monkeypatch: pytest.M
     before = _files(small_run)
     line = ("contour", small_run, "--resolution", "99999", "--tolerance", "0.1")
     error = lgo(*line, code=5).stderr
-    assert error.startswith("lgo: error: a grid of 99999 x 99999 cells takes 596 GiB, more than ")
+    # 1,533 bytes a cell.
+    assert error.startswith("lgo: error: a grid of 99999 x 99999 cells would take 1.43e+04 GiB, mo")
     assert error.endswith("\nhint: lower --resolution\n")
-    # Without --tolerance each cell is kept as it was measured, for several times as much.
-    total = 1500 * 1500 * 200
-    monkeypatch.setattr("lgo_cli.curvature.networks.total_memory_bytes", lambda device: total)
-    lgo("contour", small_run, "--resolution", "1500", code=5)
 
     # Where the system promises more than it has, or a limit is set, allocation itself fails.
     def fail(*arguments: object, **options: object) -> None:
@@ -439,6 +436,55 @@ def test_grid_that_is_too_large(lgo: Lgo, small_run: Path, monkeypatch: pytest.M
         "lgo: error: out of memory for a grid of 1500 x 1500 cells\nhint: lower --resolution\n"
     )
     assert _files(small_run) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "num_bytes", "what", "hint"),
+    [
+        ("", 460 + 33, "a grid", "lower --resolution"),
+        ("--tolerance 0.1", 1500 + 33, "a grid", "lower --resolution"),
+        # Beside the one that is measured: another surface, and the losses of each plane.
+        ("--test", 460 + 66, "2 grids", "lower --resolution, or leave out --test"),
+        ("--num-planes 2", 460 + 66 + 34, "2 grids", "lower --resolution or --num-planes"),
+        (
+            "--num-planes 3 --test --tolerance 0.1",
+            1500 + 66 + 51,
+            "4 grids",
+            "lower --resolution or --num-planes, or leave out --test",
+        ),
+    ],
+)
+def test_all_that_is_held_counts(
+    lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch,
+    more: str, num_bytes: int, what: str, hint: str,
+) -> None:  # fmt: skip
+    def limit(total: int) -> None:
+        monkeypatch.setattr("lgo_cli.curvature.networks.total_memory_bytes", lambda device: total)
+
+    line = ("contour", small_run, "--resolution", "8x6", "--analysis-samples", "16", *more.split())
+    limit(48 * num_bytes - 1)
+    size = f"{48 * num_bytes / 2**30:.3g} GiB"
+    assert lgo(*line, code=5).stderr == (
+        f"lgo: error: {what} of 8 x 6 cells would take {size}, more than the {size} of memory\n"
+        f"hint: {hint}\n"
+    )
+    limit(48 * num_bytes)
+    lgo(*line, "--quiet")
+
+
+def test_memory_that_ends_at_further_planes(
+    lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lgo_cli.landscape.statistics.plane_statistics", fail)
+    line = ("contour", small_run, "--num-planes", "2", "--resolution", "5")
+    error = lgo(*line, "--analysis-samples", "16", code=5).stderr
+    assert error == (
+        "lgo: error: out of memory for 2 grids of 5 x 5 cells\n"
+        "hint: lower --resolution or --num-planes\n"
+    )
 
 
 def test_bug_keeps_its_traceback(

@@ -357,6 +357,20 @@ def test_tolerance_measures_a_part_and_says_how_far_the_rest_may_be_off() -> Non
     assert error.max() <= 2 * found.error_estimate.max()
 
 
+def test_other_samples_are_treated_as_the_own_are() -> None:
+    """Equal samples under another name give equal surfaces, a sixteenth of them measured first."""
+    with Objective(_network(), _samples(400)) as objective:
+        evaluator = Evaluator(objective, random_plane(objective, 0).directions)
+        x, y = linspace((-3.0, 3.0), 41), linspace((-3.0, 3.0), 31)
+        own = measure_surface(evaluator, x, y, tolerance=0.003)
+        other = measure_surface(evaluator.on(_samples(400)), x, y, tolerance=0.003)
+    assert own.num_small == other.num_small > 0
+    assert np.array_equal(own.measured, other.measured)
+    assert np.array_equal(own.loss, other.loss)
+    assert own.loss_at_center == other.loss_at_center
+    assert own.self_check == other.self_check
+
+
 def test_killed_filling_asks_for_the_same_cells_again() -> None:
     """A run that finds part of its cells known goes the way of one that finds none."""
     with Objective(_network(), SAMPLES) as objective:

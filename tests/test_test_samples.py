@@ -152,6 +152,33 @@ def test_shares_end_where_there_are_fewer_test_samples(small_run: Path, tmp_path
     assert _results(tmp_path).measured.num_test_samples == 128
 
 
+def test_it_is_checked_as_the_other_is(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell again by plain arithmetic, on the test samples; with `--strict` it counts."""
+    _contour(small_run, tmp_path)
+    results = _results(tmp_path)
+    assert results.test is not None
+    # Float32 in another order, as for the other surface.
+    assert results.test.self_check.recomputed_cell.difference < 1e-5
+    assert abs(results.test.self_check.center_difference) < 1e-5
+    assert not results.complaints
+    call = Evaluator.__call__
+
+    def off_in_test(self: Evaluator, *coordinates: float) -> Evaluation:
+        found = call(self, *coordinates)
+        own = torch.equal(self.samples.inputs[:1], self.objective.samples.inputs[:1])
+        return found if own else replace(found, loss=1.01 * found.loss)
+
+    monkeypatch.setattr(Evaluator, "__call__", off_in_test)
+    _contour(small_run, tmp_path / "off")
+    assert _results(tmp_path / "off").complaints == [
+        "the centre, measured as any cell, is off by 1.0e-02 of the loss on the test samples",
+        "a cell that was measured again by plain arithmetic is off by 9.9e-03 of the loss "
+        "on the test samples",
+    ]
+
+
 def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
     line = ("contour", small_run, "--resolution", "5x3", "--analysis-samples", SAMPLES, "--test")
     printed = lgo(*line).stdout

@@ -29,6 +29,7 @@ def contour(
     auto_range: options.AutoRange = _C.auto_range,
     resolution: options.Resolution = _C.resolution,
     tolerance: options.Tolerance = _C.tolerance,
+    max_cells: options.MaxCells = _C.max_cells,
     convexity: options.ConvexityOption = _C.convexity,
     test: options.Test = _C.test,
     analysis_samples: options.AnalysisSamples = _C.analysis_samples,

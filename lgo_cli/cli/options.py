@@ -312,6 +312,10 @@ Tolerance = Annotated[
         "such as 0.01. (default: measure all)",
     ),
 ]
+MaxCells = Annotated[
+    int | None,
+    _option(ANALYSIS, "With --tolerance, N cells at most. (default: no limit)", metavar="N"),
+]
 Test = Annotated[
     bool, _flag(ANALYSIS, "Measure the surface on as many test samples too.", "--test")
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgo_cli.manifest import Manifest
-    from lgo_cli.results import Eigenvalue, Results
+    from lgo_cli.results import Eigenvalue, Filling, Results
 
 Rows = list[tuple[str, str]]
 
@@ -262,22 +262,7 @@ def _contour(results: ContourResults) -> Rows:
     if results.explained_variance is not None:
         first, second = results.explained_variance
         rows.append(("variance", f"{first:.1%} and {second:.1%} of the trajectory's"))
-    cells = f"{results.num_measured:,} of {results.num_cells:,} measured"
-    filling = results.filling
-    whole = results.num_measured == results.num_cells
-    if filling is not None and whole:
-        cells += f", worth {filling.cost:.0f}: filling in to {filling.tolerance:.3g} saves nothing"
-    elif filling is not None:
-        cells += f", worth {filling.cost:.0f}; the rest filled in to {filling.tolerance:.3g}"
-    rows.append(("cells", cells))
-    if filling is not None and not whole:
-        text = f"stated up to {filling.largest_relative_estimate:.1e} of the loss"
-        if filling.check is not None:
-            text += (
-                f"; {filling.check.num_cells} cells measured after all were off by "
-                f"{filling.check.worst_error:.1e} at most"
-            )
-        rows.append(("error", text))
+    rows += _cells(results)
     if results.quadratic is not None:
         rows.append(
             (
@@ -289,6 +274,8 @@ def _contour(results: ContourResults) -> Rows:
     test = results.test
     if test is not None:
         cells = f"{test.num_measured:,} of {results.num_cells:,} measured"
+        if test.filling is not None and not test.filling.converged:
+            cells += f"; the rest {_filled(test.filling)}"
         rows.append(
             (
                 "test",
@@ -325,13 +312,43 @@ def _contour(results: ContourResults) -> Rows:
     return rows
 
 
+def _cells(results: ContourResults) -> Rows:
+    """How many cells were measured, and how far the others may be off."""
+    filling = results.filling
+    cells = f"{results.num_measured:,} of {results.num_cells:,} measured"
+    if filling is None:
+        return [("cells", cells)]
+    if results.num_measured == results.num_cells:
+        saves = f"filling in to {filling.tolerance:.3g} saves nothing"
+        return [("cells", f"{cells}, worth {filling.cost:.0f}: {saves}")]
+    text = f"stated up to {filling.largest_relative_estimate:.1e} of the loss"
+    if filling.check is not None:
+        text += (
+            f"; {filling.check.num_cells} cells measured after all were off by "
+            f"{filling.check.worst_error:.1e} at most"
+        )
+    return [
+        ("cells", f"{cells}, worth {filling.cost:.0f}; the rest {_filled(filling)}"),
+        ("error", text),
+    ]
+
+
+def _filled(filling: Filling) -> str:
+    """To what the cells that were not measured were filled in."""
+    if filling.converged:
+        return f"filled in to {filling.tolerance:.3g}"
+    return f"NOT filled in to {filling.tolerance:.3g}, short of it at {filling.share_above:.1%}"
+
+
 def _planes(planes: Planes) -> Rows:
     low, high = planes.loss_min, planes.loss_max
+    ended = [filling for filling in planes.fillings if not filling.converged]
+    short = f"; {len(ended)} NOT filled in to {ended[0].tolerance:.3g}" if ended else ""
     rows = [
         (
             "planes",
             f"{planes.num_planes}; largest loss {high.median:.4g} in the median "
-            f"({high.minimum:.4g} to {high.maximum:.4g}), smallest {low.median:.4g}",
+            f"({high.minimum:.4g} to {high.maximum:.4g}), smallest {low.median:.4g}{short}",
         )
     ]
     lines = planes.line_curvature

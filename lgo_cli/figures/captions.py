@@ -136,6 +136,11 @@ def _cells(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
         "spline of the logarithm of the loss, and the largest error estimate is "
         f"{percent['largest_relative_estimate']}."
     ]
+    if not filling["converged"]:
+        text.append(
+            "A limit on the cells ended it before: estimates are above the tolerance at "
+            f"{100 * number(filling['share_above']):.2g} % of the cells."
+        )
     check = filling["check"]
     if check is not None:
         text.append(

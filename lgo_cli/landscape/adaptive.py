@@ -136,8 +136,10 @@ def fill_surface(
         tolerance: In (0, 1): |error| / max(|loss|, floor) at each cell.
         measure_small: Losses at cells on the first few samples.
         small_cost: Of such a cell, in cells on all samples.
-        max_cost: Stop refining there, in cells on all samples. The coarse grid and a check are
-            always measured.
+        max_cost: Cells to spend at most, one on few samples as `small_cost`; a check's are laid
+            aside. From 72 on it is kept: the coarse grid and a check are measured whatever it is,
+            and a grid of 72 cells is measured whole. Cells asked for with less are asked for with
+            more.
         seed: The user's seed, for the checks.
         preview: Shown losses [ny, nx] and the mask of those measured, after each batch.
     """
@@ -149,13 +151,15 @@ def fill_surface(
     filling.ask(filling.coarse())
     filling.floor = filling.choose_floor()
     filling.choose_levels()
-    num_checks = 0
+    num_checks, check = 0, None
     while True:
         done = filling.refine(max_cost)
         drawn = torch.randperm(m, generator=generator(seed, "contour", "check", num_checks))
         cells = [cell for cell in drawn.tolist() if not filling.known[cell]][:NUM_CHECKED]
         if not cells:
             return filling.result(None, num_checks, converged=True)
+        if check is not None and filling.cost + filling.price * len(cells) > max_cost:
+            return filling.result(check, num_checks, converged=False)
         num_checks += 1
         check = filling.check(cells)
         good = filling.enlarge(check) and check.share_within == 1
@@ -196,6 +200,11 @@ class _Filling:
     @property
     def cost(self) -> float:
         return float(self.known.sum() + self.small_cost * self.known_small.sum())
+
+    @property
+    def price(self) -> float:
+        """What a cell adds to the cost, if it is measured on few samples too."""
+        return 1 + self.small_cost if self.two_levels else 1.0
 
     def coarse(self) -> list[int]:
         """Chebyshev's points along both axes, and the cell nearest to the origin."""
@@ -265,7 +274,11 @@ class _Filling:
             self.known_small[new] = True
 
     def refine(self, max_cost: float) -> bool:
-        """Measure until all estimates are within the tolerance; whether they are."""
+        """Measure until all estimates are within the tolerance; whether they are.
+
+        What a check takes is left of `max_cost`. The last batch is as much of one as is left.
+        """
+        whole = True
         while True:
             measured = np.flatnonzero(self.known)
             finite, distance = nearest_is_finite(self.shape, measured, self.full[measured])
@@ -273,18 +286,27 @@ class _Filling:
             edge = border(self.shape, self.known, finite, distance)
             if not (small or full or edge):
                 return True
-            if self.cost >= max_cost:
+            if not whole:
                 return False
-            if self.cost > WHOLE_SHARE * len(self.known):
+            missing = np.flatnonzero(~self.known).tolist()
+            if self.cost > WHOLE_SHARE * len(self.known) and self.cost + len(missing) <= max_cost:
                 self.two_levels = False
-                self.ask(np.flatnonzero(~self.known).tolist())
+                self.ask(missing)
                 return True
+            left = max_cost - NUM_CHECKED * self.price - self.cost
             if small and not edge:
-                self.ask_small(small)
+                batch = _first(small, left / self.small_cost)
+                whole = len(batch) == len(small)
+                self.ask_small(batch)
                 # What overflows on few samples does so on all: that is for the border.
-                self.ask(cell for cell in small if not np.isfinite(self.small[cell]))
+                lost = [cell for cell in batch if not np.isfinite(self.small[cell])]
+                if len(lost) > left - self.small_cost * len(batch):
+                    return False
+                self.ask(lost)
             else:
-                self.ask(edge or full)
+                batch = _first(edge or full, left / self.price)
+                whole = len(batch) == len(edge or full)
+                self.ask(batch)
 
     def _fill(self, finite: Array) -> tuple[list[int], list[int]]:
         """Fill the cells that are not measured; name those to measure on few samples, and on all.
@@ -380,6 +402,11 @@ class _Filling:
             num_checks=num_checks,
             converged=converged,
         )
+
+
+def _first(cells: list[int], number: float) -> list[int]:
+    """No more than so many of the cells."""
+    return cells[: int(min(max(number, 0), len(cells)))]
 
 
 def _batch(known: Array) -> int:

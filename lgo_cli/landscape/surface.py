@@ -79,6 +79,7 @@ class Surface:
         measured: [ny, nx], bool.
         error_estimate: Of the loss [ny, nx], 0 where measured.
         loss_at_center: Loss at (0, 0): the untouched model's, as its batch-norm policy has it.
+        accuracy_at_center: Accuracy there.
         loss_min: Over finite cells; `None` if there are none.
         loss_max: Likewise.
         num_cells: nx·ny.
@@ -97,6 +98,7 @@ class Surface:
     measured: Array
     error_estimate: Array
     loss_at_center: float
+    accuracy_at_center: float
     loss_min: float | None
     loss_max: float | None
     num_cells: int
@@ -113,6 +115,7 @@ def measure_surface(
     y: Sequence[float],
     *,
     tolerance: float | None = None,
+    max_cells: int | None = None,
     cells: Cells | None = None,
     seed: int = 0,
     preview: Preview | None = None,
@@ -124,10 +127,11 @@ def measure_surface(
     at (0, 0), if there is one, is the untouched model.
 
     Args:
-        evaluator: Of the plane's two directions.
+        evaluator: Of the plane's two directions, on its own samples or on others.
         x: Coordinates along the first direction [nx], ascending.
         y: Along the second [ny].
         tolerance: Relative error of the filled cells (`fill_surface`); `None` measures all.
+        max_cells: To spend on it at most, as `Filled.cost` counts; see `fill_surface`.
         cells: What was measured before, and is not measured again.
         seed: Which cells are checked.
         preview: Shown losses [ny, nx], NaN or filled where not measured, and the mask of measured
@@ -144,7 +148,7 @@ def measure_surface(
     if tolerance is None:
         _measure_all(grid, preview, progress)
     else:
-        filled = _fill(grid, tolerance, seed, preview, progress)
+        filled = _fill(grid, tolerance, max_cells, seed, preview, progress)
     loss = grid.values[0] if filled is None else filled.loss
     finite = loss[np.isfinite(loss)]
     return Surface(
@@ -156,6 +160,7 @@ def measure_surface(
         measured=grid.visited,
         error_estimate=np.zeros_like(loss) if filled is None else filled.error_estimate,
         loss_at_center=grid.center.loss,
+        accuracy_at_center=grid.center.accuracy,
         loss_min=float(finite.min()) if len(finite) else None,
         loss_max=float(finite.max()) if len(finite) else None,
         num_cells=loss.size,
@@ -224,8 +229,11 @@ class _Grid:
         self.shape = (len(y), len(x))
         self.values = np.full((3, *self.shape), np.nan)
         self.visited = np.zeros(self.shape, dtype=bool)
+        objective = evaluator.objective
+        own = evaluator.samples is objective.samples
+        self.title = "surface" if own else "test surface"
         frozen = is_frozen(evaluator.batchnorm)
-        self.center = evaluator.objective.center if frozen else evaluator.reference(0.0, 0.0)
+        self.center = objective.center if own and frozen else evaluator.reference(0.0, 0.0)
 
     def measure(self, i: int, j: int) -> Evaluation:
         """The cell in row i and column j, on all samples."""
@@ -251,7 +259,7 @@ def _measure_all(grid: _Grid, preview: Preview | None, progress: Progress) -> No
     num_cells = math.prod(grid.shape)
     started, before = time.monotonic(), grid.cells.num_measured
     hinted = False
-    with progress.task("surface", num_cells, "cells") as task:
+    with progress.task(grid.title, num_cells, "cells") as task:
         for level in _coarse_to_fine(grid.shape):
             for i, j in level:
                 task.advance(1, loss=grid.measure(i, j).loss)
@@ -269,13 +277,18 @@ def _measure_all(grid: _Grid, preview: Preview | None, progress: Progress) -> No
 
 
 def _fill(
-    grid: _Grid, tolerance: float, seed: int, preview: Preview | None, progress: Progress
+    grid: _Grid,
+    tolerance: float,
+    max_cells: int | None,
+    seed: int,
+    preview: Preview | None,
+    progress: Progress,
 ) -> Filled:
     samples = grid.evaluator.samples
     few = None
     if len(samples) >= 16 * SMALL_SHARE:
         few = grid.evaluator.on(samples.head(len(samples) // SMALL_SHARE))
-    with progress.task("surface", None, "cells") as task:
+    with progress.task(grid.title, None, "cells") as task:
 
         def measure(wanted: Sequence[tuple[int, int]]) -> list[float]:
             losses = []
@@ -299,6 +312,7 @@ def _fill(
             tolerance=tolerance,
             measure_small=None if few is None else measure_few,
             small_cost=1 / SMALL_SHARE,
+            max_cost=math.inf if max_cells is None else max_cells,
             seed=seed,
             preview=preview,
         )
@@ -320,7 +334,7 @@ def _recompute(grid: _Grid, seed: int) -> RecomputedCell:
         ):
             parameter.data = center + x[j] * d0 + y[i] * d1
         with statistics_at(evaluator.batchnorm, x[j], y[i]):
-            again = objective.evaluate().loss
+            again = objective.evaluate(evaluator.samples).loss
     finally:
         for parameter, view in zip(objective.parameters, views, strict=True):
             parameter.data = view

@@ -47,7 +47,8 @@ class FillingCheck(Strict):
 class Filling(Strict):
     """How the cells that were not measured were filled in, to `tolerance`.
 
-    `cost` counts cells on all samples, those on a sixteenth of them as a sixteenth.
+    `cost` counts cells on all samples, those on a sixteenth of them as a sixteenth. `share_above`
+    is the share of all cells whose estimate is above the tolerance, where a budget ended it before.
     """
 
     tolerance: float
@@ -56,6 +57,7 @@ class Filling(Strict):
     cost: float
     largest_error_estimate: Real
     largest_relative_estimate: Real
+    share_above: float
     check: FillingCheck | None
     num_checks: int
     converged: bool
@@ -69,7 +71,7 @@ class TestSurface(Strict):
     loss_min: Real | None
     loss_max: Real | None
     num_measured: int
-    fast_path_difference: Real
+    self_check: SelfCheck
     filling: Filling | None
 
 
@@ -117,9 +119,13 @@ class LineCurvatureResults(Strict):
 
 
 class Planes(Strict):
-    """Several random planes; the arrays and the other results are of the first."""
+    """Several random planes; the arrays and the other results are of the first.
+
+    `fillings` are of the others, in order; there are none if all cells were measured.
+    """
 
     num_planes: int
+    fillings: list[Filling]
     converged: bool
     loss_min: BandResults
     loss_max: BandResults

@@ -113,7 +113,8 @@ class ConvexityFile:
 
     A cell begins from the eigenvectors of the one before, so that the last ones are kept too: cells
     and vectors belong together and change together. They are 2·P numbers, which a Krylov run took
-    at least six products with all samples to find; when the map is done, they go.
+    at least six products with all samples to find; when the map is done, they go. The memory budget
+    moves no bit, and is no part of the key.
 
     Args:
         out: The run's directory.

@@ -17,13 +17,13 @@ from lgo_cli.results import (
     LineCurvatureResults,
     Planes,
     Quadratic,
+    SelfCheck,
     TestSurface,
     TrajectoryPoint,
 )
+from lgo_cli.runs.steps.surfaces import ARRAYS, grids_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lgo_cli.config import ContourConfig
     from lgo_cli.landscape.adaptive import Filled
     from lgo_cli.landscape.convexity import Convexity
@@ -89,14 +89,17 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     config = work.config
     if config.num_planes == 1:
         return None, 0
-    losses = [arrays["loss"]]
-    converged = True
-    for evaluator in islice(work.planes(), 1, None):
-        surface = work.measure(evaluator)
-        converged &= surface.filled is None or surface.filled.converged
-        losses.append(surface.loss)
-    arrays["planes_loss"] = np.stack(losses)
-    statistics = plane_statistics(arrays["x"], arrays["y"], arrays["planes_loss"])
+    fillings: list[Filling] = []
+    with grids_in_memory(config):
+        losses = np.empty((config.num_planes, *arrays["loss"].shape))
+        losses[0] = arrays["loss"]
+        for index, evaluator in enumerate(islice(work.planes(), 1, None), start=1):
+            surface = work.measure(evaluator)
+            filling = filling_results(surface.filled, config)
+            fillings += [] if filling is None else [filling]
+            losses[index] = surface.loss
+        statistics = plane_statistics(arrays["x"], arrays["y"], losses)
+    arrays["planes_loss"] = losses
     arrays["profile_radius"] = statistics.radii
     arrays["profile_median"] = statistics.profile.median
     arrays["profile_low"] = statistics.profile.minimum
@@ -112,7 +115,8 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         )
     found = Planes(
         num_planes=config.num_planes,
-        converged=converged,
+        fillings=fillings,
+        converged=all(filling.converged for filling in fillings),
         loss_min=_band(statistics.loss_min),
         loss_max=_band(statistics.loss_max),
         line_curvature=None
@@ -130,56 +134,26 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
 
 
 def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
-    """The plane's surface on the test samples: measured, or filled in to the same tolerance.
-
-    Where it rises is not where the other does: each is filled in from cells of its own.
-    """
-    from lgo_cli.landscape.adaptive import fill_surface
-    from lgo_cli.landscape.surface import verify_on
-
-    evaluator, config, x, y = work.test, work.config, work.x, work.y
-    if evaluator is None:
+    """The plane's surface on the test samples: measured, or filled in to the same tolerance."""
+    if work.test is None:
         return None
-    difference = verify_on(evaluator, x, y)
-    center = evaluator.reference(0.0, 0.0)
-    values = np.full((3, len(y), len(x)), np.nan)
-    total = None if config.tolerance is not None else values[0].size
-    with (
-        work.journal(evaluator) as cells,
-        work.context.progress.task("test surface", total, "cells") as task,
-    ):
-
-        def measure(wanted: Sequence[tuple[int, int]]) -> list[float]:
-            losses = []
-            for i, j in wanted:
-                at_center = x[j] == 0 and y[i] == 0
-                cell = center if at_center else cells.measure(evaluator, x[j], y[i])
-                values[:, i, j] = cell.loss, cell.standard_error, cell.accuracy
-                losses.append(cell.loss)
-                task.advance(1, loss=cell.loss)
-            return losses
-
-        filled = None
-        if config.tolerance is None:
-            measure(list(np.ndindex(len(y), len(x))))
-        else:
-            filled = fill_surface(x, y, measure, tolerance=config.tolerance, seed=config.seed)
-    loss = values[0] if filled is None else filled.loss
-    measured = np.ones(loss.shape, dtype=bool) if filled is None else filled.measured
-    arrays["test_loss"] = loss
-    arrays["test_standard_error"], arrays["test_accuracy"] = values[1:]
-    arrays["test_measured"] = measured
-    arrays["test_error_estimate"] = np.zeros_like(loss) if filled is None else filled.error_estimate
-    finite = loss[np.isfinite(loss)]
+    surface = work.measure(work.test)
+    arrays.update({f"test_{name}": getattr(surface, name) for name in ARRAYS})
     return TestSurface(
-        loss_at_center=center.loss,
-        accuracy_at_center=center.accuracy,
-        loss_min=float(finite.min()) if len(finite) else None,
-        loss_max=float(finite.max()) if len(finite) else None,
-        num_measured=int(measured.sum()),
-        fast_path_difference=difference,
-        filling=filling_results(filled, config),
+        loss_at_center=surface.loss_at_center,
+        accuracy_at_center=surface.accuracy_at_center,
+        loss_min=surface.loss_min,
+        loss_max=surface.loss_max,
+        num_measured=surface.num_measured,
+        self_check=self_check_results(work, surface),
+        filling=filling_results(surface.filled, work.config),
     )
+
+
+def self_check_results(work: Work, surface: Surface) -> SelfCheck:
+    """What is reported of how a surface checked itself."""
+    cosine = work.named.plane.axis_cosine
+    return SelfCheck(axis_cosine=cosine, **asdict(surface.self_check))
 
 
 def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | None:
@@ -195,6 +169,7 @@ def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | N
         cost=filled.cost,
         largest_error_estimate=float(estimates.max()),
         largest_relative_estimate=float((estimates / scale).max()),
+        share_above=float(np.mean(estimates > config.tolerance * scale)),
         check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
         num_checks=filled.num_checks,
         converged=filled.converged,

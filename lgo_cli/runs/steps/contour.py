@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.errors import NumericsError
-from lgo_cli.results import ContourResults, Marker, SelfCheck
+from lgo_cli.results import ContourResults, Marker
 from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
@@ -15,12 +15,13 @@ from lgo_cli.runs.steps.beside import (
     further_planes,
     on_test_samples,
     quadratic_of,
+    self_check_results,
     trajectory_points,
 )
-from lgo_cli.runs.steps.surfaces import open_work
+from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from lgo_cli.landscape.surface import Surface
     from lgo_cli.results import ConvexityResults, Filling, Planes, TestSurface
@@ -34,12 +35,7 @@ class ContourStep(Step):
         """Losses on a plane, and what else is asked about it."""
         with context.stopwatch.phase("compute"), open_work(context) as work:
             surface = work.measure(work.evaluator)
-            arrays: dict[str, Any] = {
-                key: getattr(surface, key)
-                for key in (
-                    "x", "y", "loss", "standard_error", "accuracy", "measured", "error_estimate",
-                )
-            }  # fmt: skip
+            arrays: dict[str, Any] = {key: getattr(surface, key) for key in ("x", "y", *ARRAYS)}
             arrays["directions"] = work.named.plane.directions.cpu().numpy()
             curve = work.named.plane.curve
             if curve is not None:
@@ -59,7 +55,9 @@ class ContourStep(Step):
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
         return ContourResults(
-            **common(context, [*plane.warnings, *work.warnings, *_warnings(surface), *complaints]),
+            **common(
+                context, [*plane.warnings, *work.warnings, *_warnings(surface, test), *complaints]
+            ),
             complaints=complaints,
             measured=work.description,
             plane=plane.kind,
@@ -73,7 +71,7 @@ class ContourStep(Step):
             filling=filling,
             cell_plan=surface.plan,
             axis_cosine=plane.axis_cosine,
-            self_check=SelfCheck(axis_cosine=plane.axis_cosine, **asdict(surface.self_check)),
+            self_check=self_check_results(work, surface),
             axis_labels=plane.axis_labels,
             x_range=work.x_range,
             y_range=work.y_range,
@@ -132,9 +130,13 @@ def _movements(work: Work) -> list[str]:
     return [f"{each.name} {list(each.shape)}: {each.treatment}" for each in found]
 
 
-def _warnings(surface: Surface) -> Iterator[str]:
-    if surface.self_check.num_nonfinite:
-        yield f"{surface.self_check.num_nonfinite} of {surface.num_cells} cells are not finite"
+def _warnings(surface: Surface, test: TestSurface | None) -> Iterator[str]:
+    checks = [(surface.self_check.num_nonfinite, "")]
+    if test is not None:
+        checks.append((test.self_check.num_nonfinite, " on the test samples"))
+    for number, where in checks:
+        if number:
+            yield f"{number} of {surface.num_cells} cells are not finite{where}"
 
 
 def _complaints(
@@ -145,6 +147,22 @@ def _complaints(
     test: TestSurface | None,
 ) -> Iterator[str]:
     """What `--strict` does not let pass."""
+    yield from _doubts(surface, "")
+    if filling is not None:
+        yield from _shortfall("the surface", [filling])
+    if test is not None:
+        yield from _doubts(test, " on the test samples")
+    if test is not None and test.filling is not None:
+        yield from _shortfall("the surface on the test samples", [test.filling])
+    if planes is not None:
+        yield from _shortfall("further planes", planes.fillings)
+    if convexity is not None and convexity.num_converged < convexity.num_cells:
+        failed = convexity.num_cells - convexity.num_converged
+        yield f"the eigenvalues of {failed} cells of the convexity map did not converge"
+
+
+def _doubts(surface: Surface | TestSurface, where: str) -> Iterator[str]:
+    """What the self-check of a surface found."""
     from lgo_cli.landscape.evaluator import TOLERANCE
 
     check = surface.self_check
@@ -154,13 +172,18 @@ def _complaints(
         ("a cell that was measured again by plain arithmetic", check.recomputed_cell.difference),
     ):
         if not difference <= TOLERANCE:
-            yield f"{what} is off by {difference:.1e} of the loss"
-    if filling is not None and not filling.converged:
-        yield f"the surface was not filled in to {filling.tolerance:g}: see its error estimates"
-    if test is not None and test.filling is not None and not test.filling.converged:
-        yield f"the surface on the test samples was not filled in to {test.filling.tolerance:g}"
-    if planes is not None and not planes.converged:
-        yield "not all planes were filled in to the tolerance"
-    if convexity is not None and convexity.num_converged < convexity.num_cells:
-        failed = convexity.num_cells - convexity.num_converged
-        yield f"the eigenvalues of {failed} cells of the convexity map did not converge"
+            yield f"{what} is off by {difference:.1e} of the loss{where}"
+
+
+def _shortfall(what: str, fillings: Sequence[Filling]) -> Iterator[str]:
+    """How far surfaces that a budget ended are from their tolerance, the worst of them."""
+    ended = [filling for filling in fillings if not filling.converged]
+    if ended:
+        estimate = max(filling.largest_relative_estimate for filling in ended)
+        share = max(filling.share_above for filling in ended)
+        off = max(filling.check.worst_error for filling in ended if filling.check is not None)
+        yield (
+            f"--max-cells ended {what} short of the tolerance of {ended[0].tolerance:g}: errors "
+            f"are estimated at up to {estimate:.2g} of the loss, above the tolerance at "
+            f"{share:.1%} of the cells, and cells that were checked were off by up to {off:.2g}"
+        )

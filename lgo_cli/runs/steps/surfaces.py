@@ -28,13 +28,24 @@ if TYPE_CHECKING:
     from lgo_cli.runs.steps.base import Context
     from lgo_cli.runs.steps.planes import Named
 
+ARRAYS = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
+"""What is written of a surface, [ny, nx] each; of that on the test samples after `test_`."""
+
 PREVIEW = "contour_preview.png"
 
-ARRAY_BYTES = 64
-"""Of a grid's arrays for each cell: seven numbers and a mask, with room to compute one more."""
+SURFACE_BYTES = 33
+"""Of a surface's arrays for each cell: four numbers and a mask."""
 
-EVALUATION_BYTES = 340
-"""Of a measured cell in memory (`Cells`), by `tracemalloc`; to a tolerance few cells are."""
+PLANE_BYTES = 17
+"""Of one of several planes for each cell: its loss, and once more with a mask for statistics."""
+
+EVALUATION_BYTES = 460
+"""Of a measured cell in memory (`Cells`) and its place in the order, by `tracemalloc`; one surface
+at a time. To a tolerance few cells are measured."""
+
+SPLINE_BYTES = 1500
+"""Of the splines through the first 37 cells of a surface that is filled in, for each cell: five
+numbers for each of them, by the process's peak. More where more are measured."""
 
 
 @dataclass
@@ -117,19 +128,25 @@ class Work:
         verify_on(evaluator, self.x, self.y)
 
     def measure(self, evaluator: Evaluator) -> Surface:
-        """The surface on the plane of an evaluator, from the journal where it has the cells."""
+        """The surface on the plane of an evaluator, from the journal where it has the cells.
+
+        Each is filled in from cells of its own: on test samples it rises elsewhere. The preview
+        shows the run's own samples.
+        """
         from lgo_cli.landscape.surface import measure_surface
 
         self.verify(evaluator)
-        with self.journal(evaluator) as cells, _grid_in_memory(self.config):
+        own = evaluator.samples is self.problem.samples
+        with self.journal(evaluator) as cells, grids_in_memory(self.config):
             return measure_surface(
                 evaluator,
                 self.x,
                 self.y,
                 tolerance=self.config.tolerance,
+                max_cells=self.config.max_cells,
                 cells=cells,
                 seed=self.config.seed,
-                preview=_preview(self) if self.context.execution.preview else None,
+                preview=_preview(self) if own and self.context.execution.preview else None,
                 progress=self.context.progress,
             )
 
@@ -191,26 +208,40 @@ def _refuse_vast_grid(config: ContourConfig) -> None:
     from lgo_cli.curvature.networks import total_memory_bytes
 
     nx, ny = config.shape
-    num_bytes = nx * ny * (ARRAY_BYTES + (EVALUATION_BYTES if config.tolerance is None else 0))
+    several = config.num_planes > 1
+    # The first surface stays, and one is measured beside it.
+    for_each = SURFACE_BYTES * (2 if several or config.test else 1)
+    for_each += PLANE_BYTES * config.num_planes if several else 0
+    for_each += EVALUATION_BYTES if config.tolerance is None else SPLINE_BYTES
+    num_bytes = nx * ny * for_each
     total = total_memory_bytes(torch.device("cpu"))
     if num_bytes > total:
+        what, hint = _grids(config)
         raise MachineError(
-            f"a grid of {nx} x {ny} cells takes {num_bytes / 2**30:.3g} GiB, more than the "
+            f"{what} would take {num_bytes / 2**30:.3g} GiB, more than the "
             f"{total / 2**30:.3g} GiB of memory",
-            hint="lower --resolution",
+            hint=hint,
         )
 
 
 @contextmanager
-def _grid_in_memory(config: ContourConfig) -> Iterator[None]:
+def grids_in_memory(config: ContourConfig) -> Iterator[None]:
     """NumPy has no memory left: here, it holds arrays over the grid alone; tensors are torch's."""
     try:
         yield
     except MemoryError as error:
-        nx, ny = config.shape
-        raise MachineError(
-            f"out of memory for a grid of {nx} x {ny} cells", hint="lower --resolution"
-        ) from error
+        what, hint = _grids(config)
+        raise MachineError(f"out of memory for {what}", hint=hint) from error
+
+
+def _grids(config: ContourConfig) -> tuple[str, str]:
+    """What is to be measured, and what would be less."""
+    nx, ny = config.shape
+    number = config.num_planes + config.test
+    hint = "lower --resolution"
+    hint += " or --num-planes" if config.num_planes > 1 else ""
+    hint += ", or leave out --test" if config.test else ""
+    return f"{'a grid' if number == 1 else f'{number} grids'} of {nx} x {ny} cells", hint
 
 
 def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:
