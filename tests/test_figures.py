@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -844,3 +845,13 @@ def test_wide_picture_is_no_higher_than_it_has_to_be(height: float) -> None:
     above = figure.legends[0].get_window_extent().y0
     assert 0 <= above - top < 0.2 * figure.dpi
     _words_inside(figure)
+
+
+def test_names_on_a_low_colour_bar_do_not_run_into_each_other() -> None:
+    y = np.linspace(-0.57, 0.57, 15)
+    figure = draw_contour(*_surface(_decades(), y=y))
+    figure.draw_without_rendering()
+    (bar,) = figure.axes[0].child_axes
+    boxes = [name.get_window_extent() for name in bar.yaxis.get_ticklabels() if name.get_visible()]
+    assert len(boxes) > 2
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))

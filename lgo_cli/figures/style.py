@@ -122,9 +122,22 @@ def _width(lengths: list[int], columns: int) -> float:
 
 
 def settle(figure: Figure, size: Size) -> None:
-    """Make room for legend and caption, and no more, unless the height was asked for."""
-    if size[1] is not None:
-        return
+    """Make room for legend and caption, and no more, unless the height was asked for.
+
+    Names along a colour bar that would run into the one below are left out.
+    """
+    if size[1] is None:
+        _choose_height(figure)
+    figure.draw_without_rendering()
+    for bar in (bar for axes in figure.axes for bar in axes.child_axes):
+        top = -math.inf
+        for name in bar.yaxis.get_ticklabels():
+            box = name.get_window_extent()
+            name.set_visible(box.y0 >= top)
+            top = box.y1 if box.y0 >= top else top
+
+
+def _choose_height(figure: Figure) -> None:
     figure.draw_without_rendering()
     parts = [*figure.legends, figure._supxlabel]  # type: ignore[attr-defined]
     heights = [part.get_window_extent().height for part in parts if part is not None]
