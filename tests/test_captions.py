@@ -100,7 +100,7 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     measured[::2, ::3] = True
     loss[1, 2] = np.inf
     arrays = {
-        "loss": loss, "measured": measured, "convexity_largest": np.ones((5, 6)),
+        "loss": loss, "measured": measured, "convexity_ratio": np.ones((5, 6)),
         "planes_loss": np.stack([loss] * 7), "test_loss": np.ones((3, 4)),
     }  # fmt: skip
     results = {

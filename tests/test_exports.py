@@ -38,7 +38,8 @@ def _surface() -> Arrays:
         "accuracy": draw.random((3, 5)), "directions": draw.normal(size=(2, 9)),
         "measured": measured, "error_estimate": np.where(measured, 0, 0.01 * loss),
         "convexity_x": coarse, "convexity_y": coarse, "convexity_largest": draw.random((2, 2)),
-        "convexity_smallest": -draw.random((2, 2)), "planes_loss": np.stack([loss, 2 * loss]),
+        "convexity_smallest": -draw.random((2, 2)), "convexity_ratio": draw.random((2, 2)),
+        "convexity_ratio_error": draw.random((2, 2)), "planes_loss": np.stack([loss, 2 * loss]),
         "profile_radius": coarse, "profile_median": coarse, "profile_low": coarse,
         "profile_high": coarse,
     }  # fmt: skip
@@ -79,7 +80,11 @@ def test_csv_has_a_table_for_each_shape() -> None:
         [float(text) for text in planes["loss"]], arrays["planes_loss"].ravel()
     )
     convexity = _read(files["contour_convexity.csv"])
+    assert list(convexity) == ["x", "y", "ratio", "ratio_error", "lambda_max", "lambda_min"]
     assert [float(t) for t in convexity["lambda_min"]] == list(arrays["convexity_smallest"].ravel())
+    assert [float(t) for t in convexity["ratio_error"]] == list(
+        arrays["convexity_ratio_error"].ravel()
+    )
 
 
 def test_csv_of_a_path_and_of_a_matrix() -> None:
@@ -183,8 +188,8 @@ def test_vtk_image_has_the_grid_and_its_values() -> None:
     np.testing.assert_array_equal(values["y"].reshape(3, 5)[:, 0], arrays["y"])
     assert b"inf" not in files["contour.vti"].lower()
     _, convexity = _vti(files["contour_convexity.vti"])
-    expected = np.abs(arrays["convexity_smallest"] / arrays["convexity_largest"])
-    np.testing.assert_array_equal(convexity["ratio"], expected.ravel())
+    assert next(iter(convexity)) == "ratio"
+    np.testing.assert_array_equal(convexity["ratio"], arrays["convexity_ratio"].ravel())
 
 
 def test_vtk_scalars_are_the_loss() -> None:

@@ -160,11 +160,12 @@ def _everything() -> tuple[Arrays, Arrays]:
     error = np.where(measured, 0.0, 0.01 * loss * np.linspace(0.1, 1, loss.size).reshape(15, 21))
     coarse, median = np.linspace(-1, 1, 5), np.linspace(0.3, 0.8, 9)
     X, Y = np.meshgrid(coarse, coarse)
-    smallest = -0.2 - X**2
-    smallest[0, 0] = np.nan
+    ratio, ratio_error = (0.2 + X**2) / (4 + Y**2), np.full((5, 5), 0.01)
+    ratio[0, 0] = ratio_error[0, 0] = np.nan
+    ratio[4, 1], ratio_error[4, 1] = 7.0, 3.0
     arrays |= {
         "measured": measured, "error_estimate": error, "convexity_x": coarse,
-        "convexity_y": coarse, "convexity_largest": 4 + Y**2, "convexity_smallest": smallest,
+        "convexity_y": coarse, "convexity_ratio": ratio, "convexity_ratio_error": ratio_error,
         "planes_loss": np.stack([loss, loss, loss]), "profile_radius": np.linspace(0, 1, 9),
         "profile_median": median, "profile_low": 0.9 * median, "profile_high": 1.2 * median,
         "test_loss": 1.5 * loss + 1, "test_measured": measured.T.reshape(loss.shape),
@@ -326,7 +327,8 @@ def test_scale_names_levels_apart(name: str) -> None:
 
 def test_names_of_ticks() -> None:
     assert tick_names(np.array([0.1, 0.2, 12.0])) == ["0.1", "0.2", "12"]
-    assert tick_names(np.array([1e-6, 1000.0, 1e7])) == ["1e-06", "1000", "1e+07"]
+    assert tick_names(np.array([1e-6, 1000.0, 1e7])) == ["10⁻⁶", "1000", "10⁷"]
+    assert tick_names(np.array([1.25e-12, 3e5, 3.5e5])) == ["1.25×10⁻¹²", "3×10⁵", "3.5×10⁵"]
     assert tick_names(np.array([2.3001, 2.3002])) == ["2.3001", "2.3002"]
     assert tick_names(np.array([2.30258490, 2.30258492])) == ["2.3025849", "+2e-08"]
 
@@ -699,18 +701,19 @@ def test_error_map_shows_shares_of_the_loss_and_nothing_where_measured() -> None
     assert f"largest estimate {share[filled].max():.2g}" in figure.get_supxlabel()
 
 
-def test_convexity_is_the_ratio_of_the_ends_on_its_own_grid() -> None:
+def test_convexity_map_hatches_what_is_not_known() -> None:
     arrays, results = _everything()
     figure = draw_convexity(arrays, results)
     (mesh,) = (c for c in figure.axes[0].collections if c.colorbar)
     ratio = mesh.get_array()
     assert ratio is not None
-    assert np.ma.getmaskarray(ratio).sum() == 1
+    assert np.argwhere(np.ma.getmaskarray(ratio)).tolist() == [[0, 0], [4, 1]]
+    assert mesh.norm.vmax == pytest.approx(1.2 / 4)
     np.testing.assert_allclose(ratio[2], (0.2 + arrays["convexity_x"] ** 2) / 4, rtol=1e-12)
     # Cells lie around their points: a fifth of the plane, the outer ones half outside.
     corners = mesh.get_coordinates()  # type: ignore[attr-defined]
     np.testing.assert_allclose(corners[0, :, 0], [-1.25, -0.75, -0.25, 0.25, 0.75, 1.25])
-    assert "no ratio (1)" in _texts(figure)
+    assert "not known to 0.05 (2)" in _texts(figure)
     _contour_set(figure, filled=False)
 
 

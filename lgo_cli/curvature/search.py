@@ -212,14 +212,15 @@ class Search:
         """Whether the next Ritz values behind the wanted ones are apart from them, or converged.
 
         After a warm start the wanted ones converge before the random part of the start has shown
-        what else there is: its uncertainty must not reach up to them.
+        what else there is: its uncertainty must not reach up to them, unless it is down to the
+        rounding of products, which no further step lowers.
         """
         ritz, wanted, size = found.ritz, self.wanted, self.process.size
         low, high = ritz.values - ritz.residuals, ritz.values + ritz.residuals
         top, bottom = size - 1 - wanted.top_k, wanted.bottom_k
         if top < bottom:
             return False
-        enough = wanted.rtol * found.floor / wanted.floor
+        enough = max(wanted.rtol * found.floor / wanted.floor, 2 * ritz.rounding)
         clear = True
         if wanted.top_k:
             clear &= bool(high[top] < low[top + 1] or ritz.estimates[top] <= enough)

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 Columns = dict[str, Any]
 
+CONVEXITY = {
+    "ratio": "convexity_ratio",
+    "ratio_error": "convexity_ratio_error",
+    "lambda_max": "convexity_largest",
+    "lambda_min": "convexity_smallest",
+}
+"""Columns of a convexity map, and the arrays that they are."""
+
 
 def csv_files(
     command: str, arrays: Mapping[str, Any], results: Mapping[str, Any]
@@ -46,11 +54,10 @@ def _contour(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
     cells = (*names, *(f"test_{name}" for name in names))
     tables = {"contour": _grid(arrays["x"], arrays["y"], _present(arrays, cells))}
     if "convexity_x" in arrays:
-        ends = {"lambda_max": "convexity_largest", "lambda_min": "convexity_smallest"}
         tables["contour_convexity"] = _grid(
             arrays["convexity_x"],
             arrays["convexity_y"],
-            {name: arrays[key] for name, key in ends.items()},
+            {name: arrays[key] for name, key in CONVEXITY.items()},
         )
     if "planes_loss" in arrays:
         loss = arrays["planes_loss"]

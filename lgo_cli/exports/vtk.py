@@ -7,6 +7,8 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from lgo_cli.exports.tables import CONVEXITY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,13 +36,7 @@ def vti_files(
         return {}
     files = {"contour.vti": _image(arrays["x"], arrays["y"], _surface(arrays))}
     if "convexity_x" in arrays:
-        largest, smallest = arrays["convexity_largest"], arrays["convexity_smallest"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = {
-                "ratio": np.abs(smallest / largest),
-                "lambda_max": largest,
-                "lambda_min": smallest,
-            }
+        values = {name: arrays[key] for name, key in CONVEXITY.items()}
         coordinates = arrays["convexity_x"], arrays["convexity_y"]
         files["contour_convexity.vti"] = _image(*coordinates, values)
     return files

@@ -187,8 +187,8 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         figures["contour_test"] = [
             f"Loss on the same plane over the test samples; levels are {test_scale}."
         ]
-    if "convexity_largest" in arrays:
-        cy, cx = arrays["convexity_largest"].shape
+    if "convexity_ratio" in arrays:
+        cy, cx = arrays["convexity_ratio"].shape
         figures["contour_convexity"] = [
             f"|λmin / λmax| of the Hessian on {cx} × {cy} points of the plane, under the loss's "
             "contour lines; near 0 the loss is almost convex there."

@@ -28,7 +28,7 @@ DRAWINGS: dict[str, tuple[str, Any]] = {
     "contour_3d": ("loss", draw_surface_3d),
     "contour_test": ("test_loss", draw_test_contour),
     "contour_error": ("error_estimate", draw_error_map),
-    "contour_convexity": ("convexity_largest", draw_convexity),
+    "contour_convexity": ("convexity_ratio", draw_convexity),
     "contour_bands": ("profile_radius", draw_bands),
 }
 """By stem: an array without which there is nothing to draw, and the function that draws it."""

@@ -48,6 +48,9 @@ Array = np.ndarray[Any, Any]
 SHADES = "YlOrBr"
 """From light to dark, steadily: more ink is more."""
 
+RATIO_ERROR = 0.05
+"""Error of |λmin / λmax| above which a cell says nothing."""
+
 _WHITE = ListedColormap(["white"])
 
 
@@ -109,26 +112,26 @@ def draw_convexity(
     """|λmin / λmax| of the Hessian on a coarse grid, under the loss's contour lines.
 
     Near zero the loss is almost convex, whatever the plane shows (Li et al. 2018, section 6).
-    Cells without a converged pair of eigenvalues are hatched.
+    Cells where it is not known to 0.05 are hatched: there products round too much.
 
     Args:
-        arrays: Of `contour.npz`, with `convexity_x` [cx], `convexity_y` [cy] and both ends of the
-            spectrum, `convexity_largest` and `convexity_smallest` [cy, cx].
+        arrays: Of `contour.npz`, with `convexity_x` [cx], `convexity_y` [cy], `convexity_ratio` and
+            `convexity_ratio_error` [cy, cx].
         results: Of `lgo contour`.
         size: Inches.
     """
     x, y, loss = arrays["x"], arrays["y"], arrays["loss"]
-    largest, smallest = arrays["convexity_largest"], arrays["convexity_smallest"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.abs(smallest / largest)
-    ratio[~np.isfinite(ratio)] = np.nan
+    is_known = arrays["convexity_ratio_error"] <= RATIO_ERROR
+    ratio = np.where(is_known, arrays["convexity_ratio"], np.nan)
     with house_style():
         figure, axes, to_scale = new_plane(x, y, results, size)
         handles: list[Any] = []
-        missing = int(np.sum(np.isnan(ratio)))
+        missing = int(np.sum(~is_known))
         if missing:
             axes.patch.set(**HATCH)
-            handles.append(Patch(label=f"no ratio ({missing})", linewidth=0.5, **HATCH))
+            handles.append(
+                Patch(label=f"not known to {RATIO_ERROR} ({missing})", linewidth=0.5, **HATCH)
+            )
         if missing < ratio.size:
             high = float(np.nanmax(ratio)) or 1.0
             _draw_heat(

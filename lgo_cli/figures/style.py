@@ -229,10 +229,16 @@ def tick_names(values: Array) -> list[str]:
     return [f"{values[0]:.12g}", *(f"+{value - values[0]:.3g}" for value in values[1:])]
 
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def _plain(value: float, digits: int) -> str:
     """So many digits, with a power of ten only where there would be many zeros."""
     if value and not 1e-4 <= abs(value) < 1e5:
-        return f"{value:.{digits}g}"
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+        power = "10" + str(int(exponent)).translate(_RAISED)
+        return power if mantissa == "1" else f"{mantissa}×{power}"
     return np.format_float_positional(value, digits, fractional=False, trim="-")
 
 

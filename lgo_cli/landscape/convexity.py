@@ -201,7 +201,7 @@ def convexity_map(
         converged=converged,
         num_matvecs=found[8].astype(np.int64),
         rtol=rtol,
-        warnings=tuple(_warnings(loss, largest, converged)),
+        warnings=tuple(_warnings(loss, largest)),
     )
 
 
@@ -228,7 +228,7 @@ def _serpentine(num_rows: int, num_columns: int) -> Iterator[tuple[int, int]]:
             yield row, column
 
 
-def _warnings(loss: Array, largest: Array, converged: Array) -> Iterator[str]:
+def _warnings(loss: Array, largest: Array) -> Iterator[str]:
     finite = np.isfinite(loss)
     measured = np.isfinite(largest)
     if not finite.all():
@@ -239,9 +239,4 @@ def _warnings(loss: Array, largest: Array, converged: Array) -> Iterator[str]:
         yield (
             f"at {np.sum(finite & ~measured)} cells of the convexity map the loss is finite and "
             "products with its Hessian are not"
-        )
-    if (measured & ~converged).any():
-        yield (
-            f"at {np.sum(measured & ~converged)} of {loss.size} cells of the convexity map the "
-            "eigenvalues did not converge"
         )

@@ -212,15 +212,16 @@ def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults |
     arrays["convexity_x"], arrays["convexity_y"] = found.x, found.y
     for name in (
         "largest", "smallest", "largest_residual_bound", "smallest_residual_bound",
-        "largest_error_estimate", "smallest_error_estimate", "converged", "num_matvecs",
+        "largest_error_estimate", "smallest_error_estimate", "ratio", "ratio_error", "converged",
+        "num_matvecs",
     ):  # fmt: skip
         arrays[f"convexity_{name}"] = getattr(found, name)
-    ratio = np.where(np.isnan(found.ratio), -np.inf, found.ratio)
-    worst = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    surely = np.nan_to_num(found.ratio - found.ratio_error, nan=-np.inf)
+    worst = np.unravel_index(int(np.argmax(surely)), surely.shape)
     total = int(found.num_matvecs.sum())
     return (
         ConvexityResults(
-            num_cells=ratio.size,
+            num_cells=surely.size,
             num_converged=int(found.converged.sum()),
             largest_ratio=float(found.ratio[worst]),
             largest_ratio_error=float(found.ratio_error[worst]),

@@ -50,7 +50,7 @@ class ContourStep(Step):
                 work.description = work.description.model_copy(update=samples)
         plane, config = work.named.plane, work.config
         filling = filling_results(surface.filled, config)
-        complaints = list(_complaints(surface, filling, planes, convexity, test))
+        complaints = list(_complaints(surface, filling, planes, convexity, test, config.dtype))
         if context.execution.strict and complaints:
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
@@ -145,6 +145,7 @@ def _complaints(
     planes: Planes | None,
     convexity: ConvexityResults | None,
     test: TestSurface | None,
+    dtype: str,
 ) -> Iterator[str]:
     """What `--strict` does not let pass."""
     yield from _doubts(surface, "")
@@ -158,7 +159,11 @@ def _complaints(
         yield from _shortfall("further planes", planes.fillings)
     if convexity is not None and convexity.num_converged < convexity.num_cells:
         failed = convexity.num_cells - convexity.num_converged
-        yield f"the eigenvalues of {failed} cells of the convexity map did not converge"
+        yield (
+            f"at {failed} of {convexity.num_cells} cells of the convexity map the eigenvalues did "
+            "not converge: convexity_ratio_error says how far off they may be"
+            + ("; --dtype float64 rounds less" if dtype == "float32" else "")
+        )
 
 
 def _doubts(surface: Surface | TestSurface, where: str) -> Iterator[str]:
