@@ -194,6 +194,34 @@ def test_warm_start_at_another_eigenvector_does_not_stay_there() -> None:
     assert float(pairs.values[0]) == pytest.approx(9, rel=1e-3)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_guess_that_misses_the_largest_does_not_hide_it(seed: int) -> None:
+    """As a gradient may; the random half of the start sees what it misses."""
+    diagonal = torch.tensor([9.0, 5.0, *torch.linspace(-1, 1, 998).tolist()]).double()
+    guess = torch.zeros(1000, dtype=torch.float64)
+    guess[1] = 1
+    wanted = Wanted(1, 0, guess=guess, seed=seed)
+    pairs = extreme_eigenpairs(DenseOperator(torch.diag(diagonal)), wanted)
+    assert float(pairs.values[0]) == pytest.approx(9, rel=1e-3)
+
+
+def test_guess_in_the_space_of_the_largest_saves_products() -> None:
+    values = of(9, 8, 7, 6, 5, bulk=torch.linspace(-1, 2, 1995))
+    matrix = with_spectrum(values, 0)
+    vectors = torch.linalg.eigh(matrix).eigenvectors
+    guess = vectors[:, -5:].sum(dim=1) + 0.1 * vectors[:, :-5].sum(dim=1)
+    random = extreme_eigenpairs(DenseOperator(matrix), Wanted(5, 0))
+    guessed = extreme_eigenpairs(DenseOperator(matrix), Wanted(5, 0, guess=guess))
+    assert guessed.num_matvecs < random.num_matvecs
+    check_bounds(matrix, guessed)
+
+
+def test_guess_of_zero_is_none() -> None:
+    matrix = with_spectrum(of(9, 5, bulk=torch.linspace(-1, 2, 98)), 0)
+    pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0, guess=torch.zeros(100)))
+    check_bounds(matrix, pairs)
+
+
 def test_warm_start_where_rounding_hides_the_gaps_comes_to_an_end() -> None:
     """What no step lowers need not be waited for: this took all 300 products."""
 

@@ -89,10 +89,13 @@ class _Analysis:
             checked = audit(objective, operator, rounding, kinks, config.seed)
             self.matvecs["audit"] = checked.num_matvecs
             self.warnings += [f"the audit found: {what}" for what in checked.complaints]
+        gradient = self._gradient(network)
+        scaled = operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient
+        if config.top_k and not config.density:  # whose quadrature is of a random vector
+            wanted = replace(wanted, guess=scaled)
         pairs = self._with_process(operator, wanted)
         self._count_eigenpairs(pairs)
-        gradient = self._gradient(network)
-        share = _share(gradient, pairs, operator)
+        share = _share(scaled, pairs)
         trace = self._trace(pairs, max_basis)
         if trace is not None:
             self.matvecs["trace"] = trace.num_matvecs
@@ -338,13 +341,8 @@ class _Analysis:
         )
 
 
-def _share(gradient: Tensor, pairs: Eigenpairs, operator: Operator) -> float | None:
-    """Share of the gradient's square in the space of the k largest eigenvectors.
-
-    In the coordinates that the operator's scaling makes, where it has one.
-    """
-    if isinstance(operator, ScaledOperator):
-        gradient = operator.scale * gradient
+def _share(gradient: Tensor, pairs: Eigenpairs) -> float | None:
+    """Share of the gradient's square in the space of the k largest eigenvectors."""
     square = norm(gradient) ** 2
     if not pairs.top_k or square == 0:
         return None

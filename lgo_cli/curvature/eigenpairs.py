@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-WARM_NOISE = 1.0
-"""Norm of the random vector that is mixed into a warm start, whose own is 1. Two steps tell the two
-apart whatever the share (errors after each step were the same from 0.1 to 1.0), and more of it sees
-more of what is new."""
+NOISE = 1.0
+"""Norm of the random vector that is mixed into a start that is given, whose own is 1. Two steps
+tell the two apart whatever the share (errors after each step were the same from 0.1 to 1.0), and
+more of it sees more of what is new."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +154,19 @@ def extreme_eigenpairs(
 
 
 def _start(operator: Operator, wanted: Wanted) -> Tensor:
-    """A Gaussian vector; with a warm start, as much of it as of the given vectors.
+    """A Gaussian vector; with a warm start or a guess, as much of it as of these.
 
-    A warm start alone can stay in a space that misses the largest eigenvalue, and return another
-    with a small residual.
+    Without it the start could stay in a space that misses the largest eigenvalue, and return
+    another with a small residual.
     """
     noise = standard_normal(operator.dim, wanted.seed, "hessian", "start")
-    if wanted.warm_start is None:
+    given = wanted.guess if wanted.warm_start is None else wanted.warm_start
+    if given is None:
         return noise
-    given = torch.nn.functional.normalize(wanted.warm_start.double().cpu(), dim=1).sum(dim=0)
-    start: Tensor = given / torch.linalg.vector_norm(given)
-    start += noise * (WARM_NOISE / torch.linalg.vector_norm(noise))
+    normalize = torch.nn.functional.normalize
+    directions = normalize(given.double().cpu().reshape(-1, operator.dim), dim=1)
+    start: Tensor = normalize(directions.sum(dim=0), dim=0)
+    start += noise * (NOISE / torch.linalg.vector_norm(noise))
     return start
 
 

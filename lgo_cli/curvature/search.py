@@ -50,6 +50,8 @@ class Wanted:
         max_basis: Vectors [P] to hold at most; by default as many as fit into 3 GiB.
         multiplicity: Whether to search for further copies of repeated eigenvalues.
         warm_start: Vectors [n, P] to begin from, such as the eigenvectors of a step before.
+        guess: A vector [P] that is thought to lie in the space of the largest, such as the
+            gradient; half of the start, unless there is a warm one. The rest is random.
         recheck: Whether to spend one product on each eigenvalue to see its residual.
         seed: Of the starting vector.
         floor: Share of max|θ| below which an eigenvalue's size tightens its tolerance no further.
@@ -64,6 +66,7 @@ class Wanted:
     max_basis: int | None = None
     multiplicity: bool = False
     warm_start: Tensor | None = None
+    guess: Tensor | None = None
     recheck: bool = False
     seed: int = 0
     floor: float = RESIDUAL_FLOOR
@@ -72,6 +75,11 @@ class Wanted:
     def num_pairs(self) -> int:
         """How many are wanted at both ends, k + j."""
         return self.top_k + self.bottom_k
+
+    @property
+    def is_given_start(self) -> bool:
+        """Whether a run begins elsewhere than at a random vector."""
+        return self.warm_start is not None or self.guess is not None
 
 
 def matvec_limit(dim: int, wanted: Wanted) -> int:
@@ -177,17 +185,17 @@ class Search:
             if not at_end and (early or not self._is_checked()):
                 continue
             found = self._look()
-            clear = self.wanted.warm_start is None or self._is_clear(found)
+            clear = not self.wanted.is_given_start or self._is_clear(found)
             self.task.advance(0, excess=float(found.excess.max()))
             steps = self.num_steps
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
             # Two steps in a row; of several pairs the last may be one that is passed over, hence a
-            # third where the second is not far within its tolerance. After a warm start, that the
-            # rest is clear of it says more of a single pair than a second step.
+            # third where the second is not far within its tolerance. After a start that is given,
+            # that the rest is clear of it says more of a single pair than a second step.
             several = self.wanted.num_pairs > 1
             clearly = bool(found.excess.max() <= CLEARLY)
-            shortest = int(self.wanted.warm_start is None or several or not clearly)
+            shortest = int(not self.wanted.is_given_start or several or not clearly)
             lasting = shortest + int(several and not clearly)
             lasting += max(0, self.process.size - PROMPT_STEPS) // 3
             if at_end or (settled is not None and steps - settled >= lasting):
@@ -211,8 +219,8 @@ class Search:
     def _is_clear(self, found: Found) -> bool:
         """Whether the next Ritz values behind the wanted ones are apart from them, or converged.
 
-        After a warm start the wanted ones converge before the random part of the start has shown
-        what else there is: its uncertainty must not reach up to them, unless it is down to the
+        After a start that is given some converge before the random part of it has shown what else
+        there is: its uncertainty must not reach up to them, unless it is down to the
         rounding of products, which no further step lowers.
         """
         ritz, wanted, size = found.ritz, self.wanted, self.process.size
@@ -224,7 +232,7 @@ class Search:
         clear = True
         if wanted.top_k:
             clear &= bool(high[top] < low[top + 1] or ritz.estimates[top] <= enough)
-        if wanted.bottom_k:
+        if wanted.bottom_k and wanted.warm_start is not None:  # a guess is one of the top
             clear &= bool(low[bottom] > high[bottom - 1] or ritz.estimates[bottom] <= enough)
         return clear
 
