@@ -94,9 +94,9 @@ class Bench:
 
 
 def forward_seconds(model: torch.nn.Module, samples: Samples) -> float:
-    """The least of seven plain passes, in the objective's own micro-batches."""
+    """The median of seven plain passes, in the objective's own micro-batches."""
     with Objective(model, samples) as objective:
-        return min(timed(objective.evaluate)[0] for _ in range(7))
+        return statistics.median(timed(objective.evaluate)[0] for _ in range(7))
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -130,7 +130,10 @@ def products(bench: Bench) -> Iterator[Record]:
                 operator = kind(objective)
                 vector = torch.randn(operator.dim, generator=draw)
                 operator.matvec(vector)
-                cost = min(timed(lambda: operator.matvec(vector))[0] for _ in range(7))  # noqa: B023
+                cost = statistics.median(
+                    timed(lambda: operator.matvec(vector))[0]  # noqa: B023
+                    for _ in range(7)
+                )
                 yield {
                     "what": f"{kind.__name__} product, {name} of a user's file",
                     "forward_passes": cost / forward, "forward_s": forward, "samples": n,
@@ -145,26 +148,28 @@ def eigenvalues(bench: Bench, names: list[str], k: int, *, peers: bool) -> Itera
         reference = analyzed(
             model, samples, HessianConfig(top_k=k, bottom_k=0, rtol=1e-6, audit=False)
         ).eigenpairs.values
-        forward = forward_seconds(model, samples)
         config = HessianConfig(top_k=k, bottom_k=0, audit=False)
         rows = []
         for seed in SEEDS:
+            # Each run over passes of the same minute, since a machine's speed drifts.
+            forward = forward_seconds(model, samples)
             seconds, spectrum = timed(
                 lambda: analyzed(model, samples, config.model_copy(update={"seed": seed}))  # noqa: B023
             )
             error = float(((spectrum.eigenpairs.values - reference) / reference).abs().max())
-            rows.append((seconds, spectrum.num_matvecs, error))
+            rows.append((seconds / forward, spectrum.num_matvecs, error, forward))
+        forward = statistics.median(row[3] for row in rows)
         yield {
             "what": f"{k} largest of {name}", "by": "lgo", "accuracy": accuracy,
             "samples": len(samples), "forward_s": forward,
             "products": statistics.median(row[1] for row in rows),
             "products_worst": max(row[1] for row in rows),
-            "forward_passes": statistics.median(row[0] for row in rows) / forward,
-            "forward_passes_worst": max(row[0] for row in rows) / forward,
+            "forward_passes": statistics.median(row[0] for row in rows),
+            "forward_passes_worst": max(row[0] for row in rows),
             "error_worst": max(row[2] for row in rows), "seeds": len(rows),
         }  # fmt: skip
         if peers:
-            yield from _peers(name, model, samples, k, reference, forward)
+            yield from _peers(name, model, samples, k, reference)
 
 
 def _peers(
@@ -173,13 +178,13 @@ def _peers(
     samples: Samples,
     k: int,
     reference: torch.Tensor,
-    forward: float,
 ) -> Iterator[Record]:
     """The cheapest setting of each peer with every value right to 1e-3, and its default."""
-    model.eval()
     for peer, call in PEERS.items():
         best = None
         for settings in SCHEDULES[peer]:
+            forward = forward_seconds(model, samples)
+            model.eval()
             found = call(model, samples.inputs, samples.labels, k, settings)
             values = torch.tensor(found.values, dtype=torch.float64)
             error = float(((values - reference) / reference).abs().max())
