@@ -220,6 +220,9 @@ def _rechecked(
     bounds = torch.stack(seen).cpu() + pairs.rounding
     worse = bounds > pairs.residual_bounds + pairs.rounding
     missed = worse & (bounds > torch.from_numpy(tolerances))
+    estimates = pairs.error_estimates
+    improved = torch.minimum(torch.where(worse, bounds, estimates), bounds)
+    crowded = estimates > pairs.residual_bounds  # the extent of a crowd, which no residual lowers
     warnings = pairs.warnings
     if bool(worse.any()):
         ratio = float((bounds / pairs.residual_bounds).max())
@@ -227,7 +230,7 @@ def _rechecked(
     return replace(
         pairs,
         residual_bounds=bounds,
-        error_estimates=torch.minimum(torch.where(worse, bounds, pairs.error_estimates), bounds),
+        error_estimates=torch.where(crowded, torch.maximum(estimates, bounds), improved),
         num_recheck_matvecs=wanted.num_pairs,
         converged=pairs.converged and not bool(missed.any()),
         warnings=warnings,
