@@ -296,6 +296,21 @@ def test_ranked_errors_by_hand() -> None:
     np.testing.assert_array_equal(ranked_errors(ritz, order, 2), ritz.estimates[order])
 
 
+@pytest.mark.parametrize("seed", [88, 140, 141])
+def test_an_eigenvalue_that_the_start_hardly_sees(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 160 seeds, three of the eight that missed an eigenvalue of this spectrum."""
+    model, samples, loss = make("embedding with padding")
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        matrix = torch.diag(torch.linalg.eigvalsh(dense_hessian(objective)))
+    wanted = Wanted(4, 2, seed=seed)
+    check_bounds(matrix, extreme_eigenpairs(DenseOperator(matrix), wanted))
+    monkeypatch.setattr("lgo_cli.curvature.search.STALLED", np.inf)
+    with pytest.raises(AssertionError):
+        check_bounds(matrix, extreme_eigenpairs(DenseOperator(matrix), wanted))
+
+
 def test_estimates_by_hand() -> None:
     values, residuals = np.array([0.0, 1.0, 4.0]), np.array([0.1, 0.1, 0.3])
     # Gaps to the outer edge of the neighbour's interval: 0.9; min(0.9, 2.7); 2.9.
