@@ -51,8 +51,12 @@ def test_both_ends_within_their_bounds(name: str, dtype: torch.dtype, seed: int)
     scales = pairs.values.abs().clamp(min=0.01 * float(truth.abs().max()))
     # Found in the space, max|θ| is below the truth's by its own error.
     assert (pairs.error_estimates <= 1e-3 * scales * (1 + 1e-3)).all()
-    assert (pairs.error_estimates <= pairs.residual_bounds).all()
     floor = 0.01 * float(truth.abs().max())
+    crowded = pairs.values.abs() < floor
+    assert (pairs.error_estimates <= pairs.residual_bounds)[~crowded].all()
+    # There r finds some eigenvalue, and the estimate reaches as far as the one of its rank.
+    errors = (pairs.values - torch.cat([truth.flip(0)[:3], truth[:2]])).abs()
+    assert (errors <= pairs.error_estimates)[crowded].all()
     for value, bound, true in ends:
         if name == "graded":
             # Below the floor eigenvalues cluster closer than the tolerance: some one is near.

@@ -96,6 +96,41 @@ def test_stops_at_the_tolerance() -> None:
     assert not estimate_trace(_process(matrix, 3), rtol=1e-6).converged
 
 
+def test_stopping_on_the_error_asks_for_a_wider_one() -> None:
+    """Normal probes of deviation one: the share of intervals that hold, with and without."""
+    size, num_draws = 120, 40_000
+    draws = np.random.default_rng(0).standard_normal((num_draws, size))
+    n = np.arange(MIN_PROBES, size + 1)
+    means = draws.cumsum(axis=1)[:, MIN_PROBES - 1 :] / n
+    squares = np.square(draws).cumsum(axis=1)[:, MIN_PROBES - 1 :]
+    plain = np.sqrt((squares - n * means**2) / (n - 1) / n)
+    share = {}
+    for constant in (1.25, 2.25):
+        errors = plain * (1 + constant / (n - 1))
+        stops = np.argmax(errors <= 1 / 30**0.5, axis=1)[:, None]
+        mean, error = (np.take_along_axis(array, stops, 1) for array in (means, errors))
+        share[constant] = float((np.abs(mean) <= 2 * error).mean())
+    # Three deviations of a binomial share, and a next order of 1/n².
+    tolerance = 3 * math.sqrt(0.954 * 0.046 / num_draws) + 1 / 30**2
+    assert share[2.25] == pytest.approx(0.9545, abs=tolerance)
+    assert share[1.25] < 0.95
+
+
+def test_an_error_that_stopped_the_run_is_the_wider() -> None:
+    matrix = _matrix()
+    stopped = estimate_trace(_process(matrix, 3), rtol=0.02, seed=3)
+    total = estimate_trace(
+        _process(matrix, 3, LEAST_BASIS),
+        num_total=stopped.num_total_matvecs,
+        max_basis=LEAST_BASIS,
+        seed=3,
+    )
+    assert total.value == stopped.value
+    rest = stopped.num_probes - 1
+    wider = (1 + 2.25 / rest) / (1 + 1.25 / rest)
+    assert stopped.standard_error == pytest.approx(wider * total.standard_error)
+
+
 def test_the_whole_space_has_no_error() -> None:
     matrix = torch.diag(torch.arange(5.0, dtype=torch.float64))
     estimate = estimate_trace(_process(matrix, 0, 5))

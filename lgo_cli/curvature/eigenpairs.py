@@ -45,7 +45,8 @@ class Eigenpairs:
         values: Eigenvalues, float64.
         residual_bounds: Bounds on ‖Hv − λv‖, v of unit norm and H exact: within it of λ lies an
             eigenvalue of H (Parlett 1998, theorem 4.5.1; theory.md, section 11).
-        error_estimates: min(r, r²/gap), the error of λ if its neighbours are what they seem.
+        error_estimates: min(r, r²/gap), the error of λ if its neighbours are what they seem; where
+            small eigenvalues crowd, the distance to the outer end of the crowd.
         eigenvectors: [k + j, P]; the entry of largest magnitude is positive.
         clusters: Ranks, from 0 in the order above, of eigenvalues that their residuals do not tell
             apart: the space that they span means something, a single vector of it does not.
@@ -178,7 +179,7 @@ def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
         top_k=wanted.top_k,
         values=torch.from_numpy(found.values),
         residual_bounds=torch.from_numpy(ritz.residuals[order]),
-        error_estimates=torch.from_numpy(ritz.estimates[order]),
+        error_estimates=torch.from_numpy(found.errors),
         eigenvectors=fix_sign_(vectors),
         clusters=_clusters(found.values, ritz.residuals[order], wanted.top_k),
         num_matvecs=0,
@@ -221,6 +222,9 @@ def _rechecked(
     bounds = torch.stack(seen).cpu() + pairs.rounding
     worse = bounds > pairs.residual_bounds + pairs.rounding
     missed = worse & (bounds > torch.from_numpy(tolerances))
+    estimates = pairs.error_estimates
+    improved = torch.minimum(torch.where(worse, bounds, estimates), bounds)
+    crowded = estimates > pairs.residual_bounds  # the extent of a crowd, which no residual lowers
     warnings = pairs.warnings
     if bool(worse.any()):
         ratio = float((bounds / pairs.residual_bounds).max())
@@ -228,7 +232,7 @@ def _rechecked(
     return replace(
         pairs,
         residual_bounds=bounds,
-        error_estimates=torch.minimum(torch.where(worse, bounds, pairs.error_estimates), bounds),
+        error_estimates=torch.where(crowded, torch.maximum(estimates, bounds), improved),
         num_recheck_matvecs=wanted.num_pairs,
         converged=pairs.converged and not bool(missed.any()),
         warnings=warnings,
