@@ -267,10 +267,12 @@ class _Analysis:
             progress=self.progress,
         )
         units = network.rounding * torch.finfo(network.dtype).eps
+        known = self._of_block(exact, network.block)
         trace = Trace(
             estimate=estimate,
-            exact=self._of_block(exact, network.block),
-            rounding=units * (abs(estimate.value) + process.size * estimate.frobenius_norm),
+            exact=known,
+            rounding=units * abs(estimate.value if known is None else known),
+            estimate_rounding=units * process.size * estimate.frobenius_norm,
             note=exact if isinstance(exact, str) else exact.reason,
         )
         if not trace.converged:

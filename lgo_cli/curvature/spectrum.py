@@ -51,13 +51,15 @@ class Trace:
     Attributes:
         estimate: By deflation and probes, with the Frobenius norm.
         exact: Without chance, where that is proved.
-        rounding: Allowance for the rounding of either, absolute.
+        rounding: Allowance for the rounding of the value, absolute.
+        estimate_rounding: The same for what the estimate knows from its basis.
         note: Why it is exact, or why it has to be estimated.
     """
 
     estimate: TraceEstimate
     exact: float | None
     rounding: float
+    estimate_rounding: float
     note: str
 
     @property
@@ -84,7 +86,8 @@ class Trace:
         estimate = self.estimate
         if self.exact is None or 0 < estimate.num_probes < MIN_PROBES:
             return None
-        beyond = abs(estimate.value - self.exact) - self.rounding
+        rounding = self.rounding + self.estimate_rounding
+        beyond = abs(estimate.value - self.exact) - rounding
         if beyond <= 0:
             return 0.0
         return beyond / estimate.standard_error if estimate.standard_error > 0 else math.inf

@@ -30,9 +30,9 @@ class TraceEstimate(Strict):
 class Trace(Strict):
     """A trace: exact, with no standard error, where the network's graph allows it.
 
-    `note` says why it is exact or why it had to be estimated, `rounding_allowance` is for either
-    number. The estimate is always there; an exact trace is `deviation` of its standard errors away
-    from it. `num_total_matvecs` counts the basis too.
+    `note` says why it is exact or why it had to be estimated. The estimate is always there, and
+    `deviation` of its standard errors away from an exact trace; products are the estimate's,
+    `num_total_matvecs` counts the basis too.
     """
 
     value: Real
