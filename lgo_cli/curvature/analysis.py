@@ -60,11 +60,6 @@ def analyze_spectrum(
     return _Analysis(objective, config, setting or Setting(), progress).run()
 
 
-MAX_DEVIATION = 5.0
-"""Standard errors between an exact trace and 20 probes or more beyond which one of them is wrong.
-Chance alone goes so far in 1 of 10⁴ runs."""
-
-
 @dataclass
 class _Analysis:
     objective: Objective
@@ -275,12 +270,12 @@ class _Analysis:
             estimate_rounding=units * process.size * estimate.frobenius_norm,
             note=exact if isinstance(exact, str) else exact.reason,
         )
-        if not trace.converged:
+        if not trace.converged and known is None:
             self.warnings.append(
                 f"the trace's standard error is above --trace-rtol {config.trace_rtol:g} of it "
                 f"after {estimate.num_probes} probes"
             )
-        if (trace.deviation or 0.0) > MAX_DEVIATION:
+        elif not trace.converged:
             self.warnings.append(
                 f"the exact trace {trace.value:.6g} is {trace.deviation:.1f} standard errors from "
                 f"what {estimate.num_probes} probes say, {estimate.value:.6g}: one of them is wrong"

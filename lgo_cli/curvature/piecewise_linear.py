@@ -46,7 +46,10 @@ _OF_MANY = [
 _PRODUCTS = ["mul", "matmul", "bmm", "einsum"]
 """Linear in each of their arguments, the others fixed."""
 
-_SHAPES = ["size", "dim", "numel", "shape", "ndim", "device", "dtype"]
+_SHAPES = [
+    "size", "dim", "numel", "shape", "ndim", "device", "dtype", "new_zeros", "new_ones",
+    "zeros_like", "ones_like",
+]  # fmt: skip
 """What of a tensor no parameter moves."""
 
 _MODULES = (
@@ -70,6 +73,7 @@ def _functions(names: Collection[str]) -> set[Any]:
 _FUNCTIONS_OF_ONE = _functions(_OF_ONE)
 _FUNCTIONS_OF_MANY = _functions(_OF_MANY)
 _PRODUCT_FUNCTIONS = _functions(_PRODUCTS)
+_SHAPE_FUNCTIONS = _functions(_SHAPES)
 
 
 def what_bends(traced: fx.GraphModule, reads: dict[fx.Node, Operation]) -> str | None:
@@ -105,7 +109,9 @@ def _arguments(node: fx.Node) -> list[fx.Node]:
 def _asks_the_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SHAPES
-    return node.target is getattr and node.args[1] in _SHAPES
+    if node.target is getattr:
+        return node.args[1] in _SHAPES
+    return node.op == "call_function" and node.target in _SHAPE_FUNCTIONS
 
 
 def _keeps_linearity(
