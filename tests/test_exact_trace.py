@@ -341,8 +341,12 @@ def test_what_bends_breaks_the_proof(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "activation", [nn.Tanh, nn.GELU, nn.Softplus, lambda: nn.Softmax(1), nn.SiLU, nn.ELU]
-)
+    "activation",
+    [
+        nn.Tanh, nn.GELU, nn.Softplus, lambda: nn.Softmax(1), nn.SiLU, nn.ELU,
+        lambda: nn.LayerNorm(5), lambda: nn.GroupNorm(1, 5),
+    ],
+)  # fmt: skip
 def test_smooth_modules_break_the_proof(activation: Callable[[], nn.Module]) -> None:
     name = type(activation()).__name__
     assert refusal(_mlp(activation)) == f"1 ({name}) is not known to be piecewise linear"
@@ -480,6 +484,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "transposed": (Transposed, "gradients read off the graph differ from autograd's by inf"),
     "unseen by autograd": (Unseen, "gradients read off the graph differ from autograd's"),
     "padded by reflection": (Reflected, "conv.weight is read by conv (Conv2d)"),
+    "batch norm by its batch": (
+        _mlp(lambda: nn.BatchNorm1d(5, track_running_stats=False)),
+        "1.weight is read by 1 (BatchNorm1d)",
+    ),
     "hook": (_hooked, "0.weight is read by 0 (Linear)"),
     "hook of the whole": (_hooked_root, "gradients read off the graph differ from autograd's"),
 }
