@@ -142,3 +142,29 @@ def dense_hessian(objective: Objective) -> Tensor:
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return jacrev(grad(loss))(objective.theta).detach()
+
+
+def dense_jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
+    """∂z/∂θ [N, C, P], or ∂ℓ/∂θ [N, P], of all samples by reverse mode."""
+    names = objective.layout.names
+    samples = objective.samples
+
+    def outputs(theta: Tensor) -> Tensor:
+        parameters = dict(zip(names, objective.layout.split(theta), strict=True))
+        z = functional_call(objective.model, parameters, (samples.inputs,))
+        return objective.loss_function(z, samples.labels) if of_losses else z
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return jacrev(outputs)(objective.theta).detach()
+
+
+def dense_ggn(objective: Objective) -> Tensor:
+    """The generalised Gauss-Newton matrix [P, P] from the whole Jacobian."""
+    jacobian = dense_jacobian(objective, of_losses=False)
+    n, classes, _ = jacobian.shape
+    if objective.loss_function.name == "squared_error":
+        middle = torch.eye(classes, dtype=torch.float64).expand(n, -1, -1)
+    else:
+        p = torch.softmax(objective.model(objective.samples.inputs).detach(), dim=1)
+        middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / n

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import NETWORKS, dense_hessian, make
+from small_networks import NETWORKS, dense_ggn, dense_hessian, dense_jacobian, make
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
@@ -32,41 +31,16 @@ def _matrix(operator: Operator) -> Tensor:
     return torch.stack([operator.matvec(row) for row in identity], dim=1)
 
 
-def _jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
-    """∂z/∂θ [N, C, P], or ∂ℓ/∂θ [N, P], of all samples by reverse mode."""
-    names = objective.layout.names
-    samples = objective.samples
-
-    def outputs(theta: Tensor) -> Tensor:
-        parameters = dict(zip(names, objective.layout.split(theta), strict=True))
-        z = functional_call(objective.model, parameters, (samples.inputs,))
-        return objective.loss_function(z, samples.labels) if of_losses else z
-
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return jacrev(outputs)(objective.theta).detach()
-
-
-def _dense_ggn(objective: Objective) -> Tensor:
-    jacobian = _jacobian(objective, of_losses=False)
-    n, classes, _ = jacobian.shape
-    if objective.loss_function.name == "squared_error":
-        middle = torch.eye(classes, dtype=torch.float64).expand(n, -1, -1)
-    else:
-        p = torch.softmax(objective.model(objective.samples.inputs).detach(), dim=1)
-        middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / n
-
-
 @each_network
 @pytest.mark.parametrize("kept", [True, False])
 def test_gauss_newton_products_are_the_dense_twins(name: str, kept: bool) -> None:
     model, samples, loss = make(name)
     budget = 2**40 if kept else 0
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
-        expected = _dense_ggn(objective)
+        expected = dense_ggn(objective)
         operator = GaussNewtonOperator(objective, memory_bytes=budget)
         torch.testing.assert_close(_matrix(operator), expected, rtol=0, atol=1e-12)
-        gradients = _jacobian(objective, of_losses=True)
+        gradients = dense_jacobian(objective, of_losses=True)
         fisher = EmpiricalFisherOperator(objective, memory_bytes=budget)
         expected = gradients.T @ gradients / len(samples)
         torch.testing.assert_close(_matrix(fisher), expected, rtol=0, atol=1e-12)
@@ -77,7 +51,7 @@ def test_fisher_of_the_models_own_labels_is_the_ggn(name: str) -> None:
     """E over y ~ p(y|x) of ∇log p ∇log pᵀ, summed over all labels, or over Gaussian targets."""
     model, samples, loss = make(name)
     with Objective(model, samples, loss, dtype=torch.float64) as objective:
-        jacobian = _jacobian(objective, of_losses=False)
+        jacobian = dense_jacobian(objective, of_losses=False)
         outputs = model(objective.samples.inputs).detach()
         n, classes = outputs.shape
         if loss.name == "squared_error":
@@ -254,10 +228,10 @@ def test_layers_are_their_blocks() -> None:
         part = dense[rows][:, rows]
         truth = torch.linalg.eigvalsh(part)[-1]
         assert abs(layer.largest - float(truth)) <= layer.residual_bound + 1e-12
-        error = 4 * layer.trace.standard_error + 1e-9
-        assert abs(layer.trace.value - float(part.trace())) <= error
-        error = 4 * layer.trace.frobenius_standard_error + 1e-9
-        assert abs(layer.trace.frobenius_norm - float(torch.linalg.matrix_norm(part))) <= error
+        error = 4 * layer.trace_standard_error + 1e-9
+        assert abs(layer.trace - float(part.trace())) <= error
+        error = 4 * layer.estimate.frobenius_standard_error + 1e-9
+        assert abs(layer.estimate.frobenius_norm - float(torch.linalg.matrix_norm(part))) <= error
     assert spectrum.matvecs["layers"] > 0
 
 

@@ -72,7 +72,7 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
         "audit": spectrum.audit.num_matvecs,
         "eigenvalues": spectrum.eigenpairs.num_matvecs,
         "density": spectrum.density.num_matvecs,
-        "trace": spectrum.trace.num_matvecs,
+        "trace": spectrum.trace.estimate.num_matvecs,
     }
     assert spectrum.num_matvecs == sum(spectrum.matvecs.values())
     assert spectrum.gradient_norm == pytest.approx(float(gradient.norm()))

@@ -183,7 +183,7 @@ Trace = Annotated[
     bool, _flag(CURVATURE, "Estimate trace and Frobenius norm, deflated by the basis.", "--trace")
 ]
 TraceRtol = Annotated[
-    float, _option(CURVATURE, "Stop the trace at this standard error, as a share of it.")
+    float, _option(CURVATURE, "Stop an estimated trace at this standard error, as a share of it.")
 ]
 TraceMatvecs = Annotated[
     int | None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgo_cli.manifest import Manifest
-    from lgo_cli.results import Eigenvalue, Filling, Results
+    from lgo_cli.results import Eigenvalue, Filling, Results, Trace
 
 Rows = list[tuple[str, str]]
 
@@ -161,13 +161,7 @@ def _moments(results: HessianResults) -> Rows:
     rows: Rows = []
     trace, density = results.trace, results.density
     if trace is not None:
-        rows.append(
-            (
-                "trace",
-                f"{trace.value:.6g} ± {trace.standard_error:.2g} (standard error, "
-                f"{trace.num_probes} probes; {trace.exact_part:.4g} of it exact)",
-            )
-        )
+        rows += _trace(trace)
     if results.frobenius_norm is not None:
         norm = results.frobenius_norm
         rows.append(("norm", f"{norm.value:.6g} ± {norm.standard_error:.2g} (Frobenius)"))
@@ -183,17 +177,29 @@ def _moments(results: HessianResults) -> Rows:
     return rows
 
 
+def _trace(trace: Trace) -> Rows:
+    """Exact or estimated, and what the other way to it says."""
+    estimate = trace.estimate
+    probes = f"{estimate.value:.6g} ± {estimate.standard_error:.2g}"
+    if trace.method == "exact":
+        says = f"{trace.num_probes} probes say {probes}" if trace.num_probes else f"basis {probes}"
+        return [("trace", f"{trace.value:.6g} exact ({trace.note}); {says}")]
+    text = f"{trace.num_probes} probes; {estimate.exact_part:.4g} of it exact"
+    return [("trace", f"{probes} (standard error, {text})"), ("", f"estimated: {trace.note}")]
+
+
 def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
     layers = results.per_layer
     rows: Rows = [("per layer", f"{'largest':>12}   {'trace':>10}")]
     for block in layers.blocks:
+        error = f"± {block.trace_standard_error:.1e}" if block.trace_standard_error else "exact"
         rows.append(
             (
                 f"  {block.name}",
                 f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
-                f"{block.trace:>10.5g} ± {block.trace_standard_error:.1e}   "
+                f"{block.trace:>10.5g} {error:<9}   "
                 f"({block.num_parameters:,} parameters)",
             )
         )

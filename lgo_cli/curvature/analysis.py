@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,15 @@ from lgo_cli.curvature.audit import (
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.folding import fold
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
 from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
-from lgo_cli.curvature.spectrum import Half, Setting, Spectrum
-from lgo_cli.curvature.trace import MIN_PROBES, TraceEstimate, estimate_trace
+from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
+from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
@@ -96,11 +98,12 @@ class _Analysis:
         pairs = self._with_process(operator, wanted)
         self._count_eigenpairs(pairs)
         share = _share(scaled, pairs)
-        trace = self._trace(pairs, max_basis)
+        exact = self._exact_trace(objective, block)
+        trace = self._trace(network, pairs, exact, max_basis)
         if trace is not None:
-            self.matvecs["trace"] = trace.num_matvecs
+            self.matvecs["trace"] = trace.estimate.num_matvecs
         density = self._density(operator, pairs, max_basis)
-        layers = self._layers(network, pairs) if config.per_layer else None
+        layers = self._layers(network, pairs, exact) if config.per_layer else None
         preconditioned = self._preconditioned(network)
         spectrum = Spectrum(
             loss=objective.center.loss,
@@ -217,8 +220,32 @@ class _Analysis:
             gradient = gradient + self.setting.weight_decay * block.extract(theta)
         return gradient
 
-    def _trace(self, pairs: Eigenpairs, max_basis: int) -> TraceEstimate | None:
-        """Trace and norm, from the space that the eigenvalues left."""
+    def _exact_trace(self, objective: Objective, block: Block) -> ExactTrace | str:
+        """The trace by each parameter where no probe is needed, or why it has to be estimated."""
+        if not self.config.wants_trace:
+            return "not asked"
+        if self.config.scaling != "none":
+            return "the matrix is scaled"
+        return exact_trace(objective, self.config.operator, block, self.progress)
+
+    def _of_block(self, exact: ExactTrace | str, block: Block) -> float | None:
+        """An exact trace of a block, with the decay where the operator has it."""
+        if isinstance(exact, str):
+            return None
+        decay = self.setting.weight_decay if self.config.include_weight_decay else 0.0
+        return exact.of(block) + decay * block.dim
+
+    def _trace(
+        self,
+        network: NetworkOperator[Any],
+        pairs: Eigenpairs,
+        exact: ExactTrace | str,
+        max_basis: int,
+    ) -> Trace | None:
+        """Trace and norm, from the space that the eigenvalues left.
+
+        An exact trace leaves 20 probes to do: for the norm, and to be checked by.
+        """
         config, process = self.config, pairs.process
         if process is None or not config.wants_trace:
             return None
@@ -229,18 +256,32 @@ class _Analysis:
                 f"the eigenvalues took {process.num_steps} products, all of --trace-matvecs "
                 f"{config.trace_matvecs}: the trace took {MIN_PROBES} beside"
             )
-        trace = estimate_trace(
+        estimate = estimate_trace(
             process,
-            rtol=config.trace_rtol,
+            rtol=config.trace_rtol if isinstance(exact, str) else math.inf,
             num_total=total,
             max_basis=max_basis,
             seed=config.seed,
             progress=self.progress,
         )
-        if not trace.converged:
+        units = network.rounding * torch.finfo(network.dtype).eps
+        known = self._of_block(exact, network.block)
+        trace = Trace(
+            estimate=estimate,
+            exact=known,
+            rounding=units * abs(estimate.value if known is None else known),
+            estimate_rounding=units * process.size * estimate.frobenius_norm,
+            note=exact if isinstance(exact, str) else exact.reason,
+        )
+        if not trace.converged and known is None:
             self.warnings.append(
                 f"the trace's standard error is above --trace-rtol {config.trace_rtol:g} of it "
-                f"after {trace.num_probes} probes"
+                f"after {estimate.num_probes} probes"
+            )
+        elif not trace.converged:
+            self.warnings.append(
+                f"the exact trace {trace.value:.6g} is {trace.deviation:.1f} standard errors from "
+                f"what {estimate.num_probes} probes say, {estimate.value:.6g}: one of them is wrong"
             )
         return trace
 
@@ -261,7 +302,7 @@ class _Analysis:
         return density
 
     def _layers(
-        self, network: NetworkOperator[Any], pairs: Eigenpairs
+        self, network: NetworkOperator[Any], pairs: Eigenpairs, exact: ExactTrace | str
     ) -> tuple[LayerCurvature, ...]:
         config = self.config
         floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
@@ -273,7 +314,12 @@ class _Analysis:
 
         wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
         layers, spent = curvature_of_layers(
-            network, compose, wanted, basis=self._basis, progress=self.progress
+            network,
+            compose,
+            wanted,
+            basis=self._basis,
+            exact=lambda block: self._of_block(exact, block),
+            progress=self.progress,
         )
         self.matvecs["layers"] = spent
         self.warnings += [f"{layer.name}: {layer.warning}" for layer in layers if layer.warning]
@@ -312,7 +358,7 @@ class _Analysis:
         second = Samples(samples.inputs[middle:], samples.labels[middle:])
         halves = (self._half(first, block), self._half(second, block))
         self.matvecs["halves"] = sum(
-            half.eigenpairs.num_matvecs + (half.trace.num_matvecs if half.trace else 0)
+            half.eigenpairs.num_matvecs + (half.trace.estimate.num_matvecs if half.trace else 0)
             for half in halves
         )
         return halves
@@ -325,7 +371,8 @@ class _Analysis:
             said = len(self.warnings)
             pairs = self._with_process(operator, wanted)
             self.warnings += pairs.warnings
-            trace = self._trace(pairs, basis_limit(operator, wanted))
+            exact = self._exact_trace(objective, block)
+            trace = self._trace(network, pairs, exact, basis_limit(operator, wanted))
             self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
 

@@ -276,7 +276,7 @@ def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tu
     modules = dict(traced.named_modules())
     num_folded = num_convolutions = 0
     for node in list(traced.graph.nodes):
-        found = _as_convolution(node, modules)
+        found = as_convolution(node, modules)
         if found is None:
             continue
         num_convolutions += 1
@@ -309,7 +309,7 @@ def _node(traced: fx.GraphModule, value: Any) -> Any:
     return traced.graph.get_attr(value) if isinstance(value, str) else value
 
 
-def _as_convolution(
+def as_convolution(
     node: fx.Node, modules: dict[str, nn.Module]
 ) -> tuple[Any, Any, Any, Geometry] | None:
     """Input, weight, bias and geometry if the node is a plain convolution.

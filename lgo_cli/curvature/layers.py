@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lgo_cli.curvature.networks import NetworkOperator
     from lgo_cli.curvature.operators import Operator
     from lgo_cli.curvature.search import Wanted
+    from lgo_cli.vectors import Block
 
 NUM_PROBES = 10
 """Probes for each layer's trace and norm, beside the basis of its largest eigenvalue."""
@@ -31,7 +32,9 @@ class LayerCurvature:
         largest: Its largest eigenvalue.
         residual_bound: Of that.
         error_estimate: Of that.
-        trace: The block's trace and Frobenius norm.
+        trace: Of the block, exact or estimated.
+        trace_standard_error: Of it; 0 if it is exact.
+        estimate: By probes, with the block's Frobenius norm.
         warning: If the eigenvalue did not converge.
     """
 
@@ -40,7 +43,9 @@ class LayerCurvature:
     largest: float
     residual_bound: float
     error_estimate: float
-    trace: TraceEstimate
+    trace: float
+    trace_standard_error: float
+    estimate: TraceEstimate
     warning: str | None = None
 
 
@@ -50,6 +55,7 @@ def curvature_of_layers(
     wanted: Wanted,
     *,
     basis: Callable[[Operator], Basis | None],
+    exact: Callable[[Block], float | None],
     progress: Progress = SILENT,
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
@@ -62,6 +68,7 @@ def curvature_of_layers(
         compose: What is measured of a block: the block itself, shifted or scaled.
         wanted: Of each block; one eigenvalue.
         basis: Where to put the basis of an operator.
+        exact: The trace of a block, if that is known without probes.
         progress: Told of each layer.
 
     Returns:
@@ -77,7 +84,8 @@ def curvature_of_layers(
             if pairs.process is None:
                 raise AssertionError("one eigenvalue was wanted")
             size = pairs.process.size
-            trace = estimate_trace(
+            known = exact(block)
+            estimate = estimate_trace(
                 pairs.process,
                 num_total=pairs.process.num_steps + NUM_PROBES,
                 max_basis=size,
@@ -90,7 +98,9 @@ def curvature_of_layers(
                     float(pairs.values[0]),
                     float(pairs.residual_bounds[0]),
                     float(pairs.error_estimates[0]),
-                    trace,
+                    estimate.value if known is None else known,
+                    estimate.standard_error if known is None else 0.0,
+                    estimate,
                     None if pairs.converged else pairs.warnings[0],
                 )
             )

@@ -29,6 +29,7 @@ from lgo_cli.results.spectrum import (
     Layer,
     Layers,
     Trace,
+    TraceEstimate,
 )
 from lgo_cli.results.surfaces import (
     BandResults,
@@ -81,6 +82,7 @@ __all__ = [
     "SelfCheck",
     "TestSurface",
     "Trace",
+    "TraceEstimate",
     "TrainResults",
     "TrajectoryPoint",
 ]

@@ -19,15 +19,32 @@ class Eigenvalue(Strict):
     error_estimate: Real
 
 
-class Trace(Strict):
-    """A stochastic trace with its standard error; `num_total_matvecs` counts the basis too."""
+class TraceEstimate(Strict):
+    """A stochastic trace; `exact_part` of it is known from the basis."""
 
     value: Real
     standard_error: Real
+    exact_part: Real
+
+
+class Trace(Strict):
+    """A trace: exact, with no standard error, where the network's graph allows it.
+
+    `note` says why it is exact or why it had to be estimated. The estimate is always there, and
+    `deviation` of its standard errors away from an exact trace; products are the estimate's,
+    `num_total_matvecs` counts the basis too.
+    """
+
+    value: Real
+    standard_error: Real
+    method: Literal["exact", "deflated"]
+    note: str
+    rounding_allowance: Real
+    estimate: TraceEstimate
+    deviation: Real | None
     num_matvecs: int
     num_total_matvecs: int
     num_probes: int
-    exact_part: Real
     converged: bool
 
 

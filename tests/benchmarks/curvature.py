@@ -38,6 +38,7 @@ from lgo_cli.cli.allocator import keep_memory
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
+from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.search import Wanted
@@ -47,6 +48,7 @@ from lgo_cli.data.loading import load_dataset
 from lgo_cli.models.building import build_model
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.seeding import standard_normal
+from lgo_cli.vectors import Block
 
 IMAGES = {"image_size": 32, "channels": 3}
 RUNS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
@@ -202,12 +204,23 @@ def _peers(
 
 
 def trace(bench: Bench) -> Iterator[Record]:
-    """RMS error of the trace at fixed totals, the basis of the ten largest included."""
+    """The exact trace, and RMS errors of estimates at fixed totals, ten eigenvalues included."""
+    for name in ("mlp", "resnet20-1"):
+        yield exact(bench, name)
     model, samples, _, _ = bench.network("mlp")
     with Objective(model, samples) as objective:
         operator = HessianOperator(objective)
         process = Lanczos(operator, standard_normal(operator.dim, 999, "reference"), 999)
         reference = estimate_trace(process, num_total=1000, max_basis=150, seed=999)
+        found = exact_trace(objective, "hessian", Block.whole(objective.layout))
+        assert isinstance(found, ExactTrace)
+        difference = sum(found.parts) - reference.value
+        yield {
+            "what": "exact trace of mlp against 1000 products", "by": "lgo",
+            "error": difference / reference.value,
+            "reference_error": reference.standard_error / reference.value,
+            "deviation": difference / reference.standard_error,
+        }  # fmt: skip
         for total in (60, 100):
             errors, claimed = [], []
             for seed in range(20):
@@ -226,6 +239,26 @@ def trace(bench: Bench) -> Iterator[Record]:
                 "reference": reference.value,
                 "reference_error": reference.standard_error / reference.value, "seeds": 20,
             }  # fmt: skip
+
+
+def exact(bench: Bench, name: str) -> Record:
+    """What the exact trace costs, proof and check included, and how far float32 rounds it."""
+    model, samples, _, _ = bench.network(name)
+    forward = forward_seconds(model, samples)
+    traces = {}
+    for dtype in (torch.float64, torch.float32):
+        with Objective(model, samples, dtype=dtype) as objective:
+            whole = Block.whole(objective.layout)
+            runs = [timed(lambda: exact_trace(objective, "hessian", whole)) for _ in range(3)]  # noqa: B023
+            found = runs[-1][1]
+            assert isinstance(found, ExactTrace), found
+            traces[dtype] = found.of(whole)
+            cost = min(seconds for seconds, _ in runs)
+    return {
+        "what": f"exact trace of {name}", "by": "lgo", "samples": len(samples),
+        "value": traces[torch.float32], "forward_passes": cost / forward, "forward_s": forward,
+        "rounding": traces[torch.float32] / traces[torch.float64] - 1,
+    }  # fmt: skip
 
 
 def warm_start(bench: Bench) -> Iterator[Record]:

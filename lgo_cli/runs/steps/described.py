@@ -17,6 +17,7 @@ from lgo_cli.results import (
     Layer,
     Layers,
     Trace,
+    TraceEstimate,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lgo_cli.curvature.layers import LayerCurvature
     from lgo_cli.curvature.spectrum import Half as MeasuredHalf
     from lgo_cli.curvature.spectrum import Spectrum
-    from lgo_cli.curvature.trace import TraceEstimate
+    from lgo_cli.curvature.spectrum import Trace as MeasuredTrace
 
 
 def arrays_of(spectrum: Spectrum) -> dict[str, Any]:
@@ -54,9 +55,9 @@ def arrays_of(spectrum: Spectrum) -> dict[str, Any]:
         arrays["layer_residual_bounds"] = np.array(
             [layer.residual_bound for layer in spectrum.layers]
         )
-        arrays["layer_traces"] = np.array([layer.trace.value for layer in spectrum.layers])
+        arrays["layer_traces"] = np.array([layer.trace for layer in spectrum.layers])
         arrays["layer_trace_standard_errors"] = np.array(
-            [layer.trace.standard_error for layer in spectrum.layers]
+            [layer.trace_standard_error for layer in spectrum.layers]
         )
     return arrays
 
@@ -88,7 +89,8 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
             None
             if trace is None
             else FrobeniusNorm(
-                value=trace.frobenius_norm, standard_error=trace.frobenius_standard_error
+                value=trace.estimate.frobenius_norm,
+                standard_error=trace.estimate.frobenius_standard_error,
             )
         ),
         "density": None if spectrum.density is None else _density(spectrum.density),
@@ -125,14 +127,23 @@ def _clusters(pairs: Eigenpairs) -> Mapping[str, list[list[int]]]:
     return ends
 
 
-def _trace(trace: TraceEstimate) -> Trace:
+def _trace(trace: MeasuredTrace) -> Trace:
+    estimate = trace.estimate
     return Trace(
         value=trace.value,
         standard_error=trace.standard_error,
-        num_matvecs=trace.num_matvecs,
-        num_total_matvecs=trace.num_total_matvecs,
-        num_probes=trace.num_probes,
-        exact_part=trace.exact_part,
+        method="deflated" if trace.exact is None else "exact",
+        note=trace.note,
+        rounding_allowance=trace.rounding,
+        estimate=TraceEstimate(
+            value=estimate.value,
+            standard_error=estimate.standard_error,
+            exact_part=estimate.exact_part,
+        ),
+        deviation=trace.deviation,
+        num_matvecs=estimate.num_matvecs,
+        num_total_matvecs=estimate.num_total_matvecs,
+        num_probes=estimate.num_probes,
         converged=trace.converged,
     )
 
@@ -151,7 +162,7 @@ def _density(density: SpectralDensity) -> Density:
     )
 
 
-def _layers(layers: tuple[LayerCurvature, ...], whole: TraceEstimate) -> Layers:
+def _layers(layers: tuple[LayerCurvature, ...], whole: MeasuredTrace) -> Layers:
     """The blocks, and 1 − Σ‖H_bb‖²_F / ‖H‖²_F with the error of both to first order."""
     blocks = [
         Layer(
@@ -162,19 +173,20 @@ def _layers(layers: tuple[LayerCurvature, ...], whole: TraceEstimate) -> Layers:
                 residual_bound=layer.residual_bound,
                 error_estimate=layer.error_estimate,
             ),
-            trace=layer.trace.value,
-            trace_standard_error=layer.trace.standard_error,
-            frobenius_norm=layer.trace.frobenius_norm,
-            frobenius_standard_error=layer.trace.frobenius_standard_error,
+            trace=layer.trace,
+            trace_standard_error=layer.trace_standard_error,
+            frobenius_norm=layer.estimate.frobenius_norm,
+            frobenius_standard_error=layer.estimate.frobenius_standard_error,
         )
         for layer in layers
     ]
-    total = whole.frobenius_norm**2
+    norm = whole.estimate
+    total = norm.frobenius_norm**2
     inside = sum(block.frobenius_norm**2 for block in blocks)
     # The error of a square is 2x times that of x.
     error = math.sqrt(
         sum((2 * b.frobenius_norm * b.frobenius_standard_error) ** 2 for b in blocks)
-        + (inside / total * 2 * whole.frobenius_norm * whole.frobenius_standard_error) ** 2
+        + (inside / total * 2 * norm.frobenius_norm * norm.frobenius_standard_error) ** 2
         if total > 0
         else 0.0
     )
