@@ -93,7 +93,7 @@ def test_stops_at_the_tolerance() -> None:
         assert estimate.converged
         assert estimate.num_probes >= MIN_PROBES
         assert estimate.standard_error <= rtol * abs(estimate.value)
-    assert not estimate_trace(_process(matrix, 3), rtol=1e-6).converged
+    assert not estimate_trace(_process(matrix, 3), rtol=1e-6, max_basis=60).converged
 
 
 def test_stopping_on_the_error_asks_for_a_wider_one() -> None:
@@ -138,6 +138,23 @@ def test_the_whole_space_has_no_error() -> None:
     assert estimate.value == pytest.approx(10.0)
     assert estimate.frobenius_norm == pytest.approx(30**0.5)
     assert estimate.frobenius_standard_error == 0.0
+
+
+@pytest.mark.parametrize(("num_dims", "rtol"), [(LEAST_BASIS + MIN_PROBES, 0.01), (120, 1e-4)])
+def test_a_basis_that_probes_would_cost_is_completed(num_dims: int, rtol: float) -> None:
+    """Of 66 parameters the trace took 530 products, and was off by two percent after them."""
+    matrix = _matrix(num_dims)
+    found = estimate_trace(_process(matrix, 0), rtol=rtol)
+    assert (found.standard_error, found.num_probes, found.converged) == (0, 0, True)
+    assert found.value == pytest.approx(float(matrix.trace()), rel=1e-12)
+    assert found.frobenius_norm == pytest.approx(float(matrix.norm()), rel=1e-12)
+    assert found.num_matvecs <= num_dims - 12 + MIN_PROBES
+
+
+def test_a_basis_that_has_no_room_is_not_completed() -> None:
+    found = estimate_trace(_process(_matrix(), 0), rtol=1e-4, max_basis=60)
+    assert found.num_probes > MIN_PROBES
+    assert found.standard_error > 0
 
 
 def test_probe_is_the_same_however_many_are_drawn() -> None:

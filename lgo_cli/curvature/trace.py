@@ -69,10 +69,11 @@ def estimate_trace(
     second is the mean of yᵀHy with y the part beside the basis of a random sign vector (Hutchinson
     1990), of variance 2‖(I − QᵀQ)H(I − QᵀQ)‖²_F at most (theory.md, section 20). ‖H‖²_F is split
     likewise into Σ‖Hq‖² and the mean of ‖Hy‖². Probe i has a stream of its own, and is the same
-    however many are drawn.
+    however many are drawn. Where as many steps as probes would still be needed complete the basis,
+    it is completed, and nothing is estimated.
 
     Args:
-        process: A Krylov space of H; is extended to 30 steps, or to half of `num_total`.
+        process: A Krylov space of H; is extended to 30 steps, or to half of `num_total`, or to P.
         rtol: Stop at 20 probes or more when the standard error is below this share of the value.
         num_total: Products to spend in all instead, those of the basis included.
         max_basis: Vectors that the basis may hold.
@@ -93,6 +94,9 @@ def estimate_trace(
         )
     steps = LEAST_BASIS if num_total is None else num_total // 2
     steps = min(steps, max_basis or steps, operator.dim)
+    completes = num_total is None and operator.dim <= (max_basis or operator.dim)
+    if completes and operator.dim - steps <= MIN_PROBES:
+        steps = operator.dim
     added = max(0, steps - process.size)
     if num_total is not None:
         added = min(added, num_total - spent - 2)
@@ -103,29 +107,28 @@ def estimate_trace(
             process.step()
             task.advance(1)
         exact = float(np.trace(process.projected))
-        squares = process.squared_norm
         values: list[float] = []
         norms: list[float] = []
         error = math.inf if not process.is_complete else 0.0
         while not process.is_complete and len(values) < limit:
-            probe = rademacher(operator.dim, seed, "hessian", "trace", len(values))
-            probe = probe.to(process.basis.device, operator.dtype)
-            for _ in range(2):
-                process.project_out(probe)
-            probe = probe.to(operator.device)
-            product = operator.matvec(probe).double()
-            # One synchronisation a probe, as a step has.
-            pair = torch.stack([torch.dot(probe.double(), product), torch.dot(product, product)])
-            value, square = pair.tolist()
-            if not math.isfinite(value):
-                raise NumericsError("a product with the curvature matrix is not finite")
+            value, square = _probe(process, seed, len(values))
             values.append(value)
             norms.append(square)
             error = _standard_error(values, stopped=num_total is None)
             estimate = abs(exact + float(np.mean(values)))
             task.advance(1, relative_error=error / estimate if estimate else math.inf)
-            if num_total is None and len(values) >= MIN_PROBES and error <= rtol * estimate:
+            if num_total is not None or len(values) < MIN_PROBES:
+                continue
+            if error <= rtol * estimate:
                 break
+            needed = len(values) * (error / max(rtol * estimate, math.ulp(0.0))) ** 2
+            if completes and operator.dim - process.size <= min(needed, limit) - len(values):
+                while not process.is_complete:
+                    process.step()
+                    task.advance(1)
+                values, norms, error = [], [], 0.0
+    exact = float(np.trace(process.projected))
+    squares = process.squared_norm
     value = exact + (float(np.mean(values)) if values else 0.0)
     square = squares + (float(np.mean(norms)) if norms else 0.0)
     norm = math.sqrt(square)
@@ -142,6 +145,23 @@ def estimate_trace(
         num_total_matvecs=process.num_steps + len(values),
         converged=math.isfinite(error) and (num_total is not None or error <= rtol * abs(value)),
     )
+
+
+def _probe(process: Lanczos, seed: int, index: int) -> tuple[float, float]:
+    """yᵀHy and ‖Hy‖² of a random sign vector's part y beside the basis."""
+    operator = process.operator
+    probe = rademacher(operator.dim, seed, "hessian", "trace", index)
+    probe = probe.to(process.basis.device, operator.dtype)
+    for _ in range(2):
+        process.project_out(probe)
+    probe = probe.to(operator.device)
+    product = operator.matvec(probe).double()
+    # One synchronisation a probe, as a step has.
+    pair = torch.stack([torch.dot(probe.double(), product), torch.dot(product, product)])
+    value, square = pair.tolist()
+    if not math.isfinite(value):
+        raise NumericsError("a product with the curvature matrix is not finite")
+    return value, square
 
 
 def _standard_error(samples: list[float], *, stopped: bool = False) -> float:
