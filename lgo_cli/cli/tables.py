@@ -164,7 +164,8 @@ def _moments(results: HessianResults) -> Rows:
         rows += _trace(trace)
     if results.frobenius_norm is not None:
         norm = results.frobenius_norm
-        rows.append(("norm", f"{norm.value:.6g} ± {norm.standard_error:.2g} (Frobenius)"))
+        error = f"± {norm.standard_error:.2g}" if norm.standard_error else "exact"
+        rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
         rows.append(
             (
@@ -184,6 +185,8 @@ def _trace(trace: Trace) -> Rows:
     if trace.method == "exact":
         says = f"{trace.num_probes} probes say {probes}" if trace.num_probes else f"basis {probes}"
         return [("trace", f"{trace.value:.6g} exact ({trace.note}); {says}")]
+    if not trace.num_probes:
+        return [("trace", f"{trace.value:.6g} exact (the basis spans the whole space)")]
     text = f"{trace.num_probes} probes; {estimate.exact_part:.4g} of it exact"
     return [("trace", f"{probes} (standard error, {text})"), ("", f"estimated: {trace.note}")]
 
