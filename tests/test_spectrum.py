@@ -77,5 +77,6 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
     assert spectrum.num_matvecs == sum(spectrum.matvecs.values())
     assert spectrum.gradient_norm == pytest.approx(float(gradient.norm()))
     trace = float(dense.trace())
-    assert abs(spectrum.trace.value - trace) < 4 * spectrum.trace.standard_error
+    rounding = 1e-13 * float(dense.abs().sum())  # all that is left where the basis is complete
+    assert abs(spectrum.trace.value - trace) <= 4 * spectrum.trace.standard_error + rounding
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
