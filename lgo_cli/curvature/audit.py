@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lgo_cli.curvature.operators import Operator
 
 KINKED = {
@@ -143,41 +146,43 @@ def measure_rounding(
     plain = Rewritten(objective.model, "as it is")
     block = block or Block.whole(objective.layout)
 
-    def products(dtype: torch.dtype, *vectors: Tensor, twice: bool = False) -> list[Tensor]:
+    @contextmanager
+    def problem_in(dtype: torch.dtype) -> Iterator[tuple[Objective, NetworkOperator[Any]]]:
         with Objective(objective.model, samples, objective.loss_function, dtype=dtype) as problem:
             called = plain if dtype == torch.float64 else model or plain
-            operator = kind(problem, block=block, model=called)
-            results = [operator.matvec(vector.to(dtype)).double() for vector in vectors]
-            if twice and norm(results[0]) > 0:
-                # In the other dtype's bits, so that both get the same vector.
-                unit = (results[0] / norm(results[0])).to(objective.dtype).double()
-                results = [unit, operator.matvec(unit)]
-                if difference:
-                    del operator  # its graphs, before parameters move
-                    results.append(
-                        torch.tensor(_central_difference(problem, block, unit, results[1]))
-                    )
-            return results
+            yield problem, kind(problem, block=block, model=called)
+
+    def product(operator: NetworkOperator[Any], vector: Tensor) -> Tensor:
+        return operator.matvec(vector.to(operator.dtype)).double()
+
+    def unit(vector: Tensor) -> Tensor:
+        """In the objective's bits, so that both dtypes get the same vector."""
+        return (vector / norm(vector)).to(objective.dtype).double()
 
     start = standard_normal(block.dim, seed, "hessian", "rounding").to(objective.device)
+    gap = None
     try:
-        vector, *rest = products(torch.float64, start, twice=True)
-        if not rest:
-            return Rounding(0.0, None, "the curvature is zero on these samples")
-        expected, gap = rest[0], float(rest[1]) if difference else None
+        with problem_in(torch.float64) as (problem, operator):
+            image = product(operator, start)
+            if norm(image) == 0:
+                return Rounding(0.0, None, "the curvature is zero on these samples")
+            vector = unit(image)
+            known = product(operator, vector)
+            operator.release()  # its graphs, before parameters move
+            if difference:
+                gap = _central_difference(problem, block, vector, known)
         if objective.dtype == torch.float64:
             return Rounding(0.0, gap, None)
-        scale = max(norm(expected), 1e-300)
-        worst = 0.0
-        for index in range(ROUNDING_STEPS):
-            if index:
-                (expected,) = products(torch.float64, vector)
-            (found,) = products(objective.dtype, vector)
-            error = found - expected
-            worst = max(worst, norm(error))
-            if norm(error) == 0:
-                break
-            vector = (error / norm(error)).to(objective.dtype).double()
+        scale, worst = max(norm(known), 1e-300), 0.0
+        # Either dtype has the other's product of one vector, and gives it that of the next.
+        for step in range(ROUNDING_STEPS):
+            with problem_in(torch.float64 if step % 2 else objective.dtype) as (_, operator):
+                off = product(operator, vector) - known
+                worst = max(worst, norm(off))
+                if norm(off) == 0 or step == ROUNDING_STEPS - 1:
+                    break
+                vector = unit(off)
+                known = product(operator, vector)
     except (InputError, NumericsError) as error:
         return Rounding(None, None, f"the model does not run in float64: {error}")
     return Rounding(SAFETY * worst / (torch.finfo(objective.dtype).eps * scale), gap, None)

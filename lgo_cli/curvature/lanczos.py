@@ -255,9 +255,9 @@ class Lanczos:
 
     def _extend(self, column: Array, beta: float) -> None:
         m = self.size
-        self._matrix, self._defect = (
-            np.pad(array, ((0, 1), (0, 1))) for array in (self._matrix, self._defect)
-        )
+        before = self._matrix, self._defect
+        self._matrix, self._defect = np.zeros((2, m + 1, m + 1))
+        self._matrix[:m, :m], self._defect[:m, :m] = before
         self._matrix[:, m] = self._matrix[m, :] = column
         # H is symmetric: what earlier products held of this vector must be what this one holds of
         # theirs. Where something was left behind, how much of it is here is not known, nor needed.
