@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING, sha256_file
-from lgo_cli.manifest import Manifest, damaged_outputs, fingerprint, read_manifest
+from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
 from lgo_cli.runs.names import writable
 
@@ -81,7 +81,7 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
         directory: Where it stands.
     """
     found = []
-    if fingerprint(manifest.request) != manifest.fingerprint:
+    if manifest.is_edited:
         found.append("the fingerprint is not that of the request: the manifest was edited")
     paths = [ref.path for ref in manifest.outputs.values()]
     strangers = set(paths) - writable(manifest.request.command, paths)
@@ -108,7 +108,7 @@ def _maker_problems(name: str, path: Path, produced_by: str) -> list[str]:
             maker = read_manifest(candidate)
             listed = [(directory / ref.path).resolve() for ref in maker.outputs.values()]
             if path.resolve() in listed:
-                if fingerprint(maker.request) == maker.fingerprint == produced_by:
+                if maker.fingerprint == produced_by and not maker.is_edited:
                     return []
                 return [f"stale: input {name} was made by another {command} than now stands there"]
     return [f"input {name} says that a step made it, and no manifest beside it does"]
