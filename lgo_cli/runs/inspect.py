@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import CONFIGS
+from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
-from lgo_cli.runs.names import writable
+from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 Row = dict[str, Any]
@@ -115,7 +117,7 @@ def _maker_problems(name: str, path: Path, produced_by: str) -> list[str]:
 
 
 def verify_run(directory: Path) -> list[str]:
-    """Recompute every digest and every chain link of a run.
+    """Recompute every digest and every chain link of a run, and what its results say of its arrays.
 
     Returns:
         The steps that were verified.
@@ -125,11 +127,50 @@ def verify_run(directory: Path) -> list[str]:
     """
     verified = []
     for state in inspect_run(directory):
-        if state.problems:
-            raise InputError(f"{directory}: {state.command}: {state.problems[0]}")
+        found = state.problems
+        if state.manifest is not None and not found:
+            found = (*_lies(state.manifest, directory),)
+        if found:
+            raise InputError(f"{directory}: {state.command}: {found[0]}")
         if state.manifest is not None:
             verified.append(state.command)
     return verified
+
+
+def _lies(manifest: Manifest, directory: Path) -> list[str]:
+    """Where the results are not what the step's payloads, which are intact, say."""
+    from lgo_cli.runs.steps import STEPS  # imports torch
+
+    command = manifest.request.command
+    source = PAYLOADS[command][-1]
+    try:
+        evidence = STEPS[command].evidence(directory, manifest)
+    except KeyError as error:
+        return [f"{source} has no {error.args[0]}"]
+    return [
+        f"{name} is {claimed}, and {source} says {found}"
+        for name, claimed, found in _differences("results", manifest.results, evidence)
+    ]
+
+
+def _differences(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Values that two nests of results do not agree on; what is not in `found` is not looked at."""
+    claimed, found = (x.model_dump() if isinstance(x, Strict) else x for x in (claimed, found))
+    if isinstance(claimed, dict) and isinstance(found, dict):
+        for key, value in found.items():
+            yield from _differences(f"{name}.{key}", claimed[key], value)
+    elif isinstance(claimed, list | tuple) and isinstance(found, list | tuple):
+        if len(claimed) != len(found):
+            yield f"the number of {name}", len(claimed), len(found)
+        for index, (one, other) in enumerate(zip(claimed, found, strict=False)):
+            yield from _differences(f"{name}[{index}]", one, other)
+    elif isinstance(claimed, float) and isinstance(found, float):
+        # Sums and products may end in another last bit on another machine.
+        both_nan = math.isnan(claimed) and math.isnan(found)
+        if not both_nan and not math.isclose(claimed, found, rel_tol=1e-9):
+            yield name, claimed, found
+    elif claimed != found:
+        yield name, claimed, found
 
 
 def run_row(directory: Path) -> Row:
