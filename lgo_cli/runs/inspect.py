@@ -15,7 +15,7 @@ from lgo_cli.results import ContourResults, HessianResults, InterpResults, Train
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Row = dict[str, Any]
@@ -29,12 +29,14 @@ class StepState:
         command: Which.
         manifest: Its record, `None` if it was not run.
         problems: Why its results are not to be relied on; empty if they are.
+        error: What was raised where there is a manifest that cannot be read.
         measured: Which of the run's checkpoints it is of.
     """
 
     command: str
     manifest: Manifest | None
     problems: tuple[str, ...]
+    error: InputError | None = None
     measured: str = "model.pth"
 
 
@@ -42,20 +44,24 @@ def inspect_run(directory: Path) -> list[StepState]:
     """Look at each step in a run directory.
 
     Raises:
-        InputError: if no step was ever run there, or a manifest cannot be read.
+        InputError: if no step was ever run there.
     """
     if not directory.is_dir():
         raise InputError(f"no such run directory: {directory}")
     states = []
     for command in CONFIGS:
         path = directory / f"{command}.json"
-        if path.is_file():
-            manifest = read_manifest(path)
-            states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
-        else:
+        if not path.is_file():
             claim = directory / BOOKKEEPING / f"{command}.claim"
             broken = ("interrupted: run it again",) if claim.is_file() else ()
             states.append(StepState(command, None, broken))
+            continue
+        try:
+            manifest = read_manifest(path)
+        except InputError as error:
+            states.append(StepState(command, None, (error.message,), error))
+        else:
+            states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
     states = [_with_measured(state, states[0].manifest) for state in states]
     if not any(state.manifest or state.problems for state in states):
         raise InputError(
@@ -102,17 +108,24 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
 
 def _maker_problems(name: str, path: Path, produced_by: str) -> list[str]:
     """Check that the step which made an input is still there and says the same."""
+    unreadable = []
     for directory in (path.parent, path.parent.parent):
         for command in ("train", "hessian"):
             candidate = directory / f"{command}.json"
             if not candidate.is_file():
                 continue
-            maker = read_manifest(candidate)
+            try:
+                maker = read_manifest(candidate)
+            except InputError:
+                unreadable.append(candidate.name)
+                continue
             listed = [(directory / ref.path).resolve() for ref in maker.outputs.values()]
             if path.resolve() in listed:
                 if maker.fingerprint == produced_by and not maker.is_edited:
                     return []
                 return [f"stale: input {name} was made by another {command} than now stands there"]
+    if unreadable:
+        return [f"input {name}: {unreadable[0]} beside it, which may have made it, is damaged"]
     return [f"input {name} says that a step made it, and no manifest beside it does"]
 
 
@@ -130,6 +143,8 @@ def verify_run(directory: Path) -> list[str]:
         found = state.problems
         if state.manifest is not None and not found:
             found = (*_lies(state.manifest, directory),)
+        if state.error is not None:
+            raise state.error
         if found:
             raise InputError(f"{directory}: {state.command}: {found[0]}")
         if state.manifest is not None:
@@ -173,7 +188,7 @@ def _differences(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, Any
         yield name, claimed, found
 
 
-def run_row(directory: Path) -> Row:
+def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
     Values that no step has measured are `None`, also where one measured another checkpoint than the
@@ -182,7 +197,7 @@ def run_row(directory: Path) -> Row:
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     stale = []
-    for state in inspect_run(directory):
+    for state in states:
         if state.problems or state.measured != "model.pth":
             stale.append(state.command)
         if state.manifest is not None and state.measured == "model.pth":
