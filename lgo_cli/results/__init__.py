@@ -9,6 +9,7 @@ from lgo_cli.results.base import (
     Recipe,
     Results,
     TrainResults,
+    counted,
 )
 from lgo_cli.results.paths import (
     AlignmentResults,
@@ -83,6 +84,7 @@ __all__ = [
     "Trace",
     "TrainResults",
     "TrajectoryPoint",
+    "counted",
 ]
 
 RESULTS: dict[str, type[Results]] = {

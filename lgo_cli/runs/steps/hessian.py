@@ -11,7 +11,7 @@ from lgo_cli.config import HessianConfig
 from lgo_cli.errors import ConvergenceError, InputError, NumericsError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
-from lgo_cli.results import HessianResults
+from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
@@ -137,7 +137,7 @@ def _setting(
         if vectors.shape[1] != problem.dim:
             raise InputError(
                 f"{path} has eigenvectors of {vectors.shape[1]:,} entries, "
-                f"this model has {problem.dim:,} parameters"
+                f"this model has {counted(problem.dim, 'parameter')}"
             )
         chosen = [*vectors[: min(config.top_k, top)], *vectors[top : top + config.bottom_k]]
         warm = torch.from_numpy(np.array(chosen)) if chosen else None

@@ -167,7 +167,10 @@ def path_arrays(path: Path, prefix: str = "") -> dict[str, Any]:
 
 
 def _path_evidence(arrays: Mapping[str, Any], *, has_end: bool) -> dict[str, Any]:
-    """What `path_arrays` has of `path_results`, of a path and of those beside it."""
+    """What `path_arrays` has of `path_results`, of a path and of those beside it.
+
+    Barriers only where a point between the ends was measured.
+    """
     alpha, loss = arrays["alpha"], arrays["loss"]
     found: dict[str, Any] = {
         "range": (float(alpha[0]), float(alpha[-1])),
@@ -176,6 +179,8 @@ def _path_evidence(arrays: Mapping[str, Any], *, has_end: bool) -> dict[str, Any
         "loss_at_end": loss[alpha == 1.0 if has_end else [-1]].item(),
         "direction_norm": _norm(arrays["direction"]),
     }
+    if has_end and np.sum((alpha >= 0) & (alpha <= 1)) == 2:
+        return found
     for split in ("", "test_"):
         names = (f"{split}barrier", f"{split}barrier_standard_error", f"{split}barrier_alpha")
         barrier = _barrier_evidence(arrays, split).values() if has_end else (None, None, None)
