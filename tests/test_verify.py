@@ -18,6 +18,7 @@ HONEST = (
     "interp",
     "interp --num-points 4 --range -0.2 1.3",
     "interp --analysis-samples 1",
+    "interp --num-points 2 --range 0 1",
     "interp --direction random --range 0.5 2",
     "interp --direction eigen",
     "interp --to other --matrix --to init",
