@@ -4,6 +4,7 @@ import gc
 import sys
 
 from lgo_cli.cli import MODULES, load
+from lgo_cli.errors import ExitCode
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         load([first] if first in MODULES else MODULES)(prog_name="lgo")
+    except KeyboardInterrupt:  # while modules are loaded; commands have their own word for it
+        sys.stderr.write("lgo: error: interrupted\nhint: nothing was done; run the same again\n")
+        sys.exit(ExitCode.INTERRUPTED)
     finally:
         gc.freeze()
 

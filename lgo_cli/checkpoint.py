@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, a_kind
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+_ACCIDENTS = (
+    EOFError, KeyError, ValueError, AttributeError, IndexError, TypeError, AssertionError,
+    struct.error,
+)  # fmt: skip
+"""What any bytes raise that are read as a pickle; their texts say nothing to a user."""
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -43,11 +51,16 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, or is no checkpoint; it was not run",
             hint="save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is not a readable checkpoint: {reason}") from error
+    except _ACCIDENTS as error:
+        raise InputError(
+            f"{path} is not a readable checkpoint: torch.save wrote no such bytes",
+            hint="take another copy of it, or save it again: torch.save(model.state_dict(), path)",
+        ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict")
+        raise InputError(f"{path} holds {a_kind(state)}, not a state_dict")
     return state
 
 

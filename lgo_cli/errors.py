@@ -79,3 +79,9 @@ class MachineError(LgoError):
     """The machine lacks something: a device, memory, disk space."""
 
     exit_code = ExitCode.MACHINE
+
+
+def a_kind(value: object) -> str:
+    """What a value is, in an error: `an int`, `a list`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

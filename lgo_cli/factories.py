@@ -60,7 +60,10 @@ def source_file(factory: Factory) -> Path:
     if factory.is_file:
         path = Path(factory.source)
         if not path.is_file():
-            raise InputError(f"no such Python file: {path}")
+            raise InputError(
+                f"no such Python file: {path}",
+                hint=f"say where it is: --model or --dataset PATH/{path.name}:{factory.name}",
+            )
         return path
     # To find a module its parent packages are imported, which is the user's own code.
     with _users_code(f"importing {factory.source}"), _from_here():

@@ -107,6 +107,11 @@ class Manifest(Strict):
             raise ValueError(f"it says nothing of {lost[0]}")
         return self
 
+    @property
+    def is_edited(self) -> bool:
+        """Whether the request is another one than was hashed when it was written."""
+        return fingerprint(self.request) != self.fingerprint
+
 
 _NEEDED: dict[str, tuple[str, ...]] = {
     "train": ("model.pth", "init.pth"),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.errors import InputError, NumericsError, a_kind
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
@@ -308,9 +308,10 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
             hint="give the data set it was made for: --dataset",
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else a_kind(outputs)
         raise InputError(
-            f"the model must return outputs of shape [samples, classes], it returned {got}"
+            f"the model must return outputs of shape [samples, classes], it returned {got}",
+            hint="return the logits alone, a tensor [samples, classes]",
         )
     num_outputs = outputs.shape[1]
     if samples.labels.ndim == 2:

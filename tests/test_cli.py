@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from conftest import SMALL, Lgo
 
 from lgo_cli import __version__
+from lgo_cli.cli import app
 from lgo_cli.config import (
     ContourConfig,
     Execution,
@@ -267,6 +268,47 @@ def test_dry_run(lgo: Lgo, small_run: Path) -> None:
     assert "hessian: would compute (nothing done: --dry-run)" in result.stderr
     assert str(small_run / "model.pth") in result.stdout
     assert not (small_run / "hessian.json").exists()
+    as_json = lgo("hessian", small_run, "--dry-run", "--json")
+    planned = json.loads(as_json.stdout)
+    assert "would compute" in as_json.stderr
+    manifest = json.loads(lgo("hessian", small_run, "--json").stdout)
+    assert planned == manifest["request"]
+    line = ("run", "--out", "new", "--dry-run", "--json")
+    assert json.loads(lgo(*line).stdout)["command"] == "train"
+    assert lgo(*line).stdout.count("\n") == 1
+
+
+def test_help_loses_no_bracketed_word(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help goes through Rich, to which `[train]` is a style."""
+    monkeypatch.setenv("COLUMNS", "200")
+    num_words = 0
+    for info in app.registered_commands:
+        function = info.callback
+        assert function is not None
+        assert function.__doc__ is not None
+        texts = [function.__doc__]
+        for annotation in get_type_hints(function, include_extras=True).values():
+            texts += [option.help or "" for option in getattr(annotation, "__metadata__", ())]
+        words = [word for text in texts for word in text.split() if "[" in word or "]" in word]
+        shown = lgo(function.__name__, "--help").stdout.split()
+        assert [word for word in words if word not in shown] == []
+        num_words += len(words)
+    assert num_words >= 4
+    assert "[train], [hessian], [interp], [contour]" in lgo("run", "--help").stdout
+
+
+def test_interrupt_while_modules_are_loaded() -> None:
+    code = (
+        "import lgo_cli.__main__ as entry\n"
+        "def interrupted(commands): raise KeyboardInterrupt\n"
+        "entry.load = interrupted\n"
+        "entry.main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 130
+    assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
 
 
 def test_run_does_all_four_and_then_none(lgo: Lgo, tmp_path: Path) -> None:

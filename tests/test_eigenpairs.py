@@ -216,6 +216,13 @@ def test_guess_in_the_space_of_the_largest_saves_products() -> None:
     check_bounds(matrix, guessed)
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_guess_of_one_entry_does_not_cancel_the_start(sign: float) -> None:
+    guess = torch.tensor([sign], dtype=torch.float64)
+    matrix = torch.tensor([[3.0]], dtype=torch.float64)
+    assert extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0, guess=guess)).values[0] == 3.0
+
+
 def test_guess_of_zero_is_none() -> None:
     matrix = with_spectrum(of(9, 5, bulk=torch.linspace(-1, 2, 98)), 0)
     pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0, guess=torch.zeros(100)))

@@ -298,7 +298,7 @@ CASES = {
         _write("net.py", FACTORY),
     ),
     "factory of no model": Case(
-        "train --model net.py:number", 3, "returned a int, not an nn.Module",
+        "train --model net.py:number", 3, "returned an int, not an nn.Module",
         _write("net.py", FACTORY),
     ),
     "factory that wants more": Case(

@@ -88,6 +88,41 @@ def test_table_goes_on_past_an_unreadable_run(lgo: Lgo, run: Path, tmp_path: Pat
     assert "bad/train.json is not a manifest" in result.stderr.splitlines()[-2]
 
 
+def test_one_damaged_manifest_hides_no_other_step(lgo: Lgo, run: Path) -> None:
+    path = run / "contour.json"
+    path.write_bytes(path.read_bytes()[:400])
+    shown = lgo("show", run, code=3)
+    assert "train  ok" in shown.stdout
+    assert "  largest 1 " in shown.stdout
+    assert f"contour  {path} is not a manifest" in shown.stdout
+    assert shown.stderr.startswith(f"lgo: error: {path} is not a manifest")
+    assert lgo("show", run, "--quiet", code=3).stdout.split() == [
+        str(run / "train.json"), str(run / "hessian.json"),
+    ]  # fmt: skip
+    table = lgo("table", run, "--format", "jsonl", code=3)
+    row = json.loads(table.stdout)
+    hessian = json.loads((run / "hessian.json").read_text())["results"]
+    assert row["lambda_max"] == hessian["largest"][0]["value"]
+    assert row["problems"] == "look at: contour"
+    assert f"{path} is not a manifest" in table.stderr
+    assert f"{path} is not a manifest" in lgo("verify", run, code=3).stderr
+    lgo("export", run, "--to", "csv", "--step", "hessian")
+
+
+def test_a_damaged_maker_is_named(lgo: Lgo, run: Path) -> None:
+    path = run / "hessian.json"
+    path.write_bytes(path.read_bytes()[:400])
+    shown = lgo("show", run, code=3).stdout
+    assert (
+        "contour  input hessian.npz: hessian.json beside it, which may have made it, is damaged"
+        in shown
+    )
+    # What the hint says: it is made again, and all is as before.
+    path.unlink()
+    lgo("hessian", run, *HESSIAN)
+    lgo("verify", run)
+
+
 def test_a_chain_link_that_lies(lgo: Lgo, run: Path) -> None:
     path = run / "contour.json"
     manifest = json.loads(path.read_text())

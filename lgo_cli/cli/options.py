@@ -411,7 +411,7 @@ TrustCode = Annotated[
 ]
 
 # What is printed
-Json = Annotated[bool, _flag(OUTPUT, "Print the manifest.", "--json")]
+Json = Annotated[bool, _flag(OUTPUT, "Print the manifest; with --dry-run the request.", "--json")]
 Quiet = Annotated[bool, _flag(OUTPUT, "Print the manifest's path alone.", "--quiet", "-q")]
 Verbose = Annotated[
     bool, _flag(OUTPUT, "Say more about what is done and how long it took.", "--verbose", "-v")

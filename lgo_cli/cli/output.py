@@ -80,14 +80,14 @@ class Output:
 
         Args:
             outcome: What `execute` returned.
-            one_line: Whether `--json` prints the manifest on one line.
+            one_line: Whether `--json` prints the manifest, or the request, on one line.
         """
         plan = outcome.plan
         if outcome.status is Status.SHARE_DONE:
             self.say(f"{plan.command}: {outcome.status.value}")
             return
         if outcome.manifest is None:
-            self._planned(outcome)
+            self._planned(outcome, one_line=one_line)
             return
         manifest = outcome.manifest
         if outcome.status is not Status.COMPUTED:
@@ -134,9 +134,12 @@ class Output:
         kinks = f"; kinks of {', '.join(audit.nonsmooth)} ignored" if audit.nonsmooth else ""
         self.say(f"audit: clean ({', '.join(checks)}{kinks})")
 
-    def _planned(self, outcome: Outcome) -> None:
+    def _planned(self, outcome: Outcome, *, one_line: bool) -> None:
         plan = outcome.plan
         self.say(f"{plan.command}: {outcome.status.value} (nothing done: --dry-run)")
+        if self.mode is Mode.JSON:
+            self.write(plan.request.model_dump_json(indent=None if one_line else 2))
+            return
         if self.mode is Mode.HUMAN:
             self.write(f"fingerprint  {plan.fingerprint}")
             for name, path in plan.files.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lgo_cli.results import counted
+
 if TYPE_CHECKING:
     from lgo_cli.results import BarrierMatrix, InterpResults
 
@@ -35,8 +37,8 @@ def path_rows(results: InterpResults) -> Rows:
             (
                 "aligned",
                 f"{found.num_moved:,} of {found.num_units:,} hidden units moved in "
-                f"{found.num_iterations} sweeps; distance {found.distance_before:.4g} before, "
-                f"{found.distance_after:.4g} after",
+                f"{counted(found.num_iterations, 'sweep')}; distance "
+                f"{found.distance_before:.4g} before, {found.distance_after:.4g} after",
             ),
             ("", f"outputs differ by {found.output_difference:.1e} ({found.output_dtype})"),
         ]
@@ -47,7 +49,8 @@ def path_rows(results: InterpResults) -> Rows:
         rows.append(
             (
                 "repaired",
-                f"{len(repair.layers)} layers, {len(repair.batch_norms)} batch norms"
+                f"{counted(len(repair.layers), 'layer')}, "
+                f"{counted(len(repair.batch_norms), 'batch norm')}"
                 + (f"; not {', '.join(repair.not_repaired)}" if repair.not_repaired else ""),
             )
         )

@@ -17,6 +17,14 @@ from lgo_cli.errors import ExitCode, LgoError
 class ErrorBoundary(TyperGroup):
     """Prints what a user can mend as one error and one hint; a bug keeps its traceback."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        described: list[Any] = [each for c in self.commands.values() for each in (c, *c.params)]
+        for each in described:
+            if each.help:
+                # Rich's markup, which help goes through, reads `[train]` as a style.
+                each.help = each.help.replace("[", "\\[")
+
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one uses them, not of the alphabet."""
         del ctx
@@ -77,6 +85,7 @@ def _fail_usage(error: typer.TyperException) -> None:
         raise error
     path = context.command_path if context is not None else "lgo"
     message = message[:1].lower() + message[1:].rstrip(".")
+    message = message.replace(": Value error, ", ": ")  # pydantic's word, by way of Typer
     _fail(message, f"{path} --help", ExitCode.USAGE)
 
 

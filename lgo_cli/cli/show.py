@@ -30,13 +30,14 @@ def show(
     from lgo_cli.runs.inspect import inspect_run
 
     output = Output(json=json, quiet=quiet, verbose=False)
-    for state in inspect_run(run):
+    states = inspect_run(run)
+    for state in states:
         path = run / f"{state.command}.json"
         if output.mode is Mode.QUIET:
             if state.manifest is not None and not state.problems:
                 output.write(str(path))
             continue
-        for problem in state.problems:
+        for problem in state.problems if state.error is None else ():
             output.say(f"warning: {state.command}: {problem}")
         if output.mode is Mode.JSON:
             if state.manifest is not None:
@@ -49,3 +50,6 @@ def show(
         if state.manifest is not None:
             for line in summary_lines(state.manifest):
                 output.write(f"  {line}")
+    for state in states:
+        if state.error is not None:
+            raise state.error

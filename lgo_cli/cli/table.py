@@ -29,13 +29,15 @@ TableFormat = Annotated[
 def table(runs: Runs, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
     from lgo_cli.cli.output import Output
-    from lgo_cli.runs.inspect import COLUMNS, run_row
+    from lgo_cli.runs.inspect import COLUMNS, inspect_run, run_row
 
     output = Output(json=False, quiet=False, verbose=False)
     rows, unreadable = [], []
     for run in runs:
         try:
-            rows.append(run_row(run))
+            states = inspect_run(run)
+            rows.append(run_row(run, states))
+            unreadable += [state.error for state in states if state.error is not None]
         except InputError as error:
             unreadable.append(error)
             rows.append({"run": str(run), **dict.fromkeys(COLUMNS), "problems": error.message})

@@ -13,6 +13,7 @@ from lgo_cli.results import (
     InterpResults,
     Planes,
     TrainResults,
+    counted,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _STATISTICS = {
 
 def summary(results: Results) -> Rows:
     """A step's results as names and values."""
-    rows: Rows = [("model", f"{results.model}, {results.num_parameters:,} parameters")]
+    rows: Rows = [("model", f"{results.model}, {counted(results.num_parameters, 'parameter')}")]
     if isinstance(results, TrainResults):
         return rows + _train(results)
     if isinstance(results, AnalysisResults):
@@ -82,7 +83,7 @@ def _train(results: TrainResults) -> Rows:
             f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}{momentum}{nesterov}, "
             f"weight decay {recipe.weight_decay:g}, batches of {recipe.batch_size}",
         ),
-        ("epochs", f"{results.epochs} ({results.num_steps:,} steps)"),
+        ("epochs", f"{results.epochs} ({counted(results.num_steps, 'step')})"),
         ("train", f"loss {results.train_loss:.4g}, accuracy {results.train_accuracy:.4f}"),
         ("test", f"loss {results.test_loss:.4g}, accuracy {results.test_accuracy:.4f}"),
     ]
@@ -119,7 +120,8 @@ def _hessian(results: HessianResults) -> Rows:
         *_eigenvalues("largest", results.largest, results.clusters["largest"]),
         *_eigenvalues("smallest", results.smallest, results.clusters["smallest"]),
     ]
-    if not results.multiplicity_checked and results.largest:
+    has_all = len(results.largest) + len(results.smallest) == results.num_parameters
+    if not results.multiplicity_checked and results.largest and not has_all:
         rows.append(
             ("", "one copy of a repeated eigenvalue is listed: --multiplicity looks for more")
         )
@@ -127,7 +129,8 @@ def _hessian(results: HessianResults) -> Rows:
         rows.append(
             (
                 "gradient",
-                f"{share:.1%} of its square in the span of the {len(results.largest)} largest",
+                f"{share:.1%} of its square in the span of the "
+                f"{'' if len(results.largest) == 1 else f'{len(results.largest)} '}largest",
             )
         )
     rows += _moments(results)
@@ -136,7 +139,7 @@ def _hessian(results: HessianResults) -> Rows:
     rows += _stability(results)
     state = "converged" if results.converged else "NOT CONVERGED"
     parts = ", ".join(f"{name} {number}" for name, number in results.matvecs.items() if number)
-    rows.append(("cost", f"{results.num_matvecs} products ({parts}), {state}"))
+    rows.append(("cost", f"{counted(results.num_matvecs, 'product')} ({parts}), {state}"))
     return rows
 
 

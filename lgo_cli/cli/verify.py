@@ -15,7 +15,10 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_defaul
 
 @app.command()
 def verify(runs: Runs, quiet: options.Quiet = False) -> None:
-    """Recompute every digest and every link between steps; exit 3 on the first lie."""
+    """Recompute every digest and every link between steps; exit 3 on the first lie.
+
+    Results are held against the arrays of their step.
+    """
     from lgo_cli.cli.output import Mode, Output
     from lgo_cli.runs.inspect import verify_run
 

@@ -162,7 +162,7 @@ def _start(operator: Operator, wanted: Wanted) -> Tensor:
     """
     noise = standard_normal(operator.dim, wanted.seed, "hessian", "start")
     given = wanted.guess if wanted.warm_start is None else wanted.warm_start
-    if given is None:
+    if given is None or operator.dim == 1:  # where the two are parallel, and may be opposite
         return noise
     normalize = torch.nn.functional.normalize
     directions = normalize(given.double().cpu().reshape(-1, operator.dim), dim=1)

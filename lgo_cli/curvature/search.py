@@ -104,9 +104,12 @@ def matvec_limit(dim: int, wanted: Wanted) -> int:
     """
     pairs = wanted.num_pairs
     if pairs > dim:
+        bottom_k = min(wanted.bottom_k, dim - min(wanted.top_k, 1))
+        top_k = min(wanted.top_k, dim - bottom_k)
         raise UsageError(
             f"{wanted.top_k} largest and {wanted.bottom_k} smallest eigenvalues are more than the "
-            f"{dim} there are"
+            f"{dim} there are",
+            hint=f"--top-k {top_k} --bottom-k {bottom_k}",
         )
     limit = wanted.max_matvecs
     if limit is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lgo_cli.data.dataset import Dataset
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, a_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def from_factory(source: str, returned: object) -> Dataset:
     if not isinstance(returned, Mapping):
         size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
         raise InputError(
-            f"{source} returned a {type(returned).__name__}{size}, not a data set",
+            f"{source} returned {a_kind(returned)}{size}, not a data set",
             hint=f"return a tuple or a dict of {', '.join(NAMES)}",
         )
     _require_all(source, list(returned))
@@ -138,4 +138,4 @@ def _kind(value: object) -> str:
         return f"an array of {value.dtype}"
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
+    return a_kind(value)

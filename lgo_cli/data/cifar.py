@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lgo_cli.data.dataset import Dataset, from_pixels
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, a_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ def read_batch(path: Path, labels_key: str, md5: str | None) -> tuple[Tensor, Te
             )
     batch = _unpickle(content, path)
     if not isinstance(batch, dict):
-        raise InputError(f"{path} holds a {type(batch).__name__}, not a CIFAR batch")
+        raise InputError(f"{path} holds {a_kind(batch)}, not a CIFAR batch")
     fields = {_text(key): value for key, value in batch.items()}
     data, labels = fields.get("data"), fields.get(labels_key)
     if not isinstance(data, _Array) or not isinstance(labels, list):

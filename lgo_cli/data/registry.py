@@ -222,7 +222,8 @@ def input_files(
         path = Path(dataset)
         if not path.is_file():
             raise InputError(
-                f"{path} is a directory" if path.is_dir() else f"no such data file: {path}"
+                f"{path} is a directory" if path.is_dir() else f"no such data file: {path}",
+                hint="say where the file is: --dataset FILE.npz",
             )
         return {"data.npz": path}
     spec = find_named("dataset", dataset, DATASETS, OTHERS)

@@ -8,6 +8,7 @@ import numpy as np
 
 from lgo_cli.figures.plane import ON_PLANE
 from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
+from lgo_cli.results import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
         micro=f"{measured['micro_batch_size']:,}",
     )
     return [
-        f"Model: {results['model']} with {results['num_parameters']:,} parameters, on "
+        f"Model: {results['model']} with {counted(results['num_parameters'], 'parameter')}, on "
         f"{results['dataset']}.",
         f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
         f"decay, over the first {measured['num_samples']:,} of {measured['num_available']:,} "
@@ -101,7 +102,7 @@ def _contour(
     text += _cells(arrays, results)
     missing = int(np.sum(~np.isfinite(arrays["loss"])))
     if missing:
-        text.append(f"The loss of {_count(missing, 'cell')} is not finite; none is imputed.")
+        text.append(f"The loss of {counted(missing, 'cell')} is not finite; none is imputed.")
     if missing < arrays["loss"].size:
         low, high = number(results["loss_min"]), number(results["loss_max"])
         text.append(f"Finite losses range from {low:.6g} to {high:.6g}.")
@@ -157,13 +158,13 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
     if not np.isfinite(loss).all():
         flat.append("Hatched cells are not finite.")
     if results.get("trajectory"):
-        points = _count(len(results["trajectory"]), "checkpoint")
+        points = counted(len(results["trajectory"]), "checkpoint")
         flat.append(f"The line is the training trajectory, {points} projected onto the plane.")
         farthest = max(number(point["distance"]) for point in results["trajectory"])
         flat.append(f"Circles show how far checkpoints are off the plane, {farthest:.3g} at most.")
     if "plane_path" in arrays:
         num_bends = len(arrays["plane_coordinates"]) - 2
-        bends = f", by {_count(num_bends, 'bend')} as control points" if num_bends else ""
+        bends = f", by {counted(num_bends, 'bend')} as control points" if num_bends else ""
         flat.append(
             f"The line is the curve that came with the directions, to the other end{bends}."
         )
@@ -261,7 +262,7 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
     if results.get("repair"):
         found = results["repair"]
         parts = [
-            _count(len(found[key]), noun)
+            counted(len(found[key]), noun)
             for key, noun in (("layers", "layer"), ("batch_norms", "batch norm"))
             if found[key]
         ]
@@ -274,9 +275,10 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
         found = results["curve"]
         recipe = found["recipe"]
         text.append(
-            f"The curve (Garipov et al. 2018) has {_count(found['num_bends'], 'bend')}, trained on "
-            f"{found['num_train_samples']:,} samples for {_count(recipe['epochs'], 'epoch')} by "
-            f"{recipe['optimizer']} at learning rate {recipe['lr']:g}; it is "
+            f"The curve (Garipov et al. 2018) has {counted(found['num_bends'], 'bend')}, trained "
+            f"on {found['num_train_samples']:,} samples for "
+            f"{counted(recipe['epochs'], 'epoch')} by {recipe['optimizer']} at learning rate "
+            f"{recipe['lr']:g}; it is "
             f"{found['length']:.4g} times as long as the line."
         )
     return text
@@ -300,7 +302,3 @@ def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> di
         "interp_1d": line,
         "interp_matrix": ["Barrier between each two checkpoints ± one standard error."],
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

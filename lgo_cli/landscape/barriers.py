@@ -53,8 +53,15 @@ def barrier(alpha: Array, loss: Array) -> float:
         max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
         ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
     """
-    within = (alpha >= 0) & (alpha <= 1)
-    return float(np.max(_heights(alpha[within], loss[within])))
+    return highest(alpha, loss)[1]
+
+
+def highest(alpha: Array, loss: Array) -> tuple[int, float]:
+    """Where a path is highest, and its `barrier`: an index into its coordinates, and the height."""
+    within = np.flatnonzero((alpha >= 0) & (alpha <= 1))
+    heights = _heights(alpha[within], loss[within])
+    top = int(np.argmax(heights))  # the first NaN, if there is one
+    return int(within[top]), float(heights[top])
 
 
 def _heights(a: Array, loss: Array) -> Array:

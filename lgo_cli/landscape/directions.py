@@ -58,7 +58,7 @@ def random_direction(
             f"the model has no weight to {normalization}-normalise a direction with"
             if normalization != "none"
             else "all parameters are zero and give a direction no scale",
-            hint="take another direction: eigen or gradient",
+            hint="take an eigenvector, which needs no scale: --direction eigen, or --plane eigen",
         )
     return direction
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, a_kind
 from lgo_cli.factories import call_factory, parse_factory
 from lgo_cli.models.registry import MODELS, ModelSpec, resolve_model
 from lgo_cli.seeding import derive_seed
@@ -78,9 +78,7 @@ def _build(
 def _checked(model: str, returned: object) -> nn.Module:
     if not isinstance(returned, nn.Module):
         what = f"the class {returned.__name__}" if isinstance(returned, type) else None
-        raise InputError(
-            f"{model} returned {what or f'a {type(returned).__name__}'}, not an nn.Module"
-        )
+        raise InputError(f"{model} returned {what or a_kind(returned)}, not an nn.Module")
     for name, parameter in returned.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise InputError(

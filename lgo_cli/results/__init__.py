@@ -9,6 +9,7 @@ from lgo_cli.results.base import (
     Recipe,
     Results,
     TrainResults,
+    counted,
 )
 from lgo_cli.results.paths import (
     AlignmentResults,
@@ -85,6 +86,7 @@ __all__ = [
     "TraceEstimate",
     "TrainResults",
     "TrajectoryPoint",
+    "counted",
 ]
 
 RESULTS: dict[str, type[Results]] = {

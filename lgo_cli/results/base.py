@@ -77,3 +77,8 @@ class AnalysisResults(Results):
     """What every analysis reports."""
 
     measured: Measured
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: `1 parameter`, `39,562 parameters`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ def find_checkpoint(named: Path) -> Checkpoint:
 
 def _hint(named: Path) -> str:
     if (named / BOOKKEEPING / "train.claim").is_file():
-        return f"its training did not end: lgo train --resume --out {named}"
-    return f"train one first: lgo train --out {named}"
+        return f"its training did not end: lgo train --resume --out {shlex.quote(str(named))}"
+    return f"train one first: lgo train --out {shlex.quote(str(named))}"
 
 
 def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkpoint:
@@ -94,9 +95,15 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
     if sha256_file(path) != ref.sha256:
         raise InputError(
             f"{path} is not the file that {manifest_path} records",
-            hint=f"train again: lgo train --force --out {directory}",
+            hint=f"put the old one back, or train the same again: {train_again(directory)}",
         )
     return Checkpoint(path, path.parent, (manifest, directory))
+
+
+def train_again(directory: Path) -> str:
+    """The command that trains a run again as its manifest says."""
+    manifest, out = shlex.quote(str(directory / "train.json")), shlex.quote(str(directory))
+    return f"lgo train --config {manifest} --force --out {out}"
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

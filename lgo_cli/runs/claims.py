@@ -7,32 +7,56 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from lgo_cli.errors import InputError, OutputError
-from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, temporary_path, write_error
+from lgo_cli.files import (
+    BOOKKEEPING,
+    atomic_write,
+    canonical_json,
+    sha256_file,
+    temporary_path,
+    write_error,
+)
 from lgo_cli.manifest import (
     Manifest,
     OtherVersion,
     damaged_outputs,
     other_version,
     read_manifest,
+    write_manifest,
 )
 from lgo_cli.runs.names import writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
     from lgo_cli.runs.plan import Plan
 
+_RECORD = TypeAdapter(dict[str, str])
+"""SHA-256 of each file that a step wrote, by its name."""
 
-def read_ours(path: Path) -> Manifest | None:
-    """A step's manifest; `None` if there is none, or a file of that name that is no manifest."""
+
+def read_ours(path: Path, *, force: bool) -> Manifest | None:
+    """A step's manifest; `None` if there is none, or a file of that name that is no manifest.
+
+    Raises:
+        OutputError: if its request was edited since, which no step shall replace unasked.
+    """
     if not path.is_file():
         return None
     try:
-        return read_manifest(path)
+        manifest = read_manifest(path)
     except InputError:
         return None
+    if manifest.is_edited and not force:
+        raise OutputError(
+            f"{path} was edited since lgo wrote it: its fingerprint is not that of its request; it "
+            "is left as it is",
+            hint="undo the edit, choose another --out, or --force to replace it",
+        )
+    return manifest
 
 
 def own_files(
@@ -42,11 +66,15 @@ def own_files(
 
     Raises:
         OutputError: if a file of one of the new names is neither in the old manifest nor in an old
-            claim, or the old manifest is of a later version.
+            claim, nor what the step's record says that it wrote, or the old manifest is of a later
+            version or was edited.
     """
-    old = _read_other(plan.manifest_path, force=force) or read_ours(plan.manifest_path)
-    listed = [plan.manifest_path.name, *(ref.path for ref in old.outputs.values())] if old else []
-    ours = writable(plan.command, [*listed, *_claimed(_bookkeeping(plan, "claim"))])
+    path = plan.manifest_path
+    old = _read_other(path, force=force) or read_ours(path, force=force)
+    listed = [path.name, *(ref.path for ref in old.outputs.values())] if old else []
+    listed += _claimed(_bookkeeping(plan, "claim"))
+    ours = writable(plan.command, listed)
+    ours |= _written(plan, known=ours)
     for name in [plan.manifest_path.name, *names]:
         if (plan.out / name).exists() and name not in ours and not force:
             raise OutputError(
@@ -88,7 +116,7 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
         if old and not damaged_outputs(old, plan.out):
             os.replace(aside, plan.manifest_path)
             path.unlink(missing_ok=True)
-        elif not any((plan.out / name).exists() for name in everything):
+        elif {name for name in everything if (plan.out / name).exists()} <= _written(plan):
             path.unlink(missing_ok=True)
         raise
     for name in everything:
@@ -96,6 +124,18 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
             (plan.out / name).unlink(missing_ok=True)
     aside.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def publish(plan: Plan, manifest: Manifest) -> None:
+    """Write the manifest, which commits the step; its claim is held.
+
+    The record of what was written comes before: a manifest may be deleted, as any target of Make,
+    and the step's files are still told from somebody else's.
+    """
+    digests = {ref.path: ref.sha256 for ref in manifest.outputs.values()}
+    with atomic_write(_bookkeeping(plan, "written")) as handle:
+        handle.write(canonical_json(digests))
+    write_manifest(manifest, plan.manifest_path)
 
 
 def _read_other(path: Path, *, force: bool) -> OtherVersion | None:
@@ -117,8 +157,29 @@ def _claimed(path: Path) -> list[str]:
     """Names in a claim that an interrupted step left; none if it is unreadable."""
     try:
         return [str(name) for name in json.loads(path.read_bytes())["names"]]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return []
+
+
+def _written(plan: Plan, known: Container[str] = ()) -> set[str]:
+    """Files that still are what the step wrote when it was last done, as its record says.
+
+    Args:
+        plan: Of the step.
+        known: Names that need not be looked at.
+    """
+    path = _bookkeeping(plan, "written")
+    try:
+        digests = _RECORD.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return set()
+    return {
+        name
+        for name in writable(plan.command, digests)
+        if name not in known
+        and (plan.out / name).is_file()
+        and sha256_file(plan.out / name) == digests[name]
+    }
 
 
 def _bookkeeping(plan: Plan, suffix: str) -> Path:

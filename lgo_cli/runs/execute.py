@@ -25,12 +25,11 @@ from lgo_cli.manifest import (
     damaged_outputs,
     file_ref,
     results_mapping,
-    write_manifest,
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.results import ContourResults, HessianResults, InterpResults
-from lgo_cli.runs.claims import claim, own_files, read_ours
+from lgo_cli.runs.claims import claim, own_files, publish, read_ours
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 
@@ -226,8 +225,11 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
 
     Returns:
         The manifest or `None`, and the names of figures that are missing or damaged.
+
+    Raises:
+        OutputError: if the manifest was edited.
     """
-    manifest = read_ours(plan.manifest_path)
+    manifest = read_ours(plan.manifest_path, force=False)
     if manifest is None or manifest.fingerprint != plan.fingerprint:
         return None, set()
     damaged = set(damaged_outputs(manifest, plan.out))
@@ -262,7 +264,7 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
         except InputError as error:  # no reason to lose the results
             hint = f"\nhint: {error.hint}" if error.hint else ""
             context.progress.note(f"warning: {error.message}{hint}")
-        write_manifest(manifest, plan.manifest_path)
+        publish(plan, manifest)
         step.published(context)
     return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
 
@@ -277,7 +279,7 @@ def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
         manifest = done.model_copy(
             update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *written])}
         )
-        write_manifest(manifest, plan.manifest_path)
+        publish(plan, manifest)
     return manifest
 
 

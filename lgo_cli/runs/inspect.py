@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import CONFIGS
+from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING, sha256_file
-from lgo_cli.manifest import Manifest, damaged_outputs, fingerprint, read_manifest
+from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
-from lgo_cli.runs.names import writable
+from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Row = dict[str, Any]
@@ -27,12 +29,14 @@ class StepState:
         command: Which.
         manifest: Its record, `None` if it was not run.
         problems: Why its results are not to be relied on; empty if they are.
+        error: What was raised where there is a manifest that cannot be read.
         measured: Which of the run's checkpoints it is of.
     """
 
     command: str
     manifest: Manifest | None
     problems: tuple[str, ...]
+    error: InputError | None = None
     measured: str = "model.pth"
 
 
@@ -40,20 +44,24 @@ def inspect_run(directory: Path) -> list[StepState]:
     """Look at each step in a run directory.
 
     Raises:
-        InputError: if no step was ever run there, or a manifest cannot be read.
+        InputError: if no step was ever run there.
     """
     if not directory.is_dir():
         raise InputError(f"no such run directory: {directory}")
     states = []
     for command in CONFIGS:
         path = directory / f"{command}.json"
-        if path.is_file():
-            manifest = read_manifest(path)
-            states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
-        else:
+        if not path.is_file():
             claim = directory / BOOKKEEPING / f"{command}.claim"
             broken = ("interrupted: run it again",) if claim.is_file() else ()
             states.append(StepState(command, None, broken))
+            continue
+        try:
+            manifest = read_manifest(path)
+        except InputError as error:
+            states.append(StepState(command, None, (error.message,), error))
+        else:
+            states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
     states = [_with_measured(state, states[0].manifest) for state in states]
     if not any(state.manifest or state.problems for state in states):
         raise InputError(
@@ -81,7 +89,7 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
         directory: Where it stands.
     """
     found = []
-    if fingerprint(manifest.request) != manifest.fingerprint:
+    if manifest.is_edited:
         found.append("the fingerprint is not that of the request: the manifest was edited")
     paths = [ref.path for ref in manifest.outputs.values()]
     strangers = set(paths) - writable(manifest.request.command, paths)
@@ -100,22 +108,29 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
 
 def _maker_problems(name: str, path: Path, produced_by: str) -> list[str]:
     """Check that the step which made an input is still there and says the same."""
+    unreadable = []
     for directory in (path.parent, path.parent.parent):
         for command in ("train", "hessian"):
             candidate = directory / f"{command}.json"
             if not candidate.is_file():
                 continue
-            maker = read_manifest(candidate)
+            try:
+                maker = read_manifest(candidate)
+            except InputError:
+                unreadable.append(candidate.name)
+                continue
             listed = [(directory / ref.path).resolve() for ref in maker.outputs.values()]
             if path.resolve() in listed:
-                if fingerprint(maker.request) == maker.fingerprint == produced_by:
+                if maker.fingerprint == produced_by and not maker.is_edited:
                     return []
                 return [f"stale: input {name} was made by another {command} than now stands there"]
+    if unreadable:
+        return [f"input {name}: {unreadable[0]} beside it, which may have made it, is damaged"]
     return [f"input {name} says that a step made it, and no manifest beside it does"]
 
 
 def verify_run(directory: Path) -> list[str]:
-    """Recompute every digest and every chain link of a run.
+    """Recompute every digest and every chain link of a run, and what its results say of its arrays.
 
     Returns:
         The steps that were verified.
@@ -125,14 +140,55 @@ def verify_run(directory: Path) -> list[str]:
     """
     verified = []
     for state in inspect_run(directory):
-        if state.problems:
-            raise InputError(f"{directory}: {state.command}: {state.problems[0]}")
+        found = state.problems
+        if state.manifest is not None and not found:
+            found = (*_lies(state.manifest, directory),)
+        if state.error is not None:
+            raise state.error
+        if found:
+            raise InputError(f"{directory}: {state.command}: {found[0]}")
         if state.manifest is not None:
             verified.append(state.command)
     return verified
 
 
-def run_row(directory: Path) -> Row:
+def _lies(manifest: Manifest, directory: Path) -> list[str]:
+    """Where the results are not what the step's payloads, which are intact, say."""
+    from lgo_cli.runs.steps import STEPS  # imports torch
+
+    command = manifest.request.command
+    source = PAYLOADS[command][-1]
+    try:
+        evidence = STEPS[command].evidence(directory, manifest)
+    except KeyError as error:
+        return [f"{source} has no {error.args[0]}"]
+    return [
+        f"{name} is {claimed}, and {source} says {found}"
+        for name, claimed, found in _differences("results", manifest.results, evidence)
+    ]
+
+
+def _differences(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Values that two nests of results do not agree on; what is not in `found` is not looked at."""
+    claimed, found = (x.model_dump() if isinstance(x, Strict) else x for x in (claimed, found))
+    if isinstance(claimed, dict) and isinstance(found, dict):
+        for key, value in found.items():
+            yield from _differences(f"{name}.{key}", claimed[key], value)
+    elif isinstance(claimed, list | tuple) and isinstance(found, list | tuple):
+        if len(claimed) != len(found):
+            yield f"the number of {name}", len(claimed), len(found)
+        for index, (one, other) in enumerate(zip(claimed, found, strict=False)):
+            yield from _differences(f"{name}[{index}]", one, other)
+    elif isinstance(claimed, float) and isinstance(found, float):
+        # Sums and products may end in another last bit on another machine.
+        both_nan = math.isnan(claimed) and math.isnan(found)
+        if not both_nan and not math.isclose(claimed, found, rel_tol=1e-9):
+            yield name, claimed, found
+    elif claimed != found:
+        yield name, claimed, found
+
+
+def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
     Values that no step has measured are `None`, also where one measured another checkpoint than the
@@ -141,7 +197,7 @@ def run_row(directory: Path) -> Row:
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     stale = []
-    for state in inspect_run(directory):
+    for state in states:
         if state.problems or state.measured != "model.pth":
             stale.append(state.command)
         if state.manifest is not None and state.measured == "model.pth":

@@ -17,7 +17,7 @@ from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.models.building import build_model
 from lgo_cli.objective import LossFunction, Objective, Samples, check_outputs
-from lgo_cli.results import Measured
+from lgo_cli.results import Measured, counted
 from lgo_cli.vectors import ParameterLayout, flatten
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def load(plan: Plan, device: str) -> Loaded:
     warnings = list(plan.warnings)
     if config.train_samples and len(dataset.y_train) < config.train_samples:
         warnings.append(
-            f"the data set has only {len(dataset.y_train)} training samples, "
+            f"the data set has only {counted(len(dataset.y_train), 'training sample')}, "
             f"not {config.train_samples}"
         )
     model = build_model(
@@ -110,14 +110,21 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
     warnings = []
     available = len(dataset.y_train)
     if available < num_samples:
-        warnings.append(f"all {available} training samples are measured, not {num_samples}")
+        them = (
+            "the one training sample is"
+            if available == 1
+            else f"all {available} training samples are"
+        )
+        warnings.append(f"{them} measured, not {num_samples}")
     labels = dataset.y_train[:num_samples]
     seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
     missing = dataset.num_classes - int(seen)
     if missing:
         warnings.append(
-            f"the first {min(num_samples, available)} training samples miss {missing} of "
-            f"{dataset.num_classes} classes: raise --analysis-samples"
+            f"the first {num_samples} training samples miss {missing} of {dataset.num_classes} "
+            "classes: raise --analysis-samples"
+            if available > num_samples
+            else f"the training samples miss {missing} of {dataset.num_classes} classes"
         )
     return warnings
 

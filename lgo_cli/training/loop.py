@@ -60,8 +60,8 @@ class DivergenceError(NumericsError):
         state: The last weights known to be finite: a state_dict, or the bends of a curve.
     """
 
-    def __init__(self, message: str, state: dict[str, Tensor]) -> None:
-        super().__init__(message, hint="lower the learning rate: --lr, or warm it up first")
+    def __init__(self, message: str, state: dict[str, Tensor], hint: str) -> None:
+        super().__init__(message, hint=hint)
         self.state = state
 
 
@@ -275,11 +275,17 @@ class Descent(ABC):
         return losses[-1] if losses else math.nan
 
     def _diverged(self, what: str, value: float, step: int) -> DivergenceError:
-        rate = self._rate(max(step, 1) - 1)
+        if not step:
+            return DivergenceError(
+                f"the {what} is {value} before the first step",
+                self._last_finite,
+                hint="see what the model puts out for these data as it is initialised",
+            )
         return DivergenceError(
             f"{what} became {value} at step {step} of {self.total_steps}, "
-            f"with learning rate {rate:g}",
+            f"with learning rate {self._rate(step - 1):g}",
             self._last_finite,
+            hint="lower the learning rate: --lr, or warm it up first",
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lgo_cli.config import Execution
+    from lgo_cli.manifest import Manifest
     from lgo_cli.progress import Progress
     from lgo_cli.provenance import Stopwatch
     from lgo_cli.results import Results
@@ -62,6 +63,17 @@ class Step(ABC):
     @abstractmethod
     def compute(self, context: Context) -> Results:
         """Compute, write the payloads and return the results."""
+
+    @abstractmethod
+    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
+        """Results as the step's own payloads have them: fields by name, nested as in the results.
+
+        `lgo verify` holds the manifest against them. What no payload says is left out.
+
+        Args:
+            directory: Where the payloads are, intact.
+            manifest: Which says what they are of.
+        """
 
     def published(self, context: Context) -> None:
         """Remove what was kept for the case of a kill, now that the manifest stands."""

@@ -24,10 +24,12 @@ from lgo_cli.results import (
 from lgo_cli.runs.steps.surfaces import ARRAYS, grids_in_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lgo_cli.config import ContourConfig
     from lgo_cli.landscape.adaptive import Filled
     from lgo_cli.landscape.convexity import Convexity
-    from lgo_cli.landscape.statistics import Band
+    from lgo_cli.landscape.statistics import Band, PlaneStatistics
     from lgo_cli.landscape.surface import Surface
     from lgo_cli.runs.steps.surfaces import Work
 
@@ -114,11 +116,9 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             progress=work.context.progress,
         )
     found = Planes(
-        num_planes=config.num_planes,
+        **plane_extremes(statistics),
         fillings=fillings,
         converged=all(filling.converged for filling in fillings),
-        loss_min=_band(statistics.loss_min),
-        loss_max=_band(statistics.loss_max),
         line_curvature=None
         if lines is None
         else LineCurvatureResults(
@@ -131,6 +131,15 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         ),
     )
     return found, 0 if lines is None else lines.num_matvecs
+
+
+def plane_extremes(statistics: PlaneStatistics) -> dict[str, Any]:
+    """The fields of `Planes` that the surfaces alone settle."""
+    return {
+        "num_planes": statistics.num_planes,
+        "loss_min": _band(statistics.loss_min),
+        "loss_max": _band(statistics.loss_max),
+    }
 
 
 def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
@@ -216,16 +225,19 @@ def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults |
         "num_matvecs",
     ):  # fmt: skip
         arrays[f"convexity_{name}"] = getattr(found, name)
-    surely = np.nan_to_num(found.ratio - found.ratio_error, nan=-np.inf)
+    results = convexity_results(arrays)
+    return results, results.num_matvecs
+
+
+def convexity_results(arrays: Mapping[str, Any]) -> ConvexityResults:
+    """What is reported of a convexity map, from its arrays."""
+    ratio, error = arrays["convexity_ratio"], arrays["convexity_ratio_error"]
+    surely = np.nan_to_num(ratio - error, nan=-np.inf)
     worst = np.unravel_index(int(np.argmax(surely)), surely.shape)
-    total = int(found.num_matvecs.sum())
-    return (
-        ConvexityResults(
-            num_cells=surely.size,
-            num_converged=int(found.converged.sum()),
-            largest_ratio=float(found.ratio[worst]),
-            largest_ratio_error=float(found.ratio_error[worst]),
-            num_matvecs=total,
-        ),
-        total,
+    return ConvexityResults(
+        num_cells=surely.size,
+        num_converged=int(arrays["convexity_converged"].sum()),
+        largest_ratio=float(ratio[worst]),
+        largest_ratio_error=float(error[worst]),
+        num_matvecs=int(arrays["convexity_num_matvecs"].sum()),
     )

@@ -11,17 +11,20 @@ from lgo_cli.config import HessianConfig
 from lgo_cli.errors import ConvergenceError, InputError, NumericsError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
-from lgo_cli.results import HessianResults
+from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from lgo_cli.curvature.spectrum import Setting, Spectrum
     from lgo_cli.curvature.stability import Preconditioner
+    from lgo_cli.manifest import Manifest
     from lgo_cli.objective import Objective
     from lgo_cli.runs.plan import Plan
 
@@ -65,6 +68,38 @@ class HessianStep(Step):
             **stability,
         )
 
+    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
+        """Eigenvalues with their bounds, the density's nodes and the blocks' numbers."""
+        arrays = load_arrays(directory / "hessian.npz")
+        found: dict[str, Any] = {"density": None, "per_layer": None}
+        for end in ("largest", "smallest"):
+            found[end] = _rows(
+                value=arrays[end],
+                residual_bound=arrays[f"{end}_residual_bounds"],
+                error_estimate=arrays[f"{end}_error_estimates"],
+            )
+        if "density_nodes" in arrays:
+            nodes, weights = arrays["density_nodes"], arrays["density_weights"]
+            found["density"] = {"num_nodes": len(nodes), "mean": float(nodes @ weights)}
+        if "layer_names" in arrays:
+            blocks = _rows(
+                name=arrays["layer_names"],
+                trace=arrays["layer_traces"],
+                trace_standard_error=arrays["layer_trace_standard_errors"],
+            )
+            largest = _rows(
+                value=arrays["layer_largest"], residual_bound=arrays["layer_residual_bounds"]
+            )
+            pairs = zip(blocks, largest, strict=True)
+            found["per_layer"] = {"blocks": [{**block, "largest": top} for block, top in pairs]}
+        return found
+
+
+def _rows(**columns: Any) -> list[dict[str, Any]]:
+    """Arrays of one length as one mapping for each entry."""
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
 
 def _refuse_failed(spectrum: Spectrum) -> None:
     """With `--strict`, an audit that complains or numbers that did not converge are an error."""
@@ -102,7 +137,7 @@ def _setting(
         if vectors.shape[1] != problem.dim:
             raise InputError(
                 f"{path} has eigenvectors of {vectors.shape[1]:,} entries, "
-                f"this model has {problem.dim:,} parameters"
+                f"this model has {counted(problem.dim, 'parameter')}"
             )
         chosen = [*vectors[: min(config.top_k, top)], *vectors[top : top + config.bottom_k]]
         warm = torch.from_numpy(np.array(chosen)) if chosen else None

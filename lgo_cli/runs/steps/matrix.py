@@ -15,6 +15,8 @@ from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lgo_cli.config import InterpConfig
     from lgo_cli.landscape.interpolation import Path, Series
 
@@ -106,6 +108,15 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         num_matvecs=sum(path.num_matvecs for path in paths.values()),
     )
     return results, arrays
+
+
+def matrix_evidence(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `BarrierMatrix` that `interp.npz` has."""
+    return {
+        f"{prefix}{name}": arrays[f"{prefix}matrix_{name}"].tolist()
+        for prefix in ("", "test_")
+        for name in _FIELDS
+    }
 
 
 def _matrices(pairs: Array, series: list[Series], size: int) -> dict[str, Array]:

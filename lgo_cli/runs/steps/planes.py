@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lgo_cli.errors import UsageError
 from lgo_cli.runs.names import checkpoint_step
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
@@ -46,7 +47,15 @@ def named_plane(context: Context, problem: Objective, config: ContourConfig) -> 
         context: Of the step.
         problem: Entered.
         config: With `plane` resolved.
+
+    Raises:
+        UsageError: if the model has one parameter, and so a line only.
     """
+    if problem.dim < 2:
+        raise UsageError(
+            "a plane needs two parameters, and the model has one",
+            hint="measure its line: lgo interp --direction eigen",
+        )
     builders = {
         "eigen": _eigen,
         "pca": _pca,

@@ -1,0 +1,128 @@
+"""Which files are a step's own, and which are somebody's, when their manifest is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lgo_cli.config import ContourConfig, Execution, FigureConfig, HessianConfig, TrainConfig
+from lgo_cli.errors import OutputError, UsageError
+from lgo_cli.manifest import Manifest
+from lgo_cli.runs import Status, execute
+from lgo_cli.runs.inspect import inspect_run
+
+HESSIAN = HessianConfig(top_k=2, analysis_samples=64)
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate and delete as the hint says"])
+def test_a_deleted_manifest_is_made_again(small_run: Path, damage: str) -> None:
+    first = execute(HESSIAN, small_run).manifest
+    path = small_run / "hessian.json"
+    if damage != "delete":
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(OutputError, match="was not written by lgo hessian"):
+            execute(HESSIAN, small_run)
+    path.unlink()
+    assert [state.problems for state in inspect_run(small_run)] == [(), (), (), ()]
+    again = execute(HESSIAN, small_run)
+    assert again.status is Status.COMPUTED
+    assert again.manifest is not None
+    assert first is not None
+    assert again.manifest.outputs == first.outputs
+
+
+def test_a_deleted_manifest_of_training_is_made_again(small_run: Path) -> None:
+    config = TrainConfig(
+        model_arg={"hidden": [8]}, dataset_arg={"num_train": 256, "num_test": 128}, epochs=1,
+        batch_size=32,
+    )  # fmt: skip
+    (small_run / "train.json").unlink()
+    execute(config, execution=Execution(out=small_run))
+    # What the new request does not write goes, as it does beside an old manifest.
+    assert not list((small_run / "checkpoints").iterdir())
+
+
+def test_redrawn_figures_are_recorded_too(small_run: Path) -> None:
+    config = ContourConfig(resolution="3", analysis_samples=64)
+    execute(config, small_run)
+    pdf = FigureConfig(format="pdf")
+    assert execute(config, small_run, figure=pdf).status is Status.REDRAWN
+    (small_run / "contour.json").unlink()
+    execute(config, small_run)
+    assert not (small_run / "contour_2d.pdf").exists()
+
+
+def test_somebodys_file_beside_a_deleted_manifest_is_left_alone(small_run: Path) -> None:
+    execute(HESSIAN, small_run)
+    (small_run / "hessian.json").unlink()
+    figure = small_run / "hessian.png"
+    figure.write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"hessian\.png was not written by lgo hessian"):
+        execute(HESSIAN, small_run)
+    assert figure.read_bytes() == b"somebody's"
+    figure.unlink()
+    # A refusal before the first output leaves no claim on a name that is free.
+    with pytest.raises(UsageError, match="are more than"):
+        execute(HessianConfig(top_k=10_000), small_run)
+    assert not (small_run / ".lgo" / "hessian.claim").exists()
+    figure.write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"hessian\.png was not written by lgo hessian"):
+        execute(HESSIAN, small_run)
+
+
+def test_a_record_names_nothing_that_the_step_never_writes(small_run: Path, tmp_path: Path) -> None:
+    execute(HESSIAN, small_run)
+    victim = tmp_path / "thesis.tex"
+    victim.write_bytes(b"years of work")
+    digest = hashlib.sha256(b"years of work").hexdigest()
+    record = small_run / ".lgo" / "hessian.written"
+    names = json.loads(record.read_bytes())
+    record.write_text(json.dumps({**names, "../thesis.tex": digest}))
+    execute(HESSIAN.model_copy(update={"top_k": 1}), small_run)
+    assert victim.read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"hessian.npz": 3}'])
+def test_a_damaged_record_says_nothing(small_run: Path, content: bytes) -> None:
+    execute(HESSIAN, small_run)
+    (small_run / ".lgo" / "hessian.written").write_bytes(content)
+    assert execute(HESSIAN, small_run).status is Status.UP_TO_DATE
+    (small_run / "hessian.json").unlink()
+    with pytest.raises(OutputError, match=r"hessian\.npz was not written by lgo hessian"):
+        execute(HESSIAN, small_run)
+
+
+def test_a_kill_between_record_and_manifest_is_gone_on_from(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(HESSIAN, small_run)
+    other = HESSIAN.model_copy(update={"top_k": 3})
+
+    def kill(manifest: Manifest, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lgo_cli.runs.claims.write_manifest", kill)
+        with pytest.raises(KeyboardInterrupt):
+            execute(other, small_run)
+    assert not (small_run / "hessian.json").exists()
+    assert execute(other, small_run).status is Status.COMPUTED
+
+
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_an_edited_request_is_left_alone_without_force(small_run: Path, top_k: int) -> None:
+    execute(HESSIAN, small_run)
+    path = small_run / "hessian.json"
+    edited = path.read_text().replace('"seed": 0', '"seed": 7')
+    path.write_text(edited)
+    # Neither up to date nor another's to be replaced.
+    config = HESSIAN.model_copy(update={"top_k": top_k})
+    with pytest.raises(OutputError, match="was edited since lgo wrote it") as caught:
+        execute(config, small_run)
+    assert caught.value.hint == "undo the edit, choose another --out, or --force to replace it"
+    assert path.read_text() == edited
+    assert execute(config, small_run, execution=Execution(force=True)).status is Status.COMPUTED
+    assert execute(config, small_run).status is Status.UP_TO_DATE

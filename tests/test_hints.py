@@ -1,0 +1,197 @@
+"""What errors advise: it is there, and it works."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Lgo
+
+from lgo_cli import checkpoint
+from lgo_cli.errors import InputError
+
+MODELS = """
+import torch
+from torch import nn
+
+class Few(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, number))
+        drawn = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("matrix", drawn)
+    def forward(self, x):
+        return (x @ self.matrix) * self.scale.repeat(12 // len(self.scale))
+
+def one(): return Few(1)
+def six(): return Few(6)
+
+class Odd(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.linear = nn.Linear(20, 10)
+        self.kind = kind
+    def forward(self, x):
+        y = self.linear(x)
+        return {"nan": y * torch.nan, "tuple": (y, y), "dict": {"logits": y}}[self.kind]
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(MODELS)
+    return path
+
+
+def _hint(stderr: str) -> str:
+    """The one hint of a failed command."""
+    (hint,) = [line for line in stderr.splitlines() if line.startswith("hint: ")]
+    return hint.removeprefix("hint: ")
+
+
+@pytest.mark.parametrize("place", ["run", "a run"])
+def test_changed_weights_are_trained_again_as_they_were(
+    lgo: Lgo, small_run: Path, tmp_path: Path, place: str
+) -> None:
+    run = small_run.rename(tmp_path / place)
+    weights = (run / "model.pth").read_bytes()
+    (run / "model.pth").write_bytes(weights[:100])
+    hint = _hint(lgo("hessian", place, code=3).stderr)
+    command = hint.removeprefix("put the old one back, or train the same again: lgo ")
+    assert shlex.split(command) == [
+        "train", "--config", f"{place}/train.json", "--force", "--out", place,
+    ]  # fmt: skip
+    lgo(*shlex.split(command), "--quiet")
+    assert (run / "model.pth").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "advice"),
+    [
+        ("one", "", "--top-k 1 --bottom-k 0"),
+        ("one", "--top-k 0 --bottom-k 3", "--top-k 0 --bottom-k 1"),
+        ("six", "", "--top-k 5 --bottom-k 1"),
+        ("six", "--top-k 2 --bottom-k 9", "--top-k 1 --bottom-k 5"),
+    ],
+)
+def test_fewer_parameters_than_eigenvalues(
+    lgo: Lgo, models: Path, number: str, asked: str, advice: str
+) -> None:
+    lgo("train", "--model", f"net.py:{number}", *SMALL[2:], "--out", "run", "--quiet")
+    line = ("hessian", "run", "--trust-code", "--analysis-samples", "64")
+    assert _hint(lgo(*line, *asked.split(), code=2).stderr) == advice
+    shown = lgo(*line, *advice.split()).stdout
+    assert "one copy of a repeated eigenvalue is listed" not in shown
+    assert f"{number}, {'1 parameter' if number == 'one' else '6 parameters'}\n" in shown
+    if number == "six":
+        assert "one copy of a repeated" in lgo(*line, "--top-k", 1, "--bottom-k", 0).stdout
+
+
+def test_one_parameter_has_a_line_and_no_plane(lgo: Lgo, models: Path) -> None:
+    lgo("train", "--model", "net.py:one", *SMALL[2:], "--out", "run", "--quiet")
+    code = ("run", "--trust-code", "--analysis-samples", "64")
+    for plane in ("random", "gradient", "eigen"):
+        error = lgo("contour", *code, "--plane", plane, code=2).stderr
+        assert "a plane needs two parameters, and the model has one" in error
+        assert _hint(error) == "measure its line: lgo interp --direction eigen"
+    assert "--direction eigen" in _hint(
+        lgo("interp", *code, "--direction", "random", code=2).stderr
+    )
+    lgo("interp", *code, "--direction", "eigen", "--num-points", 3, "--quiet")
+
+
+def test_model_without_filters_has_an_eigen_plane(lgo: Lgo, models: Path) -> None:
+    lgo("train", "--model", "net.py:six", *SMALL[2:], "--out", "run", "--quiet")
+    code = ("run", "--trust-code", "--analysis-samples", "64", "--resolution", "3")
+    assert "--plane eigen" in _hint(lgo("contour", *code, code=2).stderr)
+    lgo("contour", *code, "--plane", "eigen", "--quiet")
+
+
+def test_a_loss_that_is_not_finite_from_the_start_blames_no_learning_rate(
+    lgo: Lgo, models: Path
+) -> None:
+    line = ("train", "--model", "net.py:Odd", "--model-arg", "kind=nan", *SMALL[2:])
+    assert lgo(*line, code=4).stderr == (
+        "lgo: error: the training loss is nan before the first step\n"
+        "hint: see what the model puts out for these data as it is initialised\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_a_model_that_returns_more_than_logits(lgo: Lgo, models: Path, kind: str) -> None:
+    line = ("train", "--model", "net.py:Odd", "--model-arg", f"kind={kind}", *SMALL[2:])
+    error = lgo(*line, code=3).stderr
+    assert f"it returned a {kind}\n" in error
+    assert _hint(error) == "return the logits alone, a tensor [samples, classes]"
+
+
+def _data(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+    np.savez(path, x_train=x, y_train=y, x_test=np.zeros((4, 3)), y_test=np.arange(4) % 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "samples", "text"),
+    [
+        (1, 1024, "the one training sample is measured, not 1024"),
+        (1, 1024, "the training samples miss 1 of 2 classes"),
+        (9, 9, "the training samples miss 1 of 2 classes"),
+        (9, 4, "the first 4 training samples miss 1 of 2 classes: raise --analysis-samples"),
+    ],
+)
+def test_more_samples_are_advised_where_there_are_more(
+    lgo: Lgo, tmp_path: Path, number: int, samples: int, text: str
+) -> None:
+    _data(tmp_path / "d.npz", np.zeros((number, 3)), np.ones(number, dtype=int))
+    lgo("train", "--dataset", "d.npz", "--model-arg", "hidden=2", "--epochs", 0, "--quiet")
+    line = ("hessian", "--top-k", 1, "--bottom-k", 0, "--analysis-samples", samples)
+    assert f"warning: {text}\n" in lgo(*line).stderr
+
+
+def test_moved_run_without_its_data(lgo: Lgo, tmp_path: Path) -> None:
+    _data(tmp_path / "d.npz", np.eye(3)[np.arange(12) % 3], np.arange(12) % 2)
+    lgo("train", "--dataset", "d.npz", "--model-arg", "hidden=2", "--epochs", 1, "--quiet")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere" / "outputs")
+    line = ("hessian", "elsewhere/outputs", "--top-k", 1, "--bottom-k", 0, "--quiet")
+    error = lgo(*line, code=3).stderr
+    assert _hint(error) == "say where the file is: --dataset FILE.npz"
+    lgo(*line, "--dataset", "d.npz")
+
+
+def test_moved_run_without_its_code(lgo: Lgo, models: Path, tmp_path: Path) -> None:
+    lgo("train", "--model", "net.py:six", *SMALL[2:], "--quiet")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere" / "outputs")
+    error = lgo("hessian", "elsewhere/outputs", "--trust-code", code=3).stderr
+    assert _hint(error) == "say where it is: --model or --dataset PATH/net.py:six"
+
+
+def test_a_wrong_choice_is_told_in_our_words(lgo: Lgo) -> None:
+    assert lgo("train", "--optimizer", "lbfgs", code=2).stderr == (
+        "lgo: error: invalid value for '--optimizer': "
+        "'lbfgs' is not one of 'sgd', 'adam', 'adamw'\n"
+        "hint: lgo train --help\n"
+    )
+
+
+def test_any_bytes_are_no_checkpoint_in_words(small_run: Path, tmp_path: Path) -> None:
+    """What the unpickler stumbles over is no reason to a user (`101`), and never a bug of lgo's."""
+    draw = random.Random(0)
+    path = tmp_path / "w.pth"
+    alphabet = b"abcdefghijklmnopqrstuvwxyz().\n ]}RIN012"
+    contents = [b"", b"hello\n", b"e", b"0", b"a" * 40]
+    contents += [bytes(draw.choices(alphabet, k=draw.randrange(1, 30))) for _ in range(600)]
+    contents += [draw.randbytes(draw.randrange(1, 40)) for _ in range(200)]
+    reasons = set()
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            checkpoint.load(path)
+        reasons.add(caught.value.message)
+        assert caught.value.hint is not None or "magic number" in caught.value.message
+    assert f"{path} is not a readable checkpoint: torch.save wrote no such bytes" in reasons
+    assert len(reasons) <= 5
