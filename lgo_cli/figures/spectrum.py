@@ -122,7 +122,7 @@ def _eigenvalue_of(results: Mapping[str, Any]) -> str:
 
 
 def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """The smoothed rule in a log scale, and its nodes as stems as high as their weights."""
+    """The smoothed rule in a log scale, and each node at the height of its own peak."""
     nodes, weights = arrays["density_nodes"], arrays["density_weights"]
     low, high = float(nodes.min()), float(nodes.max())
     width = default_width(nodes)
@@ -137,7 +137,7 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(grid, np.maximum(density, floor), color=TRAIN)
     axes.plot(
         nodes, np.maximum(peaks, floor), linestyle="none", marker="o", markersize=2.5, color=INK,
-        label=f"{len(nodes)} quadrature nodes, high as their weights",
+        label=f"{len(nodes)} quadrature nodes at their peaks, w/(σ√(2π))",
     )  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(floor, top * 4)
