@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgo_cli.manifest import Manifest
-    from lgo_cli.results import Eigenvalue, Filling, Results
+    from lgo_cli.results import Eigenvalue, Filling
 
 Rows = list[tuple[str, str]]
 
 
 def summary_lines(manifest: Manifest) -> list[str]:
     """A step's results as aligned lines of name and value."""
-    rows = summary(manifest.results)
+    rows = summary(manifest)
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
@@ -39,11 +39,13 @@ _STATISTICS = {
 }
 
 
-def summary(results: Results) -> Rows:
+def summary(manifest: Manifest) -> Rows:
     """A step's results as names and values."""
-    rows: Rows = [("model", f"{results.model}, {results.num_parameters:,} parameters")]
+    results, dataset = manifest.results, manifest.called("dataset")
+    name = f"{manifest.called('model')}, {results.num_parameters:,} parameters"
+    rows: Rows = [("model", name)]
     if isinstance(results, TrainResults):
-        return rows + _train(results)
+        return rows + _train(results, dataset)
     if isinstance(results, AnalysisResults):
         measured = results.measured
         smoothing = (
@@ -53,7 +55,7 @@ def summary(results: Results) -> Rows:
             (
                 "objective",
                 f"mean {measured.loss}{smoothing} on {measured.num_samples:,} {measured.split} "
-                f"samples of {results.dataset}, {measured.dtype}",
+                f"samples of {dataset}, {measured.dtype}",
             )
         )
         if measured.batchnorm != "none":
@@ -67,14 +69,14 @@ def summary(results: Results) -> Rows:
     return rows
 
 
-def _train(results: TrainResults) -> Rows:
+def _train(results: TrainResults, dataset: str) -> Rows:
     recipe = results.recipe
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     nesterov = " (Nesterov)" if recipe.nesterov else ""
     return [
         (
             "data",
-            f"{results.dataset}, {results.num_train_samples:,} training and "
+            f"{dataset}, {results.num_train_samples:,} training and "
             f"{results.num_test_samples:,} test samples",
         ),
         (
