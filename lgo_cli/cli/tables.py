@@ -239,9 +239,10 @@ def _stability(results: HessianResults) -> Rows:
     shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
     rows: Rows = []
     if results.preconditioned is not None:
-        pair = results.preconditioned
+        pair, decay = results.preconditioned, results.preconditioned_weight_decay
+        of = f"P^-1·(H + {decay:g}·I): Adam's weight decay is in" if decay else "P^-1·H"
         rows.append(
-            ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of P^-1·H")
+            ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of {of}")
         )
     rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
     if results.stability_threshold_note:
