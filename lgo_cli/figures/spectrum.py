@@ -144,7 +144,7 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.set_xlim(grid[0], grid[-1])
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(_eigenvalue_of(results))
-    axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
+    axes.set_ylabel(f"density (smoothed,\nσ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
     legend(axes)
 
