@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import JsonValue, SerializeAsAny, ValidationError, model_validator
@@ -79,7 +80,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 2, "hessian": 5, "interp": 6, "contour": 7}
+ALGORITHM_VERSIONS = {"train": 2, "hessian": 6, "interp": 7, "contour": 7}
 """Raised when a command's results can change for an equal config."""
 
 
@@ -95,6 +96,18 @@ class Manifest(Strict):
     results: SerializeAsAny[Results]
     environment: Environment
     provenance: Provenance
+
+    def called(self, key: Literal["model", "dataset"]) -> str:
+        """What a person calls the model or data set: a file of one's own by that file's name.
+
+        Request, results and all that is drawn of them call it by what it is for (`model.py:build`),
+        so that their bytes do not depend on its name.
+        """
+        recorded = str(self.request.config[key])
+        role, separator, factory = recorded.partition(":")
+        if role not in ("model.py", "data.py", "data.npz"):
+            return recorded
+        return f"{PurePosixPath(self.locations.get(role, role)).name}{separator}{factory}"
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

@@ -94,6 +94,24 @@ def test_caption_of_a_path_says_what_was_measured(small_run: Path) -> None:
     assert re.search(r"Test: 64 samples of the test split\.", text)
 
 
+def test_caption_of_a_matrix_states_its_extremes() -> None:
+    _, results, config = _adaptive()
+    value = np.array([[0, 0.5, 0.25], [0.5, 0, np.nan], [0.25, np.nan, 0]])
+    arrays = {
+        "matrix_barrier": value, "matrix_lower": value - 0.125, "matrix_upper": value + 0.125
+    }  # fmt: skip
+    results |= {"matrix": {"names": ["a", "b", "c"]}, "shape": "line", "num_points": 5}
+    text = describe("interp", ["interp_matrix"], arrays, {**results, "barrier": None}, config)
+    for part in (
+        "Largest barrier: 0.5 (95 % interval from 0.375 to 0.625, from paired differences), "
+        "between a and b. Smallest barrier: 0.25 (95 % interval from 0.125 to 0.375",
+        "between a and c.",
+        "Pairs without one, as a loss is not finite: 1.",
+        "in brackets, its 95 % interval.",
+    ):
+        assert part in text, part
+
+
 def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     loss = np.full((3, 4), 2.0)
     measured = np.zeros((3, 4), bool)

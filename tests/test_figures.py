@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
 from lgo_cli.config import FigureConfig
+from lgo_cli.curvature.smoothing import default_width
 from lgo_cli.figures.bands import draw_bands
 from lgo_cli.figures.catalogue import DRAWINGS as CATALOGUE
 from lgo_cli.figures.catalogue import draw as draw_all
@@ -128,7 +129,7 @@ def _spectrum(count: int = 10, *, with_density: bool = True) -> tuple[Arrays, Ar
     return arrays, results
 
 
-def _course(epochs: int = 5) -> tuple[Arrays, Arrays]:
+def _course(epochs: int = 5, schedule: str = "cosine") -> tuple[Arrays, Arrays]:
     e = np.arange(epochs + 1.0)
     columns = {
         "epoch": e, "learning_rate": 0.1 / (1 + e), "train_loss": 2.3 * 0.5**e,
@@ -136,8 +137,8 @@ def _course(epochs: int = 5) -> tuple[Arrays, Arrays]:
         "test_accuracy": 1 - 0.9 * 0.6**e,
     }  # fmt: skip
     recipe = {
-        "loss": "cross_entropy", "schedule": "cosine", "optimizer": "sgd", "lr": 0.1,
-        "batch_size": 128,
+        "loss": "cross_entropy", "schedule": schedule, "optimizer": "sgd", "lr": 0.1,
+        "batch_size": 128, "warmup_epochs": 1,
     }  # fmt: skip
     return columns, {"model": "mlp", "dataset": "digits", "recipe": recipe}
 
@@ -179,7 +180,9 @@ def _matrix(k: int = 4) -> tuple[Arrays, Arrays]:
     barrier = np.add.outer(np.arange(k), np.arange(k)) / 7.0
     barrier[0, 1] = barrier[1, 0] = np.inf
     names = [f"runs/seed-{i}" for i in range(k)]
-    arrays = {"matrix_barrier": barrier, "matrix_standard_error": barrier / 10}
+    arrays = {
+        "matrix_barrier": barrier, "matrix_lower": barrier * 0.9, "matrix_upper": barrier * 1.1
+    }  # fmt: skip
     return arrays, _results(along="to", barrier=None, matrix={"names": names})
 
 
@@ -310,7 +313,8 @@ def test_lines_and_colours_share_levels() -> None:
 def test_scale_is_logarithmic_where_losses_span_decades(loss: Any, logarithmic: bool) -> None:
     figures = draw_contour(*_surface(loss)), draw_surface_3d(*_surface(loss))
     for figure in figures:
-        assert ("mean loss (nats), logarithmic" in _texts(figure)) == logarithmic
+        text = _texts(figure).replace("\n", " ")
+        assert ("mean loss (nats), logarithmic" in text) == logarithmic
 
 
 @pytest.mark.parametrize("name", [name for name in SURFACES if name != "nothing finite"])
@@ -327,7 +331,9 @@ def test_scale_names_levels_apart(name: str) -> None:
 
 def test_names_of_ticks() -> None:
     assert tick_names(np.array([0.1, 0.2, 12.0])) == ["0.1", "0.2", "12"]
-    assert tick_names(np.array([1e-6, 1000.0, 1e7])) == ["10⁻⁶", "1000", "10⁷"]
+    # One that takes a power of ten gives all others theirs.
+    assert tick_names(np.array([1e-6, 1000.0, 1e7])) == ["10⁻⁶", "10³", "10⁷"]
+    assert tick_names(np.array([-1e6, 0, 5e5])) == ["-10⁶", "0", "5×10⁵"]
     assert tick_names(np.array([1.25e-12, 3e5, 3.5e5])) == ["1.25×10⁻¹²", "3×10⁵", "3.5×10⁵"]
     assert tick_names(np.array([2.3001, 2.3002])) == ["2.3001", "2.3002"]
     assert tick_names(np.array([2.30258490, 2.30258492])) == ["2.3025849", "+2e-08"]
@@ -557,6 +563,39 @@ def test_any_number_of_epochs(epochs: int) -> None:
     assert all("." not in label for label in labels)
 
 
+def test_rate_is_drawn_as_it_was_used() -> None:
+    columns, results = _course(4, "step")
+    columns["learning_rate"] = np.array([0.002, 0.1, 0.1, 0.01, 0.001])
+    rates = draw_training(columns, results).axes[-1]
+    warmup, held = rates.lines
+    assert (warmup.get_drawstyle(), held.get_drawstyle()) == ("default", "steps-pre")
+    assert warmup.get_xydata().tolist() == [[0, 0.002], [1, 0.1]]  # type: ignore[union-attr]
+    # 0.01 is the rate of all of epoch 3, from the end of epoch 2 on.
+    assert held.get_path().vertices.tolist() == [
+        [1, 0.1], [1, 0.1], [2, 0.1], [2, 0.01], [3, 0.01], [3, 0.001], [4, 0.001]
+    ]  # fmt: skip
+    assert rates.get_yscale() == "log"
+    columns, results = _course(4)
+    columns["learning_rate"] = np.array([0.002, 0.1, 0.1, 0.05, 0.0])
+    rates = draw_training(columns, results).axes[-1]
+    assert rates.get_yscale() == "linear"
+    assert np.array_equal(rates.lines[0].get_ydata(), columns["learning_rate"])
+    columns["learning_rate"] = np.full(5, 0.1)
+    assert len(draw_training(columns, results).axes) == 2  # a rate that never changes is in words
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_nothing_is_drawn_over_the_legends_of_a_training(width: float) -> None:
+    figure = draw_training(*_course(schedule="step"), size=(width, None))
+    figure.draw_without_rendering()
+    for axes in figure.axes[:2]:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert not axes.get_window_extent().count_overlaps([legend.get_window_extent()])
+    assert "test, last" in _texts(figure)
+    _words_inside(figure)
+
+
 def test_no_accuracy_is_a_percentage() -> None:
     for figure in (draw_training(*_course()), draw_interpolation(*_line())):
         assert "accuracy (fraction)" in _texts(figure).replace("\n", " ")
@@ -608,6 +647,19 @@ def _words_inside(figure: Figure) -> None:
             assert box.y0 >= 0, text
             assert box.x1 <= figure.bbox.x1, text
             assert box.y1 <= figure.bbox.y1, text
+
+
+def test_names_of_a_matrix_are_not_cut_off() -> None:
+    for size in (*SIZES, (5.0, 4.0)):
+        arrays, results = _matrix()
+        names = ["a", "b", *(f"{run}/checkpoints/step-00000160.pth" for run in "ab")]
+        figure = draw_matrix(arrays, {**results, "matrix": {"names": names}}, size)
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+            box = label.get_window_extent()
+            assert min(box.x0, box.y0) >= 0
+            assert box.x1 <= figure.bbox.x1
 
 
 SIZES = [(3.4, None), (7.0, None), (4.0, 4.0)]
@@ -752,7 +804,8 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
     }
     assert len(cells) == 12  # all but the diagonal
     assert cells[1, 0] == cells[0, 1] == "∞"
-    assert cells[3, 2] == "0.71\n±0.07"
+    assert cells[3, 2] == "0.714\n[0.643,\n0.786]"
+    assert "95 % intervals" in figure.get_supxlabel()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == results["matrix"]["names"]
 
 
@@ -760,15 +813,23 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
     ("names", "shown"),
     [
         (["a", "sweep/learning-rate-0.1", "b"], ["a", "sweep/l…rate-0.1", "b"]),
-        # A middle that is cut out may be all that tells them apart.
+        # The cut moves until what is left tells them apart; what it takes out may be all that does.
         (
             ["sweep/learning-1-rate-0.1", "sweep/learning-2-rate-0.1", "b"],
-            ["1: sweep/l…rate-0.1", "2: sweep/l…rate-0.1", "3: b"],
+            ["sweep…1-rate-0.1", "sweep…2-rate-0.1", "b"],
+        ),
+        (
+            ["a/checkpoints/step-00000040.pth", "b/checkpoints/step-00000080.pth"],
+            ["a/check…0040.pth", "b/check…0080.pth"],
+        ),
+        (
+            [f"sweep/learning-rate-{i}/checkpoints/step-00000040.pth" for i in (1, 2)],
+            ["1: sweep/l…0040.pth", "2: sweep/l…0040.pth"],
         ),
     ],
 )
 def test_long_names_of_a_matrix_stay_apart(names: list[str], shown: list[str]) -> None:
-    arrays, results = _matrix(3)
+    arrays, results = _matrix(len(names))
     axes = draw_matrix(arrays, {**results, "matrix": {"names": names}}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == shown
 
@@ -858,3 +919,60 @@ def test_names_on_a_low_colour_bar_do_not_run_into_each_other() -> None:
     boxes = [name.get_window_extent() for name in bar.yaxis.get_ticklabels() if name.get_visible()]
     assert len(boxes) > 2
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None)])
+@pytest.mark.parametrize("reach", [1.0, 1e6])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["x: towards A,\nin units of ‖A − run‖ = 17.41", "y: orthogonal, towards B,\nsame unit"],
+        ["x: eigenvector 1 (λ = 0.9206), unit norm", "y: eigenvector 2 (λ = 0.8886), unit norm"],
+    ],
+)
+def test_labels_in_perspective_keep_clear_of_each_other(
+    labels: list[str], reach: float, size: Any
+) -> None:
+    x, y = np.linspace(-reach, reach, 21), np.linspace(-reach, reach, 15)
+    figure = draw_surface_3d(*_surface(_decades(), x=x, y=y, axis_labels=labels), size)
+    figure.draw_without_rendering()
+    axes: Any = figure.axes[0]
+    below, right, up = (axis.label.get_window_extent() for axis in axes._axis_map.values())
+    caption = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    assert min(below.y0, right.y0) > caption.y1
+    assert up.y0 > right.y1
+    assert up.x1 < figure.bbox.x1
+    # No power of ten lies on a label: the ticks have it.
+    assert not any(axis.offsetText.get_text() for axis in axes._axis_map.values())
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert any("10⁵" in name for name in names) == (reach == 1e6)
+
+
+def test_powers_of_ten_stand_at_the_ticks_of_all_axes() -> None:
+    x = np.linspace(-1e6, 1e6, 21)
+    arrays, results = _everything()
+    arrays |= {"x": x, "convexity_ratio": 1e-7 * arrays["convexity_ratio"]}
+    arrays |= {"convexity_x": np.linspace(-1e6, 1e6, 5)}
+    figure = draw_convexity(arrays, results)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (bar,) = axes.child_axes
+    assert axes.xaxis.get_offset_text().get_text() == bar.yaxis.get_offset_text().get_text() == ""
+    assert "−10⁶" in [text.get_text() for text in axes.get_xticklabels()]
+    assert "10⁻⁸" in bar.get_yticklabels()[1].get_text()
+
+
+@pytest.mark.parametrize("along", ["random", "gradient", "eigen"])
+def test_label_of_a_long_direction_fits(along: str) -> None:
+    arrays, results = _line()
+    _words_inside(draw_interpolation(arrays, {**results, "along": along, "barrier": None}))
+
+
+def test_density_says_how_high_its_nodes_are() -> None:
+    arrays, results = _spectrum()
+    axes = draw_spectrum(arrays, results).axes[1]
+    label = "12 quadrature nodes at their peaks, w/(σ√(2π))"
+    (nodes,) = (line for line in axes.lines if line.get_label() == label)
+    width = default_width(arrays["density_nodes"])
+    expected = arrays["density_weights"] / (width * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(nodes.get_ydata(), expected, rtol=1e-12)

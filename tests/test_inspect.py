@@ -5,10 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import SMALL, Lgo
+
+from lgo_cli.cli.table import aligned, fitting
+from lgo_cli.runs.inspect import COLUMNS
 
 # With vectors precise enough for a plane.
 HESSIAN = (
@@ -176,6 +185,95 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     lines = lgo("table", run, "other", "--format", "jsonl").stdout.splitlines()
     assert json.loads(lines[0])["seed"] == 0
     assert json.loads(lines[1])["lambda_max"] is None
+
+
+def _row(run: str, **more: Any) -> dict[str, Any]:
+    """A row in which every column has a number."""
+    settings = {"model": "mlp", "dataset": "synthetic", "seed": 0, "epochs": 20, "lr": 0.05}
+    numbers = dict.fromkeys(COLUMNS, 0.123456)
+    return {"run": run, **numbers, **settings, "barrier_path": "line to init", "problems": None,
+            **more}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [20, 80, 120])
+def test_table_has_as_many_columns_as_the_terminal_has_room_for(width: int) -> None:
+    rows = [_row("a"), _row("b", seed=1)]
+    names, said = fitting(rows, width)
+    lines = aligned(rows, names)
+    assert all(len(line) <= width for line in lines)
+    # What tells the runs apart comes first, and no column is lost without a word.
+    assert names[:2] == ["run", "seed"]
+    assert lines[2].split()[:2] == ["b", "1"]
+    assert said[0] == "the same in all runs: model mlp, dataset synthetic, epochs 20, lr 0.05"
+    lost = said[1].removesuffix("; --format csv has them all").partition(" for: ")[2].split(", ")
+    settings = {"model", "dataset", "epochs", "lr", "problems"}
+    assert {*names, *lost, *settings} == {"run", *COLUMNS}
+    # One more would not fit.
+    for name in lost:
+        wider = [column for column in ["run", *COLUMNS] if column in {*names, name}]
+        assert max(map(len, aligned(rows, wider))) > width
+
+
+def test_table_keeps_all_columns_where_there_is_room() -> None:
+    rows = [_row("a"), _row("b", seed=1)]
+    full = ["run", *(name for name in COLUMNS if name != "problems")]
+    assert fitting(rows, None) == (full, [])
+    exact = max(map(len, aligned(rows, full)))
+    assert fitting(rows, exact) == (full, [])
+    assert fitting(rows, exact - 1)[0] != full
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_table_fits_a_real_terminal_and_is_whole_in_a_pipe(run: Path, columns: int) -> None:
+    command = [sys.executable, "-m", "lgo_cli", "table", run.name]
+    how: dict[str, Any] = {
+        "cwd": run.parent, "stderr": subprocess.PIPE, "text": True,
+        "env": {**os.environ, "COLUMNS": str(columns)},
+    }  # fmt: skip
+    ours, theirs = pty.openpty()
+    try:
+        shown = subprocess.run(command, stdout=theirs, check=True, **how)
+        text = os.read(ours, 10_000).decode().replace("\r", "")
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert text.startswith("run ")
+    assert max(map(len, text.splitlines())) <= columns
+    assert f"no room on {columns} columns for: " in shown.stderr
+    piped = subprocess.run(command, stdout=subprocess.PIPE, check=True, **how)
+    assert max(map(len, piped.stdout.splitlines())) > 120
+    assert "trace_standard_error" in piped.stdout
+    assert piped.stderr == ""
+
+
+def test_ones_own_files_go_by_their_names(lgo: Lgo, tmp_path: Path) -> None:
+    code = (
+        "from torch import nn\n"
+        "def build(input_shape, num_classes):\n"
+        "    return nn.Linear(input_shape[0], num_classes)\n"
+    )
+    x, y = np.random.default_rng(0).normal(size=(64, 3)), np.arange(64) % 2
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(code)
+        np.savez(tmp_path / f"{name}-data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        named = ("--model", f"{name}.py:build", "--dataset", f"{name}-data.npz")
+        text = lgo("train", *named, "--epochs", 1, "--out", f"runs/{name}").stdout
+        assert f"{name}.py:build, 8 parameters" in text
+        assert f"{name}-data.npz, 64 training" in text
+    shown = lgo("show", "runs/second").stdout
+    assert "second.py:build" in shown
+    rows = lgo("table", "runs/first", "runs/second").stdout.splitlines()[1:]
+    expected = [[f"{name}.py:build", f"{name}-data.npz"] for name in ("first", "second")]
+    assert [row.split()[1:3] for row in rows] == expected
+    measured = lgo("hessian", "runs/first", "--trust-code", "--top-k", 1).stdout
+    assert "model       first.py:build" in measured
+    assert "samples of first-data.npz" in measured
+    # What is published does not depend on a file's name.
+    first, second = (
+        json.loads(Path(f"runs/{n}/train.json").read_text()) for n in ("first", "second")
+    )
+    assert first["outputs"] == second["outputs"]
+    assert first["results"]["model"] == second["results"]["model"] == "model.py:build"
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,11 @@ def test_loss_of_another_end_is_recorded_where_it_is_not_finite(pair: Path) -> N
     ("paths", "names"),
     [
         (["/r/a/model.pth", "/r/b/model.pth"], ["a", "b"]),
-        (["/r/a/model.pth", "/r/a/init.pth"], ["a", "init.pth"]),
+        (["/r/a/model.pth", "/r/a/init.pth"], ["a", "a/init.pth"]),
+        (
+            ["/r/a/model.pth", "/r/a/checkpoints/step-00000040.pth", "/r/b/init.pth"],
+            ["a", "a/checkpoints/step-00000040.pth", "b/init.pth"],
+        ),
         (["/r/0/x/model.pth", "/r/1/x/model.pth", "/r/c.pth"], ["0/x", "1/x", "c.pth"]),
         (["/r/a/init.pth", "/r/b/init.pth"], ["a/init.pth", "b/init.pth"]),
         (["/r/a/model.pth", "/r/a/../a/model.pth"], ["a", "a (2)"]),
@@ -250,7 +254,7 @@ def test_matrix_is_what_the_pairs_are(pair: Path) -> None:
     assert results.barrier is None
     matrix = results.matrix
     assert matrix is not None
-    assert matrix.names == ["run0", "run1", "init.pth"]
+    assert matrix.names == ["run0", "run1", "run0/init.pth"]
     text = json.dumps(outcome.manifest.request.model_dump(mode="json"))
     assert str(pair) not in text
     assert matrix.barrier[0][1] == single.barrier

@@ -1129,3 +1129,15 @@ def test_every_test_named_in_the_document_exists_and_none_is_left_out() -> None:
     ours = {name for path, name in defined if path == "tests/test_theory.py"}
     missing = ours - {name for path, name in named if path == "tests/test_theory.py"}
     assert not missing, f"not mentioned in theory.md: {sorted(missing)}"
+
+
+def test_what_is_cited_is_listed_and_what_is_listed_is_cited() -> None:
+    text = (ROOT / "theory.md").read_text(encoding="utf-8")
+    body, references = (re.sub(r"\s+", " ", part) for part in text.split("## References\n"))
+    listed = re.findall(r"- (\w[^,(]*), [^(]*\((\d{4})\)\.", references)
+    assert len(listed) == references.count(" - ")
+    # "Chen & Hallman 2022", "Jordan et al. 2023", "Shoemake's (1985)", "*Nesterov* (1983; …)".
+    author = r"[A-Z][\w-]+(?: [A-Z]\w+)?"
+    others = rf"(?:, {author})*(?:,? & {author})?(?: et al\.)?"
+    cited = set(re.findall(rf"({author}){others}(?:'s|\*)? \(?((?:19|20)\d\d)\b", body))
+    assert cited == set(listed)

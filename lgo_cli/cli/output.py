@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from enum import Enum
 from functools import cached_property
@@ -56,6 +57,11 @@ class Output:
     def progress(self) -> Progress:
         """A bar on a terminal, a line now and then elsewhere, nothing when quiet."""
         return SILENT if self.mode is Mode.QUIET else RichProgress(self.console)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that data go to; `None` if they go elsewhere."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
     def write(self, text: str) -> None:
         """Write a line of data; a reader who has seen enough (`| head`) is no error."""

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
 TableFormat = Annotated[
     Literal["table", "csv", "jsonl"],
-    typer.Option(help="Aligned text without empty columns, or all columns for a program."),
+    typer.Option(
+        help="Aligned text without empty columns, on a terminal as many as fit; or all columns "
+        "for a program."
+    ),
 ]
 
 
@@ -54,8 +57,11 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
         writer.writerows(rows)
         output.write(text.getvalue().rstrip("\n"))
     else:
-        for line in aligned(rows):
+        names, said = fitting(rows, output.width)
+        for line in aligned(rows, names):
             output.write(line)
+        for remark in said:
+            output.say(remark)
     if unreadable:
         raise unreadable[0]
 
@@ -67,19 +73,62 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def aligned(rows: Sequence[Row]) -> list[str]:
-    """Rows as columns of text; a column that no run fills is left out."""
+SETTINGS = ("model", "dataset", "seed", "epochs", "lr")
+"""Columns that say what was asked for."""
+
+PREFERRED = (
+    "run", *SETTINGS, "test_accuracy", "lambda_max", "barrier", "barrier_path", "trace",
+    "test_loss", "sharpness_ratio", "train_loss", "lambda_min", "barrier_lower", "barrier_upper",
+    "lambda_max_bound", "trace_standard_error", "train_accuracy",
+)  # fmt: skip
+"""Columns that have room first; the others come after them as they stand."""
+
+
+def fitting(rows: Sequence[Row], width: int | None) -> tuple[list[str], list[str]]:
+    """Columns that a terminal has room for, and what is to be said of those left out.
+
+    A column that no run fills is left out without a word. Where the others do not fit, settings
+    that all runs share are left out, and then whole columns: no line is longer than the terminal,
+    but where the runs' own names are.
+
+    Args:
+        rows: One for each run, all with the same keys.
+        width: Characters of a line, `None` if there is no limit.
+    """
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    numeric = [all(not isinstance(row[name], str) for row in rows) for name in names]
-    return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+    widths = {name: len(max(_column(rows, name), key=len)) + 2 for name in names}
+    if width is None or sum(widths.values()) - 2 <= width:
+        return names, []
+    same = [name for name in names if name in SETTINGS and len({row[name] for row in rows}) == 1]
+    kept: set[str] = set()
+    room = width + 2
+    for name in sorted(names, key=[*PREFERRED, *names].index):
+        if name == "run" or (name not in same and widths[name] <= room):
+            kept.add(name)
+            room -= widths[name]
+    lost = [name for name in names if name not in same and name not in kept]
+    said = []
+    if same:
+        shared = ", ".join(f"{name} {_cell(rows[0][name])}" for name in same)
+        said.append(f"the same in all runs: {shared}")
+    if lost:
+        said.append(f"no room on {width} columns for: {', '.join(lost)}; --format csv has them all")
+    return [name for name in names if name in kept], said
+
+
+def aligned(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """These columns as text, words at the left and numbers at the right."""
+    columns = []
+    for name in names:
+        cells = _column(rows, name)
+        width = max(map(len, cells))
+        is_text = any(isinstance(row[name], str) for row in rows)
+        columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def _column(rows: Sequence[Row], name: str) -> list[str]:
+    return [name, *(_cell(row[name]) for row in rows)]
 
 
 def _cell(value: Any) -> str:

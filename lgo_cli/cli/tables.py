@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgo_cli.manifest import Manifest
-    from lgo_cli.results import Eigenvalue, Filling, Results, Trace
+    from lgo_cli.results import Eigenvalue, Filling, Trace
 
 Rows = list[tuple[str, str]]
 
 
 def summary_lines(manifest: Manifest) -> list[str]:
     """A step's results as aligned lines of name and value."""
-    rows = summary(manifest.results)
+    rows = summary(manifest)
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
@@ -40,11 +40,13 @@ _STATISTICS = {
 }
 
 
-def summary(results: Results) -> Rows:
+def summary(manifest: Manifest) -> Rows:
     """A step's results as names and values."""
-    rows: Rows = [("model", f"{results.model}, {counted(results.num_parameters, 'parameter')}")]
+    results, dataset = manifest.results, manifest.called("dataset")
+    parameters = counted(results.num_parameters, "parameter")
+    rows: Rows = [("model", f"{manifest.called('model')}, {parameters}")]
     if isinstance(results, TrainResults):
-        return rows + _train(results)
+        return rows + _train(results, dataset)
     if isinstance(results, AnalysisResults):
         measured = results.measured
         smoothing = (
@@ -54,7 +56,7 @@ def summary(results: Results) -> Rows:
             (
                 "objective",
                 f"mean {measured.loss}{smoothing} on {measured.num_samples:,} {measured.split} "
-                f"samples of {results.dataset}, {measured.dtype}",
+                f"samples of {dataset}, {measured.dtype}",
             )
         )
         if measured.batchnorm != "none":
@@ -68,14 +70,14 @@ def summary(results: Results) -> Rows:
     return rows
 
 
-def _train(results: TrainResults) -> Rows:
+def _train(results: TrainResults, dataset: str) -> Rows:
     recipe = results.recipe
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     nesterov = " (Nesterov)" if recipe.nesterov else ""
     return [
         (
             "data",
-            f"{results.dataset}, {results.num_train_samples:,} training and "
+            f"{dataset}, {results.num_train_samples:,} training and "
             f"{results.num_test_samples:,} test samples",
         ),
         (
@@ -249,9 +251,10 @@ def _stability(results: HessianResults) -> Rows:
     shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
     rows: Rows = []
     if results.preconditioned is not None:
-        pair = results.preconditioned
+        pair, decay = results.preconditioned, results.preconditioned_weight_decay
+        of = f"P^-1·(H + {decay:g}·I): Adam's weight decay is in" if decay else "P^-1·H"
         rows.append(
-            ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of P^-1·H")
+            ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of {of}")
         )
     rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
     if results.stability_threshold_note:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.figures.plane import wrapped
 from lgo_cli.figures.style import (
     COLUMN,
     TRAIN,
@@ -53,7 +54,8 @@ def draw_bands(
         logarithmic = log_axis_if_wide(axes, low, median, high)
         axes.set_xlim(radius[0], radius[-1])
         axes.set_xlabel("distance from the run, in the plane's units")
-        axes.set_ylabel(loss_label(results) + (", logarithmic" if logarithmic else ""))
+        label = loss_label(results) + (", logarithmic" if logarithmic else "")
+        axes.set_ylabel(wrapped(label, figure.get_figheight() - 0.6))
         legend(axes)
         caption(figure, results)
         settle(figure, size)

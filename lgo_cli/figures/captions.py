@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
 from lgo_cli.results import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _BATCHNORM = {
     "frozen": "Batch-norm statistics are frozen: the run's own at every point.",
@@ -216,6 +217,7 @@ def _interp(
             *text,
             f"{lines} between each two of {len(names)} checkpoints, {results['num_points']} points "
             f"each: {', '.join(names)}.",
+            *_extreme_barriers(arrays, names),
         ]
     along = results["along"]
     low, high = results["range"]
@@ -245,6 +247,26 @@ def _interp(
         if beside is not None:
             value, bottom, top = map(number, (beside["value"], *beside["interval"]))
             text.append(f"Barrier of {of}: {value:.4g} (from {bottom:.4g} to {top:.4g}).")
+    return text
+
+
+def _extreme_barriers(arrays: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The largest and the smallest barrier of a matrix, each with its pair and its interval."""
+    barriers = np.array(arrays["matrix_barrier"], dtype=float)
+    pairs = list(combinations(range(len(names)), 2))
+    known = [pair for pair in pairs if not np.isnan(barriers[pair])]
+    text = []
+    for word, find in (("Largest", max), ("Smallest", min)):
+        if known:
+            pair = find(known, key=barriers.__getitem__)
+            low, high = (float(arrays[f"matrix_{key}"][pair]) for key in ("lower", "upper"))
+            text.append(
+                f"{word} barrier: {barriers[pair]:.4g} (95 % interval from {low:.4g} to "
+                f"{high:.4g}, from paired differences), between {names[pair[0]]} and "
+                f"{names[pair[1]]}."
+            )
+    if len(known) < len(pairs):
+        text.append(f"Pairs without one, as a loss is not finite: {len(pairs) - len(known)}.")
     return text
 
 
@@ -300,5 +322,8 @@ def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> di
         line.append("Thin: the straight line between the end losses, from which barriers count.")
     return {
         "interp_1d": line,
-        "interp_matrix": ["Barrier between each two checkpoints ± one standard error."],
+        "interp_matrix": [
+            "Barrier between each two checkpoints, the most by which the loss exceeds the straight "
+            "line between the losses at the ends; in brackets, its 95 % interval."
+        ],
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from lgo_cli.figures.plane import wrapped
 from lgo_cli.figures.style import (
     ACCENT,
     COLUMN,
@@ -103,7 +104,7 @@ def draw_interpolation(
         above.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
         below.set_ylabel("accuracy\n(fraction)")
         below.set_ylim(-0.03, 1.03)
-        below.set_xlabel(_axis_label(arrays, results))
+        below.set_xlabel(_axis_label(arrays, results, size[0] - 0.5))
         below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
         legend(figure, above.get_legend_handles_labels()[0])
         is_drawn = results.get("barrier_interval") and 0 < number(results["barrier"]) < np.inf
@@ -123,13 +124,13 @@ def _draw_band(axes: Axes, alpha: Array, loss: Array, error: Array, colour: str)
     )
 
 
-def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any], inches: float) -> str:
     along = results["along"]
     length = f"‖d‖ = {results['direction_norm']:.4g}"
     if along in _ENDS:
         name = "α on the line, t on the curve\n" if "line_loss" in arrays else "α "
         return f"{name}(0: run, 1: {_ENDS[along]}; {length})"
-    return f"α along {_DIRECTIONS[along]} ({length})"
+    return wrapped(f"α along {_DIRECTIONS[along]} ({length})", inches)
 
 
 def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:

@@ -185,15 +185,14 @@ def _draw_lines(
 def draw_matrix(
     arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
 ) -> Figure:
-    """Barriers between each two of k checkpoints, written out with their standard errors.
+    """Barriers between each two of k checkpoints, written out with their 95 % intervals.
 
     Args:
-        arrays: Of `interp.npz`, with `matrix_barrier` and `matrix_standard_error`, both [k, k].
+        arrays: Of `interp.npz`, with `matrix_barrier`, `matrix_lower` and `matrix_upper`, [k, k].
         results: Of `lgo interp`, with the checkpoints' names in `matrix`.
         size: Inches.
     """
     barriers = np.array(arrays["matrix_barrier"], dtype=float)
-    errors = arrays["matrix_standard_error"]
     names = _short(results["matrix"]["names"])
     k = len(names)
     np.fill_diagonal(barriers, 0.0)
@@ -202,7 +201,7 @@ def draw_matrix(
         figure = new_figure(size, size[0] - 0.3)
         axes = figure.subplots()
         axes.grid(visible=False)
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         high = max(float(finite.max(initial=0.0)), 1e-12)
         norm, colours = Normalize(0, high), colormaps[SHADES]
         axes.patch.set(**HATCH)
@@ -211,8 +210,11 @@ def draw_matrix(
             norm=norm, cmap=SHADES, edgecolors="white", linewidth=1,
         )  # fmt: skip
         longest = max(map(len, names))
-        # What "0.0123" takes of a cell's width, beside the names and the bar.
-        font = min(7.0, 72 * (size[0] - 0.055 * longest - 0.8) / k / 4)
+        texts = {(i, j): _barrier(arrays, i, j) for i, j in np.ndindex(k, k) if i != j}
+        # What three lines and the longest of them take of a cell, beside the names and the bar.
+        widest = max(len(line) for text in texts.values() for line in text.split("\n"))
+        room = (size[0] - 0.055 * longest - 0.8) / k
+        font = min(7.0, 72 * room / max(4.0, 0.62 * widest))
         for i, j in np.ndindex(k, k):
             if i == j:
                 # A checkpoint has no barrier to itself.
@@ -221,11 +223,8 @@ def draw_matrix(
             red, green, blue, _ = colours(norm(min(float(barriers[i, j]), high)))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             known = np.isfinite(barriers[i, j])
-            text = _unknown(float(barriers[i, j]))
-            if known:
-                text = f"{barriers[i, j]:.2g}\n±{errors[i, j]:.1g}"
             axes.text(
-                j, i, text, ha="center", va="center", fontsize=font,
+                j, i, texts[i, j], ha="center", va="center", fontsize=font,
                 color="white" if dark and known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
@@ -236,24 +235,42 @@ def draw_matrix(
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03)
-        bar.set_label(loss_label(results, "barrier"))
-        caption(figure, results, "± one standard error")
+        add_bar(figure, axes, mesh, loss_label(results, "barrier"))
+        caption(figure, results, "in brackets: 95 % intervals")
         settle(figure, size)
-        if size[1] is None:
-            # Long names leave less width than height for cells that are square.
-            figure.draw_without_rendering()
-            figure.set_figheight(figure.get_tightbbox().height + 0.1)
     return figure
 
 
+LONGEST_NAME, SHORT_INTERVAL = 16, 6
+"""Characters of a name beside a cell, and of an interval that takes one line of a cell."""
+
+
 def _short(names: list[str]) -> list[str]:
-    """Names that fit beside a cell: both ends of long ones, numbered if these are the same."""
-    short = [name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}" for name in names]
-    if len(set(short)) == len(names):
-        return short
-    return [f"{rank}: {name}" for rank, name in enumerate(short, start=1)]
+    """Names that fit beside a cell: both ends of long ones, of which as much as tells them apart.
+
+    Where no such cut does, they are numbered.
+    """
+    heads = sorted(range(LONGEST_NAME), key=lambda head: abs(head - LONGEST_NAME // 2 + 1))
+    for head in heads:
+        short = [_cut(name, head) for name in names]
+        if len(set(short)) == len(names):
+            return short
+    return [f"{rank}: {_cut(name, heads[0])}" for rank, name in enumerate(names, start=1)]
 
 
-def _unknown(value: float) -> str:
-    return "NaN" if np.isnan(value) else "∞"
+def _cut(name: str, head: int) -> str:
+    """So many characters of a long name's head, and of its tail what there is room for."""
+    tail = LONGEST_NAME - 1 - head
+    return name if len(name) <= LONGEST_NAME else f"{name[:head]}…{name[len(name) - tail :]}"
+
+
+def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:
+    """A barrier over the ends of its interval, on lines that a narrow cell has room for."""
+    keys = ("barrier", "lower", "upper")
+    value, low, high = (float(arrays[f"matrix_{key}"][i, j]) for key in keys)
+    if not np.isfinite(value):
+        return "NaN" if np.isnan(value) else "∞"
+    interval = f"[{low:.3g}, {high:.3g}]"
+    if len(interval) > SHORT_INTERVAL:
+        interval = interval.replace(" ", "\n")
+    return f"{value:.3g}\n{interval}"

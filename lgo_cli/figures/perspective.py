@@ -24,11 +24,13 @@ from lgo_cli.figures.style import (
     COLUMN,
     INK,
     NARROW,
+    PADDING,
     Size,
     caption,
     house_style,
     new_figure,
     number,
+    write_powers,
 )
 
 if TYPE_CHECKING:
@@ -38,13 +40,12 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+USUAL_NAME = 4
+"""Characters of a tick's name on a horizontal axis, beside which there is room for the label."""
+
 MOST_FACES, FEWEST_FACES = 100, 30
 """Along an axis: a finer grid is thinned out, and the faces of a coarser one are cut up, so that
 the colour follows the height."""
-
-
-CAPTION_LINE = 0.115
-"""Inches that a line of the caption takes."""
 
 
 def draw_surface_3d(
@@ -68,18 +69,21 @@ def draw_surface_3d(
         box = (-0.02, 0.15, 0.92, 0.82) if small else (0.0, 0.1, 0.94, 0.86)
         axes: Any = figure.add_axes(box, projection="3d", computed_zorder=False)
         handles: list[Any] = []
-        for set_label, text in zip(
-            (axes.set_xlabel, axes.set_ylabel), results["axis_labels"], strict=True
-        ):
-            set_label(wrapped(text, 1.9 if small else 2.2), labelpad=-1 if small else 8, fontsize=7)
         axes.set_xlim(x[0], x[-1])
         axes.set_ylim(y[0], y[-1])
         axes.tick_params(pad=-2 if small else 2)
+        write_powers(figure)
         # Where both axes end, their labels would meet.
-        for axis, prune in ((axes.xaxis, "upper"), (axes.yaxis, "lower")):
+        for axis, prune, text in zip(
+            (axes.xaxis, axes.yaxis), ("upper", "lower"), results["axis_labels"], strict=True
+        ):
             axis.set_major_locator(
                 MaxNLocator(4 if small else 5, steps=[1, 2, 2.5, 5, 10], prune=prune)
             )
+            names = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+            beyond = max(0, *(len(name) - USUAL_NAME for name in names))
+            axis.set_label_text(wrapped(text, 1.9 if small else 2.2), fontsize=7)
+            axis.labelpad = (-1 if small else 8) + 2.0 * beyond
         if missing.any():
             label = f"hole: {missing_label(int(missing.sum()))}"
             handles.append(Patch(label=label, facecolor="none", edgecolor="#999999"))
@@ -102,8 +106,11 @@ def draw_surface_3d(
 
 
 def _make_room(figure: Figure, axes: Any, size: Size) -> None:
-    """Lift the surface over a caption of more than two lines: the figure grows, if it may."""
-    extra = CAPTION_LINE * (figure.get_supxlabel().count("\n") - 1)
+    """Lift the surface until its labels stand over the caption: the figure grows, if it may."""
+    figure.draw_without_rendering()
+    labels = [axis.label.get_window_extent().y0 for axis in (axes.xaxis, axes.yaxis)]
+    top = figure._supxlabel.get_window_extent().y1  # type: ignore[attr-defined]
+    extra = (top - min(labels)) / figure.dpi + PADDING
     if extra <= 0:
         return
     x0, y0, width, height = axes.get_position().bounds
@@ -223,4 +230,6 @@ def _scale_height(axes: Any, scale: LossScale, *, small: bool) -> None:
     axes.set_zticks(scale.height(scale.levels[::step]).tolist(), labels=names)
     for tick in axes.zaxis.get_major_ticks():
         tick.label1.set_horizontalalignment("left")
-    axes.set_zlabel(scale.label, labelpad=(-4 if small else 0) + 2.0 * max(map(len, names)))
+    # On two lines it keeps clear of the label of y.
+    label = wrapped(scale.label, 1.2) if small else scale.label
+    axes.set_zlabel(label, labelpad=(-2 if small else 0) + 2.0 * max(map(len, names)))

@@ -122,7 +122,7 @@ def _eigenvalue_of(results: Mapping[str, Any]) -> str:
 
 
 def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """The smoothed rule in a log scale, and its nodes as stems as high as their weights."""
+    """The smoothed rule in a log scale, and each node at the height of its own peak."""
     nodes, weights = arrays["density_nodes"], arrays["density_weights"]
     low, high = float(nodes.min()), float(nodes.max())
     width = default_width(nodes)
@@ -137,14 +137,14 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(grid, np.maximum(density, floor), color=TRAIN)
     axes.plot(
         nodes, np.maximum(peaks, floor), linestyle="none", marker="o", markersize=2.5, color=INK,
-        label=f"{len(nodes)} quadrature nodes, high as their weights",
+        label=f"{len(nodes)} quadrature nodes at their peaks, w/(σ√(2π))",
     )  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(floor, top * 4)
     axes.set_xlim(grid[0], grid[-1])
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(_eigenvalue_of(results))
-    axes.set_ylabel(f"density (smoothed, σ = {width:.2g})")
+    axes.set_ylabel(f"density (smoothed,\nσ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
     legend(axes)
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,6 +126,7 @@ def settle(figure: Figure, size: Size) -> None:
 
     Names along a colour bar that would run into the one below are left out.
     """
+    write_powers(figure)
     if size[1] is None:
         _choose_height(figure)
     figure.draw_without_rendering()
@@ -216,14 +217,39 @@ def _within(values: Array, low: float, high: float) -> Array:
     return inside
 
 
+class _Powers(ScalarFormatter):
+    """Where values have a power of ten in common, each has it, and none stands at the axis's end.
+
+    There it would lie on the axis's label, or on the legend.
+    """
+
+    def format_ticks(self, values: Any) -> list[str]:
+        names: list[str] = super().format_ticks(values)
+        if super().get_offset():
+            names = [self.fix_minus(name) for name in tick_names(np.asarray(values))]
+        return names
+
+    def get_offset(self) -> str:
+        return ""
+
+
+def write_powers(figure: Figure) -> None:
+    """Write powers of ten at the ticks of all axes and colour bars that choose their own names."""
+    for axes in (a for parent in figure.axes for a in (parent, *parent.child_axes)):
+        for axis in axes._axis_map.values():
+            if type(axis.get_major_formatter()) is ScalarFormatter:
+                axis.set_major_formatter(_Powers(useOffset=False))
+
+
 def tick_names(values: Array) -> list[str]:
-    """The fewest digits, three or more, that tell ascending values apart.
+    """The fewest digits, three or more, that tell ascending values apart, in one notation.
 
     Where that takes more than six, the first is written in full and the others as what they exceed
-    it by.
+    it by. Where one value takes a power of ten to write, all have theirs.
     """
+    powers = any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
     for digits in range(3, 7):
-        names = [_plain(float(value), digits) for value in values]
+        names = [_name(float(value), digits, power=powers) for value in values]
         if len(set(names)) == len(names):
             return names
     return [f"{values[0]:.12g}", *(f"+{value - values[0]:.3g}" for value in values[1:])]
@@ -232,13 +258,13 @@ def tick_names(values: Array) -> list[str]:
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _plain(value: float, digits: int) -> str:
-    """So many digits, with a power of ten only where there would be many zeros."""
-    if value and not 1e-4 <= abs(value) < 1e5:
+def _name(value: float, digits: int, *, power: bool) -> str:
+    """So many digits, without zeros at the end."""
+    if value and power:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".")
-        power = "10" + str(int(exponent)).translate(_RAISED)
-        return power if mantissa == "1" else f"{mantissa}×{power}"
+        raised = "10" + str(int(exponent)).translate(_RAISED)
+        return {"1": raised, "-1": f"-{raised}"}.get(mantissa, f"{mantissa}×{raised}")
     return np.format_float_positional(value, digits, fractional=False, trim="-")
 
 

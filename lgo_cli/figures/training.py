@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lgo_cli.figures.style import (
@@ -15,6 +16,7 @@ from lgo_cli.figures.style import (
     Size,
     caption,
     house_style,
+    legend,
     log_axis_if_wide,
     loss_label,
     new_figure,
@@ -24,7 +26,13 @@ from lgo_cli.figures.style import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+DECADE = 10.0
+"""Ratio of the largest to the smallest rate from which on equal factors look equal."""
 
 
 def draw_training(
@@ -47,9 +55,9 @@ def draw_training(
             kwargs: dict[str, Any] = {
                 "color": colour, "linestyle": style, "marker": marker, "markersize": 3,
             }  # fmt: skip
-            final = f"{split}: {columns[f'{split}_loss'][-1]:.4g}"
+            final = f"{split}, last {columns[f'{split}_loss'][-1]:.4g}"
             left.plot(epochs, columns[f"{split}_loss"], label=final, **kwargs)
-            final = f"{split}: {columns[f'{split}_accuracy'][-1]:.4f}"
+            final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
             right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
         log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
         left.set_ylabel(loss_label(results))
@@ -59,19 +67,10 @@ def draw_training(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if len(epochs) == 1:
                 axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
-            axes.legend(
-                title="at the end", title_fontsize=7, frameon=True, framealpha=0.85,
-                edgecolor="none",
-            )  # fmt: skip
+            legend(axes)
         recipe = results["recipe"]
-        if recipe["schedule"] != "constant":
-            rates = right.twinx()
-            rates.plot(epochs, columns["learning_rate"], color=FAINT, linewidth=0.9, linestyle=":")
-            rates.set_ylabel("learning rate (dotted)", color=FAINT)
-            rates.tick_params(axis="y", colors=FAINT)
-            rates.grid(visible=False)
-            rates.spines["right"].set_visible(True)
-            rates.spines["right"].set_color(FAINT)
+        if np.ptp(columns["learning_rate"]):
+            _draw_rate(right, epochs, columns["learning_rate"], recipe)
         caption(
             figure,
             results,
@@ -79,3 +78,26 @@ def draw_training(
         )
         settle(figure, size)
     return figure
+
+
+def _draw_rate(axes: Axes, epochs: Array, rate: Array, recipe: Mapping[str, Any]) -> None:
+    """The rate of each epoch's last step, at that epoch's end, on an axis at the right.
+
+    Schedule `step` holds its rate and drops: the line has steps but for the warm-up. Its rates are
+    factors of each other, so that they have a logarithmic axis where they span a decade. A cosine
+    goes to zero, which only a linear axis shows.
+    """
+    rates = axes.twinx()
+    drops = recipe["schedule"] == "step"
+    ramp = recipe["warmup_epochs"] if drops else epochs[-1]
+    for part, style in ((epochs <= ramp, "default"), (epochs >= ramp, "steps-pre")):
+        rates.plot(
+            epochs[part], rate[part], drawstyle=style, color=FAINT, linewidth=0.9, linestyle=":"
+        )
+    if drops and rate.max() >= DECADE * rate.min():
+        log_axis_if_wide(rates, rate)
+    rates.set_ylabel("learning rate (dotted)", color=FAINT)
+    rates.tick_params(axis="y", colors=FAINT)
+    rates.grid(visible=False)
+    rates.spines["right"].set_visible(True)
+    rates.spines["right"].set_color(FAINT)

@@ -133,6 +133,9 @@ class HessianResults(AnalysisResults):
     """`lgo hessian`.
 
     Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their bounds.
+    `preconditioned` is the largest eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam and ω,
+    `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions; AdamW
+    has none there.
     """
 
     operator: str
@@ -158,6 +161,7 @@ class HessianResults(AnalysisResults):
     stability_threshold_note: str | None
     sharpness_ratio: Real | None
     preconditioned: Eigenvalue | None
+    preconditioned_weight_decay: float | None
     trace: Trace | None
     frobenius_norm: FrobeniusNorm | None
     density: Density | None

@@ -109,18 +109,30 @@ def train_again(directory: Path) -> str:
 def short_names(paths: Sequence[Path]) -> list[str]:
     """What to call checkpoints: the fewest last parts of each path that no other ends with.
 
-    A `model.pth` goes by its directory. Where one path is named again, a number follows.
+    A run's checkpoint is called by its run too, its `model.pth` by its run alone. Where one path is
+    named again, a number follows.
     """
     full = [Path(os.path.abspath(path)) for path in paths]
     parts = [(path.parent if path.name == "model.pth" else path).parts for path in full]
+    least = [_parts_of_its_run(path) for path in full]
     names: list[str] = []
     before: Counter[tuple[str, ...]] = Counter()
-    for own in parts:
+    for own, fewest in zip(parts, least, strict=True):
         others = [other for other in parts if other != own]
         length = next(
-            n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)
+            n
+            for n in range(fewest, len(own) + 1)
+            if all(other[-n:] != own[-n:] for other in others)
         )
         before[own] += 1
         again = f" ({before[own]})" if before[own] > 1 else ""
         names.append(f"{Path(*own[-length:]).as_posix()}{again}")
     return names
+
+
+def _parts_of_its_run(path: Path) -> int:
+    """How many last parts of a checkpoint's path say of which run it is; 1 if it is of none."""
+    for depth, run in enumerate(path.parents[:2]):
+        if holds_weights(path.relative_to(run).as_posix()):
+            return depth + 1 if path.name == "model.pth" else depth + 2
+    return 1

@@ -217,10 +217,10 @@ COLUMNS = (
 
 def _columns(manifest: Manifest) -> Row:
     results = manifest.results
+    named = {"model": manifest.called("model"), "dataset": manifest.called("dataset")}
     if isinstance(results, TrainResults):
         return {
-            "model": results.model,
-            "dataset": results.dataset,
+            **named,
             "seed": manifest.request.config["seed"],
             "epochs": results.epochs,
             "lr": results.recipe.lr,
@@ -229,7 +229,7 @@ def _columns(manifest: Manifest) -> Row:
             "train_accuracy": results.train_accuracy,
             "test_accuracy": results.test_accuracy,
         }
-    row: Row = {"model": results.model, "dataset": results.dataset}
+    row: Row = dict(named)
     if isinstance(results, HessianResults):
         if results.largest:
             row["lambda_max"] = results.largest[0].value

@@ -171,6 +171,7 @@ def _stability(
             "stability_threshold_note": why,
             "sharpness_ratio": None,
             "preconditioned": None,
+            "preconditioned_weight_decay": None,
         }
 
     if plan.trained is None or plan.step is None:
@@ -221,6 +222,11 @@ def _stability(
         ),
         "preconditioned": (
             None if preconditioned is None else eigenvalues(preconditioned)["largest"][0]
+        ),
+        "preconditioned_weight_decay": (
+            None
+            if preconditioned is None
+            else (recipe.weight_decay if recipe.optimizer == "adam" else 0.0)
         ),
     }
 
