@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, UsageError
 from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
@@ -63,7 +63,9 @@ def find_checkpoint(named: Path) -> Checkpoint:
     return Checkpoint(named, named.parent)
 
 
-def _hint(named: Path) -> str:
+def _hint(named: Path) -> str | None:
+    if named.suffix == ".pth":
+        return None  # no name of a run's directory
     if (named / BOOKKEEPING / "train.claim").is_file():
         return f"its training did not end: lgo train --resume --out {named}"
     return f"train one first: lgo train --out {named}"
@@ -97,6 +99,19 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
             hint=f"train again: lgo train --force --out {directory}",
         )
     return Checkpoint(path, path.parent, (manifest, directory))
+
+
+def own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
+    """Other weights of the run that a checkpoint belongs to, such as its `init.pth`.
+
+    Raises:
+        UsageError: if it belongs to none, with the hint.
+        InputError: if they are not what the run's manifest says.
+    """
+    if checkpoint.trained is None:
+        raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
+    manifest, directory = checkpoint.trained
+    return listed_checkpoint(directory / manifest.outputs[name].path, manifest, directory)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
