@@ -214,12 +214,12 @@ class ContourConfig(LandscapeConfig):
     @field_validator("resolution")
     @classmethod
     def _normalise_resolution(cls, value: str) -> str:
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
         if match is None:
             raise ValueError("must be like 51 or 51x31")
         nx, ny = int(match[1]), int(match[2] or match[1])
-        if min(nx, ny) < 2:
-            raise ValueError("needs at least 2 points along each axis")
+        if not 2 <= min(nx, ny) <= max(nx, ny) <= 99_999:
+            raise ValueError("needs at least 2 points along each axis, and at most 99,999")
         return f"{nx}x{ny}"
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ class Samples:
     """A fixed set of samples, in a fixed order, on the device.
 
     Attributes:
-        inputs: [N, *input_shape].
+        inputs: [N, *input_shape]; of the floating dtype of the arithmetic, or int64 indices.
         labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
     """
 
@@ -80,7 +80,8 @@ class Samples:
         return len(self.labels)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Samples:
-        """The same samples on a device, inputs in a dtype."""
+        """The same samples on a device, inputs in a dtype unless they are integers."""
+        dtype = dtype if self.inputs.is_floating_point() else self.inputs.dtype
         return Samples(self.inputs.to(device, dtype), self.labels.to(device))
 
     def head(self, num_samples: int) -> Samples:
@@ -305,7 +306,9 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"the model cannot take inputs of shape {shape}: {reason}",
-            hint="give the data set it was made for: --dataset",
+            hint="give the data set it was made for: --dataset"
+            if batch.inputs.is_floating_point()
+            else "the inputs are integers, as embeddings take them; store numbers as float32",
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else a_kind(outputs)

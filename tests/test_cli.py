@@ -146,6 +146,7 @@ def test_config_file_with_a_table_a_command(asked: Any, tmp_path: Path) -> None:
         "hessian --top-k 3 --analysis-samples 64",
         "interp --num-points 3 --analysis-samples 64",
         "contour --to small --to small/init.pth --resolution 3 --analysis-samples 64",
+        "contour --to small --to init --resolution 3 --analysis-samples 64",
     ],
 )
 def test_manifest_runs_again(lgo: Lgo, small_run: Path, line: str) -> None:
@@ -158,6 +159,22 @@ def test_manifest_runs_again(lgo: Lgo, small_run: Path, line: str) -> None:
     )
     assert first["fingerprint"] == second["fingerprint"]
     assert first["outputs"] == second["outputs"]
+
+
+def test_init_is_the_runs_own_in_a_plane_too(lgo: Lgo, small_run: Path) -> None:
+    step = small_run / "checkpoints" / "step-00000004.pth"
+    for out, end in (("by-file", small_run / "init.pth"), ("by-name", "init")):
+        line = ("contour", step, "--to", small_run, "--to", end, "--resolution", 3)
+        lgo(*line, "--analysis-samples", 64, "--out", out, "--quiet")
+    first, second = (Path(out, "contour.npz").read_bytes() for out in ("by-file", "by-name"))
+    assert first == second
+
+
+def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> None:
+    for line in (("hessian", "no.pth"), ("interp", small_run, "--to", "no.pth")):
+        error = lgo(*line, code=3).stderr
+        assert "lgo: error: no such run or checkpoint: no.pth\n" in error
+        assert "lgo train" not in error
 
 
 def _data(path: Path, seed: int) -> Path:

@@ -155,6 +155,9 @@ CASES = {
     "inverted range": Case("contour run --x-range 1 -1", 2, "--x-range needs MIN < MAX, got 1 -1"),
     "one point": Case("contour run --resolution 1", 2, "--resolution: needs at least 2 points"),
     "bad resolution": Case("contour run --resolution 5by5", 2, "must be like 51 or 51x31"),
+    "vast resolution": Case(
+        "contour run --resolution 100000x3", 2, "along each axis, and at most 99,999"
+    ),
     "one of three checkpoints": Case("contour run --to run", 2, "needs two: --to A --to B"),
     "to and direction": Case("interp run --to run --direction random", 2, "exclude each other"),
     "json and quiet": Case("interp run --json --quiet", 2, "--json and --quiet exclude"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,10 +18,13 @@ from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape import barriers
 from lgo_cli.landscape.barriers import (
+    _factor,
+    _quantile,
     _studentised_quantile,
     barrier,
     estimate_barrier,
     height_errors,
+    rounding_allowance,
 )
 from lgo_cli.landscape.curves import Arc, straight
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate
@@ -409,17 +413,125 @@ def test_interval_of_what_has_no_spread_and_of_what_is_not_finite() -> None:
     alpha = np.array([0.0, 0.5, 1.0])
     same = np.array([[1.0] * 4, [3.0] * 4, [2.0] * 4])
     found = estimate_barrier(alpha, same.mean(axis=1), same, seed=0)
+    assert found is not None
     assert found.value == 1.5
-    assert (found.standard_error, found.interval, found.alpha) == (0.0, (1.5, 1.5), 0.5)
+    rounding = rounding_allowance(same[:, 0], torch.float64, 0.0)
+    interval = (1.5 - rounding, 1.5 + rounding)
+    assert (found.standard_error, found.interval, found.alpha) == (0.0, interval, 0.5)
     one = estimate_barrier(alpha, same[:, 0], same[:, :1], seed=0)
+    assert one is not None
     assert one.value == 1.5
     assert np.isnan([one.standard_error, *one.interval]).all()
     infinite = same.copy()
     infinite[1, 2] = np.inf
     for losses, value in ((infinite, math.inf), (infinite[[1, 0, 2]], math.nan)):
         found = estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0)
+        assert found is not None
         assert np.array_equal(found.value, value, equal_nan=True)
         assert np.isnan([found.standard_error, *found.interval]).all()
+
+
+def test_no_barrier_without_a_point_between_the_ends() -> None:
+    alpha = np.array([-1.0, 0.0, 1.0, 2.0])
+    losses = np.array([[9.0, 8.0], [1.0, 2.0], [2.0, 1.0], [9.0, 9.0]])
+    assert estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0) is None
+    with Objective(_network(), TRAIN) as objective:
+        target = objective.theta + 0.1
+        path = interpolate(objective, TEST, [0.0, 1.0, 2.0, 3.0], target=target)
+        assert path.train.barrier is path.test.barrier is None
+        (warning,) = path.warnings
+        assert "no point between the two ends was measured" in warning
+        assert "--num-points" in warning
+        # A direction has no other end, and nothing to say.
+        assert not interpolate(objective, TEST, [0.0, 1.0], direction=target).warnings
+
+
+def test_one_sample_is_said_to_have_no_interval() -> None:
+    for train, test in ((TRAIN.head(1), TEST), (TRAIN, TEST.head(1))):
+        with Objective(_network(), train) as objective:
+            path = interpolate(objective, test, [0.0, 0.5, 1.0], target=objective.theta + 0.1)
+        assert path.warnings == (
+            "the barrier over one sample has no interval: raise --analysis-samples",
+        )
+
+
+def test_equal_losses_have_no_barrier_beyond_rounding() -> None:
+    """One rounding more at one α, the same for all samples: no spread says how sure that is."""
+    for dtype in (torch.float32, torch.float64):
+        losses = np.full((21, 8), 1.25)
+        losses[10] += (ulp := torch.finfo(dtype).eps)
+        found = estimate_barrier(ALPHA, losses[:, 0], losses, seed=0, dtype=dtype)
+        assert found is not None
+        rounding = rounding_allowance(losses[:, 0], dtype, 0.0)
+        assert found.value == pytest.approx(ulp, rel=0.5)
+        assert found.interval == (0.0, pytest.approx(found.value + rounding))
+        assert rounding < 20 * ulp
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_rounding_of_heights_is_within_the_allowance(scale: float) -> None:
+    """Heights in float32 by the fast path against the same in float64, also of tiny losses."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(64, 40, generator=draw)
+    models = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            models.append(nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 3)))
+        for parameter in models[-1].parameters():
+            parameter.data.mul_(scale)
+    samples = Samples(x, models[0](x).argmax(1))
+    paths = []
+    for dtype in (torch.float32, torch.float64):
+        with Objective(copy.deepcopy(models[0]), samples, dtype=dtype) as objective:
+            target = _flat(models[1]).to(dtype)
+            paths.append(interpolate(objective, None, ALPHA.tolist(), target=target))
+    assert "products of the first linear layer kept" in paths[0].plan
+    heights = [
+        path.train.loss - (1 - ALPHA) * path.train.loss[0] - ALPHA * path.train.loss[-1]
+        for path in paths
+    ]
+    allowance = rounding_allowance(
+        paths[0].train.loss, torch.float32, paths[0].fast_path_difference or 0.0
+    )
+    assert 0 < np.abs(heights[0] - heights[1]).max() < allowance
+    # Small beside what barriers are about.
+    assert allowance < 1e-5 * (1 + paths[0].train.loss.max())
+
+
+@pytest.mark.parametrize("num_samples", [12, 400])
+def test_both_sides_of_the_gram_matrix_draw_from_one_distribution(
+    num_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is smaller, coordinates or samples, the covariances are those of the band."""
+    losses = _drawn(np.random.default_rng(3), num_samples, 0.3, skewed=False)[1:-1]
+    d = losses - losses.mean(axis=1, keepdims=True)
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    factor = _factor(d)
+    assert factor.shape == (19, min(19, num_samples))
+    # The rounding of an eigenvalue that is 0, whose root is squared in the product.
+    np.testing.assert_allclose(factor @ factor.T, d @ d.T, atol=1e-13)
+    found = []
+    for root in (_factor, lambda d: np.linalg.cholesky(d @ d.T + 1e-12 * np.eye(len(d)))):
+        monkeypatch.setattr(barriers, "_factor", root)
+        found.append(_quantile(d, np.ones(19), seed=0, label="train"))
+    # Each quantile of 10,000 draws is known to 1 %; three of them for the difference, times √2.
+    assert found[0] == pytest.approx(found[1], rel=0.04)
+
+
+def test_memory_of_many_coordinates_is_not_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barriers, "NUM_DRAWS", 1000)
+    alpha = np.linspace(0, 1, 6001)
+    rng = np.random.default_rng(0)
+    losses = 1.0 + np.sin(np.pi * alpha)[:, None] * rng.normal(1.0, 1.0, 16)
+    tracemalloc.start()
+    found = estimate_barrier(alpha, losses.mean(axis=1), losses, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    # All heights rise and fall together: one degree of freedom, Student's 2.131 for 15 of them.
+    assert found.interval[1] - found.value == pytest.approx(2.131 * found.standard_error, rel=0.1)
+    assert peak < 6001**2  # an eighth of the matrix [n, n]
 
 
 def test_draws_are_the_seeds() -> None:

@@ -17,6 +17,7 @@ from lgo_cli import checkpoint
 from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.landscape import alignment
+from lgo_cli.landscape.barriers import rounding_allowance
 from lgo_cli.landscape.curve_training import CurveTraining
 from lgo_cli.results import ContourResults, InterpResults
 from lgo_cli.runs import Status, execute
@@ -73,6 +74,7 @@ def _measure(pair: Path, name: str = "run", **config: Any) -> tuple[InterpResult
             "--repair and --batchnorm exclude each other",
             "looks after",
         ),
+        ("--to b --matrix --num-points 2", "--matrix with --num-points 2", "--num-points 11"),
         ("--to b --lr 0.1", "--lr is for training a curve", "--curve bezier"),
         ("--num-bends 2", "--num-bends is for training a curve", "--curve bezier"),
     ],
@@ -181,9 +183,40 @@ def test_strict_refuses_what_is_not_finite(
 def test_strict_refuses_an_interval_that_one_sample_leaves_open(small_run: Path, lgo: Lgo) -> None:
     line = ["interp", small_run, "--num-points", 3, "--analysis-samples", 1]
     lgo(*line)
+    printed = lgo(*line, "--force")
+    assert "(no interval) above the straight line between the end losses\n" in printed.stdout
+    assert "the barrier over one sample has no interval" in printed.stderr
+    assert "nan" not in (small_run / "interp_caption.txt").read_text()
     result = lgo(*line, "--strict", "--force", code=4)
     assert "not finite: barrier_standard_error, barrier_interval" in result.stderr
     lgo("interp", small_run, "--num-points", 3, "--analysis-samples", 64, "--strict")
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--range 2 3 --num-points 3", "--range 0 1 --num-points 2", "--spherical --num-points 2"],
+)
+def test_no_barrier_where_no_point_between_the_ends_was_measured(
+    pair: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.chdir(pair)
+    line = ["interp", "run0", "--to", "run1", *options.split()]
+    refused = lgo(*line, "--strict", code=4)
+    assert "no barrier: no point between the two ends was measured" in refused.stderr
+    assert not (pair / "run0" / "interp.json").exists()
+    result = lgo(*line)
+    assert "barrier    none: no point between the two ends was measured\n" in result.stdout
+    assert "take a larger --num-points, or a --range that reaches into (0, 1)" in result.stderr
+    results = json.loads((pair / "run0" / "interp.json").read_text())["results"]
+    for split in ("barrier", "test_barrier"):
+        for what in ("", "_standard_error", "_interval", "_alpha"):
+            assert results[f"{split}{what}"] is None
+    assert "Barrier: none" in (pair / "run0" / "interp_caption.txt").read_text()
+    assert "barrier" not in lgo("table", "run0").stdout
+    lgo("export", "run0", "--to", "csv")
+    # What is there already has to meet the same.
+    assert lgo(*line, "--strict", code=4).stderr == refused.stderr
+    lgo("interp", "run0", "--to", "run1", "--range", 0, 1, "--num-points", 3, "--strict")
 
 
 def test_loss_of_another_end_is_recorded_where_it_is_not_finite(pair: Path) -> None:
@@ -311,7 +344,8 @@ def test_aligned_copy_has_no_barrier(pair: Path) -> None:
     assert found.output_difference < 1e-13
     assert results.barrier_unaligned is not None
     assert results.barrier_unaligned.interval[0] > 0.01
-    assert (results.barrier, results.barrier_interval) == (0.0, (0.0, 0.0))
+    rounding = rounding_allowance(arrays["loss"], torch.float32, 0.0)
+    assert (results.barrier, results.barrier_interval) == (0.0, (0.0, pytest.approx(rounding)))
     assert not arrays["direction"].any()
     plain, unaligned = _measure(pair, to=str(pair / "copy.pth"))
     assert results.barrier_unaligned.value == plain.barrier

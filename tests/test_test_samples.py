@@ -179,6 +179,35 @@ def test_it_is_checked_as_the_other_is(
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "complaints"),
+    [
+        ("", ["12 of 15 cells are not finite"]),
+        (
+            "--test --num-planes 3",
+            [
+                "12 of 15 cells are not finite",
+                "12 of 15 cells are not finite on the test samples",
+                "24 of 30 cells of further planes are not finite",
+            ],
+        ),
+    ],
+)
+def test_strict_refuses_cells_that_are_not_finite(
+    small_run: Path, lgo: Lgo, options: str, complaints: list[str]
+) -> None:
+    line = ("contour", small_run, "--resolution", "5x3", "--x-range", -1e30, 1e30)
+    line = (*line, "--analysis-samples", SAMPLES, *options.split())
+    error = lgo(*line, "--strict", code=4).stderr
+    assert f"lgo: error: {'; '.join(complaints)}\n" in error
+    assert not (small_run / "contour.json").exists()
+    printed = lgo(*line).stderr
+    assert printed == "".join(f"warning: {complaint}\n" for complaint in complaints)
+    assert _results(small_run).complaints == complaints
+    # What is there already has to meet the same.
+    assert lgo(*line, "--strict", code=4).stderr == error
+
+
 def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
     line = ("contour", small_run, "--resolution", "5x3", "--analysis-samples", SAMPLES, "--test")
     printed = lgo(*line).stdout

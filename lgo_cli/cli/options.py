@@ -233,7 +233,7 @@ ToEnds = Annotated[
 ]
 ToMany = Annotated[
     list[str] | None,
-    _option(ANALYSIS, "Other checkpoints of the plane; give two.", metavar="OTHER"),
+    _option(ANALYSIS, "Other two of the plane: runs, checkpoints or init.", metavar="OTHER"),
 ]
 Direction = Annotated[
     Literal["random", "gradient", "eigen"] | None,

@@ -85,9 +85,11 @@ def _self_check(results: InterpResults) -> Rows:
 def _barriers(results: InterpResults) -> Rows:
     """The path's barrier, then those of the paths beside it."""
     rows: Rows = []
+    if results.has_end and results.barrier is None:
+        rows.append(("barrier", "none: no point between the two ends was measured"))
     if results.barrier is not None and results.barrier_interval is not None:
-        height = _height(results.barrier, results.barrier_interval)
-        text = f"{height} (95 %) above the straight line between the end losses"
+        height = _height(results.barrier, results.barrier_interval, " (95 %)")
+        text = f"{height} above the straight line between the end losses"
         if not math.isfinite(results.barrier):
             text = f"{height}: a loss at an end or between them is not finite"
         rows.append(("barrier", text))
@@ -125,7 +127,7 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
             interval = (matrix.lower[first][second], matrix.upper[first][second])
             test = (matrix.test_lower[first][second], matrix.test_upper[first][second])
             text = (
-                f"barrier {_height(row[second], interval)} (95 %), on the test samples "
+                f"barrier {_height(row[second], interval, ' (95 %)')}, on the test samples "
                 f"{_height(matrix.test_barrier[first][second], test)}"
             )
             if not math.isfinite(matrix.loss[first] + matrix.loss[second]):
@@ -134,10 +136,12 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
     return rows + _self_check(results)
 
 
-def _height(value: float, interval: tuple[float, float]) -> str:
+def _height(value: float, interval: tuple[float, float], confidence: str = "") -> str:
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+    if not all(map(math.isfinite, interval)):
+        return f"{value:.4g} (no interval)"
+    return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g}){confidence}"
 
 
 def interval(bounds: tuple[float, float]) -> str:

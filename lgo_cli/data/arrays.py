@@ -84,6 +84,9 @@ def _require_all(source: str, names: list[str]) -> None:
 def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
     """Convert arrays or tensors: inputs to float32, labels to int64; scaled by nothing.
 
+    Inputs of int32 or int64 are indices, such as tokens, and become int64. Narrower integers are
+    pixels and the like.
+
     Labels in floating point are soft ones: for each sample a distribution over classes.
 
     The number of classes is `arrays["num_classes"]`; or what either split's soft labels have, or
@@ -103,10 +106,14 @@ def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
 
 def _inputs(where: str, value: object) -> Tensor:
     if isinstance(value, Tensor) and not value.is_complex():
-        return value.detach().to("cpu", torch.float32).contiguous()
+        are_indices = value.dtype in (torch.int32, torch.int64)
+        dtype = torch.int64 if are_indices else torch.float32
+        return value.detach().to("cpu", dtype).contiguous()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        are_indices = value.dtype.kind == "i" and value.dtype.itemsize >= 4
         with np.errstate(over="ignore"):  # an infinity, which validation names with its row
-            return torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
+            kept = np.array(value, dtype=np.int64 if are_indices else np.float32, order="C")
+        return torch.from_numpy(kept)
     raise InputError(f"{where} is {_kind(value)}, not an array of numbers")
 
 

@@ -21,10 +21,10 @@ class Dataset:
     """Classification data, in stored order, on the CPU.
 
     Attributes:
-        x_train: Training inputs [N, *input_shape], float32.
+        x_train: Training inputs [N, *input_shape], float32; or int64, indices such as tokens.
         y_train: Training labels [N], int64, in [0, num_classes); or soft ones [N, num_classes],
             float32, each row a distribution over classes.
-        x_test: Test inputs [M, *input_shape], float32.
+        x_test: Test inputs [M, *input_shape], likewise.
         y_test: Test labels, likewise.
         num_classes: Number of classes, at least 2.
         normalization: `mean` and `std` per channel that raw values, scaled to [0, 1], were
@@ -74,6 +74,11 @@ class Dataset:
                     f"{where} has samples of shape {list(x.shape[1:])}, "
                     f"x_train of {list(self.input_shape)}"
                 )
+            if x.is_floating_point() != self.x_train.is_floating_point():
+                raise InputError(
+                    f"{where} has inputs of {_dtype(x)}, x_train of {_dtype(self.x_train)}",
+                    hint="store both as float32; or both as int64 if they are indices",
+                )
             # One non-finite value makes the sum so; the search for its row is slow.
             if not bool(x.sum().isfinite()):
                 finite = torch.isfinite(x).flatten(1).all(dim=1)
@@ -107,6 +112,10 @@ class Dataset:
         raise InputError(
             f"{where} has label {int(y[row])} in row {row}, outside [0, {self.num_classes})"
         )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def from_pixels(

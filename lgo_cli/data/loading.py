@@ -42,7 +42,7 @@ def load_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: 
         data_root: Where named data sets have their files.
 
     Returns:
-        Float32 inputs and int64 labels, on the CPU.
+        Inputs and labels, on the CPU.
 
     Raises:
         UsageError: if the name or an argument is unknown.

@@ -231,22 +231,22 @@ def _interp(
     )
     text += _changed(results)
     if results["barrier"] is not None:
-        interval = results.get("barrier_interval")
-        within = ""
+        within = _interval(
+            results.get("barrier_interval"), " (95 % interval {}, from paired differences)"
+        )
         if not np.isfinite(number(results["barrier"])):
             within = ", as a loss at an end or between them is not finite"
-        elif interval is not None:
-            bottom, top = map(number, interval)
-            within = f" (95 % interval from {bottom:.4g} to {top:.4g}, from paired differences)"
         text.append(
             f"Barrier: {number(results['barrier']):.4g}{within}, the most by which the loss "
             "exceeds the straight line between the losses at the ends."
         )
+    elif along not in _DIRECTIONS:
+        text.append("Barrier: none, as no point between the two ends was measured.")
     for name, of in _BESIDE.items():
         beside = results.get(f"barrier_{name}")
         if beside is not None:
-            value, bottom, top = map(number, (beside["value"], *beside["interval"]))
-            text.append(f"Barrier of {of}: {value:.4g} (from {bottom:.4g} to {top:.4g}).")
+            within = _interval(beside["interval"], " ({})")
+            text.append(f"Barrier of {of}: {number(beside['value']):.4g}{within}.")
     return text
 
 
@@ -259,15 +259,21 @@ def _extreme_barriers(arrays: Mapping[str, Any], names: Sequence[str]) -> list[s
     for word, find in (("Largest", max), ("Smallest", min)):
         if known:
             pair = find(known, key=barriers.__getitem__)
-            low, high = (float(arrays[f"matrix_{key}"][pair]) for key in ("lower", "upper"))
+            interval = [float(arrays[f"matrix_{key}"][pair]) for key in ("lower", "upper")]
+            within = _interval(interval, " (95 % interval {}, from paired differences)")
             text.append(
-                f"{word} barrier: {barriers[pair]:.4g} (95 % interval from {low:.4g} to "
-                f"{high:.4g}, from paired differences), between {names[pair[0]]} and "
+                f"{word} barrier: {barriers[pair]:.4g}{within}, between {names[pair[0]]} and "
                 f"{names[pair[1]]}."
             )
     if len(known) < len(pairs):
         text.append(f"Pairs without one, as a loss is not finite: {len(pairs) - len(known)}.")
     return text
+
+
+def _interval(interval: Any, how: str) -> str:
+    """An interval of a barrier; nothing if there is none, or no finite one."""
+    low, high = map(number, interval or (None, None))
+    return how.format(f"from {low:.4g} to {high:.4g}") if np.isfinite([low, high]).all() else ""
 
 
 def _changed(results: Mapping[str, Any]) -> list[str]:

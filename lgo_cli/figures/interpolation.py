@@ -107,7 +107,7 @@ def draw_interpolation(
         below.set_xlabel(_axis_label(arrays, results, size[0] - 0.5))
         below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
         legend(figure, above.get_legend_handles_labels()[0])
-        is_drawn = results.get("barrier_interval") and 0 < number(results["barrier"]) < np.inf
+        is_drawn = _bounds(results.get("barrier_interval")) and number(results["barrier"]) > 0
         whisker = ["whisker: 95 % interval"] if is_drawn else []
         caption(figure, results, "bands: ±1 standard error", *whisker)
         settle(figure, size)
@@ -180,14 +180,14 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(
         fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.6, label="chord"
     )
-    interval = results.get("barrier_interval")
-    label = _barrier(barrier, interval)
+    bounds = _bounds(results.get("barrier_interval"))
+    label = _barrier(barrier, results.get("barrier_interval"))
     if not 0 < barrier < np.inf:
         axes.plot([], [], color=ACCENT, linewidth=2, label=label)
         return
     top = int(np.argmax(losses - chord))
-    if interval is not None:
-        low, high = map(number, interval)
+    if bounds is not None:
+        low, high = bounds
         axes.errorbar(
             [a[top]], [losses[top]], yerr=[[barrier - low], [high - barrier]], color=INK,
             capsize=2.5, linewidth=0.9, zorder=5,
@@ -201,7 +201,11 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
 def _barrier(value: Any, interval: Any) -> str:
     """A barrier as legends have it, with its interval if there is one."""
     text = f"barrier {number(value):.3g}"
-    if interval is None or not np.isfinite(number(value)):
-        return text
-    low, high = map(number, interval)
-    return f"{text} [{low:.3g}, {high:.3g}]"
+    bounds = _bounds(interval)
+    return text if bounds is None else f"{text} [{bounds[0]:.3g}, {bounds[1]:.3g}]"
+
+
+def _bounds(interval: Any) -> tuple[float, float] | None:
+    """An interval as numbers; `None` if there is none, or no finite one."""
+    low, high = map(number, interval or (None, None))
+    return (low, high) if np.isfinite([low, high]).all() else None

@@ -150,6 +150,11 @@ class Evaluator:
         return worst
 
     @property
+    def is_fast(self) -> bool:
+        """Whether points take another way than the model's own pass."""
+        return self._call is not None
+
+    @property
     def difference(self) -> float:
         """Largest relative difference from the model itself that `verify` ever found."""
         return max(self._compared.values(), default=0.0)

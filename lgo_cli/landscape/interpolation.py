@@ -18,7 +18,7 @@ from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -43,7 +43,8 @@ class Series:
         accuracy: Fraction [n].
         barrier_standard_error: Of the height above the straight line between the ends [n], paired;
             NaN along a direction.
-        barrier: The largest such height over [0, 1]; `None` along a direction, or without samples.
+        barrier: The largest such height over [0, 1]; `None` along a direction, without samples, or
+            without a point between the ends.
     """
 
     loss: Array
@@ -177,7 +178,6 @@ def interpolate(
     has_end = end is not None
     on_train = train.series(alphas, seed, "train", has_end=has_end)
     on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
-    num_nonfinite = int(np.sum(~np.isfinite(on_train.loss)))
     return Path(
         alpha=np.array(alphas),
         train=on_train,
@@ -190,12 +190,22 @@ def interpolate(
         num_matvecs=int(straight),
         plan="; on the test samples, ".join({each.plan: None for each in evaluators}) or OWN_PASS,
         fast_path_difference=max((each.difference for each in evaluators), default=None),
-        warnings=(
-            (f"the loss is not finite at {num_nonfinite} of {len(alphas)} points",)
-            if num_nonfinite
-            else ()
-        ),
+        warnings=tuple(_warnings(on_train, (objective.samples, test), has_end=has_end)),
     )
+
+
+def _warnings(train: Series, splits: Iterable[Samples | None], *, has_end: bool) -> Iterator[str]:
+    """What a reader of a path must know."""
+    num_nonfinite = int(np.sum(~np.isfinite(train.loss)))
+    if num_nonfinite:
+        yield f"the loss is not finite at {num_nonfinite} of {len(train.loss)} points"
+    if has_end and train.barrier is None:
+        yield (
+            "no point between the two ends was measured, so there is no barrier: take a larger "
+            "--num-points, or a --range that reaches into (0, 1)"
+        )
+    elif has_end and any(samples is not None and len(samples) == 1 for samples in splits):
+        yield "the barrier over one sample has no interval: raise --analysis-samples"
 
 
 class _Points:
@@ -225,7 +235,7 @@ class _Points:
         """All of it; with a barrier if the path has an end."""
         alpha = np.array(alphas)
         missing = np.full(len(alpha), math.nan)
-        if not self.evaluations:
+        if self.samples is None:
             return Series(missing, missing, missing, missing, None)
         loss, errors, accuracy = np.array(
             [(point.loss, point.standard_error, point.accuracy) for point in self.evaluations]
@@ -233,5 +243,16 @@ class _Points:
         if not has_end:
             return Series(loss, errors, accuracy, missing, None)
         losses = np.stack(self.losses)
-        barrier = estimate_barrier(alpha, loss, losses, seed=seed, label=label)
+        self.losses.clear()  # twice the memory otherwise
+        evaluator = self.evaluator
+        is_fast = evaluator is not None and evaluator.is_fast
+        barrier = estimate_barrier(
+            alpha,
+            loss,
+            losses,
+            seed=seed,
+            label=label,
+            dtype=self.objective.dtype,
+            fast_path_difference=evaluator.difference if evaluator and is_fast else 0.0,
+        )
         return Series(loss, errors, accuracy, height_errors(alpha, losses), barrier)

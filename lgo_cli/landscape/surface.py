@@ -269,8 +269,9 @@ def _measure_all(grid: _Grid, preview: Preview | None, progress: Progress) -> No
                 hinted = True
                 minutes = elapsed / done * left / 60
                 progress.note(
-                    f"hint: the other {left} cells take about {minutes:.0f} min; --tolerance 0.01 "
-                    "measures a part, often a small one, and fills in the rest to 1 %"
+                    f"hint: the other {left:,} cells take about {minutes:.0f} min; "
+                    "--tolerance 0.01 measures a part, often a small one, and fills in the rest "
+                    "to 1 %"
                 )
             if preview is not None and left:
                 preview(grid.values[0].copy(), grid.visited.copy())

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Barrier(Strict):
     """Height above the straight line between the end losses, at its largest over [0, 1].
 
-    The standard error is paired, of the height at `alpha`; the interval has 95 % confidence and
-    accounts for `alpha` being where the samples have the maximum.
+    The standard error is paired, of the height at `alpha`; the interval has 95 % confidence,
+    accounts for `alpha` being where the samples have the maximum, and allows for rounding. Both are
+    NaN for one sample.
     """
 
     value: Real
@@ -110,7 +111,8 @@ class InterpResults(AnalysisResults):
 
     The fields of the barrier are those of `Barrier`, on the probe set and on the test samples.
     Beside a curve stands its straight line, beside an aligned end the one that it was, beside a
-    repaired path the same without REPAIR. What a path of this kind does not have is `None`.
+    repaired path the same without REPAIR. What a path of this kind does not have is `None`: a
+    barrier, along a direction and where no point between the ends was measured.
     `point_plan` is which way the path's points took, `fast_path_difference` the largest relative
     difference from the model's own pass that was found on any straight line of the step.
     """
@@ -148,13 +150,23 @@ class InterpResults(AnalysisResults):
     num_matvecs: int
 
     @property
+    def has_end(self) -> bool:
+        """Whether it is one path to other weights, and no direction or matrix."""
+        return self.along in ("init", "to")
+
+    @property
     def complaints(self) -> list[str]:
-        """What `--strict` does not let pass: ends, barriers and intervals that are not finite."""
+        """What `--strict` does not let pass: what is not finite, and an end without a barrier."""
         found = self.matrix.complaints if self.matrix is not None else []
         for name, value in self.model_dump(exclude={"matrix", "curve"}).items():
             if not all(map(math.isfinite, _numbers(value))):
                 found.append(name)
-        return [f"not finite: {', '.join(found)}"] if found else []
+        complaints = [f"not finite: {', '.join(found)}"] if found else []
+        if self.has_end and self.barrier is None:
+            complaints.append(
+                "no barrier: no point between the two ends was measured; see --num-points, --range"
+            )
+        return complaints
 
 
 def _numbers(value: object) -> Iterator[float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, UsageError
 from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
@@ -64,7 +64,9 @@ def find_checkpoint(named: Path) -> Checkpoint:
     return Checkpoint(named, named.parent)
 
 
-def _hint(named: Path) -> str:
+def _hint(named: Path) -> str | None:
+    if named.suffix == ".pth":
+        return None  # no name of a run's directory
     if (named / BOOKKEEPING / "train.claim").is_file():
         return f"its training did not end: lgo train --resume --out {shlex.quote(str(named))}"
     return f"train one first: lgo train --out {shlex.quote(str(named))}"
@@ -104,6 +106,19 @@ def train_again(directory: Path) -> str:
     """The command that trains a run again as its manifest says."""
     manifest, out = shlex.quote(str(directory / "train.json")), shlex.quote(str(directory))
     return f"lgo train --config {manifest} --force --out {out}"
+
+
+def own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
+    """Other weights of the run that a checkpoint belongs to, such as its `init.pth`.
+
+    Raises:
+        UsageError: if it belongs to none, with the hint.
+        InputError: if they are not what the run's manifest says.
+    """
+    if checkpoint.trained is None:
+        raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
+    manifest, directory = checkpoint.trained
+    return listed_checkpoint(directory / manifest.outputs[name].path, manifest, directory)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

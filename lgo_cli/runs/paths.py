@@ -50,6 +50,11 @@ def refuse_exclusive(config: InterpConfig) -> None:
         )
     if config.matrix and not config.to:
         raise UsageError("--matrix: there is one checkpoint only", hint="--to B --to C --matrix")
+    if config.matrix and config.num_points == 2:
+        raise UsageError(
+            "--matrix with --num-points 2: no point between two ends is measured, so no barrier",
+            hint="--num-points 11, or so",
+        )
     if config.repair and not config.align:
         raise UsageError(
             "--repair goes with --align",

@@ -34,13 +34,13 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
-from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, listed_checkpoint, train_again
+from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output, train_again
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.names import saved_step
 from lgo_cli.runs.paths import refuse_exclusive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from lgo_cli.config import Execution
 
@@ -286,22 +286,21 @@ def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint)
         return
     wanted = config.to or ("init",)
     names = [f"to_{index}" for index in range(len(wanted))] if config.matrix else ["to"]
-    for name, named in zip(names, wanted, strict=True):
+    hint = "say where to go: --to RUN, or --direction"
+    _add_ends(builder, dict(zip(names, wanted, strict=True)), checkpoint, hint)
+
+
+def _add_ends(
+    builder: _Builder, wanted: Mapping[str, str], checkpoint: Checkpoint, hint: str
+) -> None:
+    """Other checkpoints, as --to names them by the names of their inputs; `init` is the run's."""
+    for name, named in wanted.items():
         if named == "init":
-            hint = "say where to go: --to RUN, or --direction"
-            builder.add_checkpoint(name, _own_output(checkpoint, "init.pth", hint))
+            builder.add_checkpoint(name, own_output(checkpoint, "init.pth", hint))
         else:
             builder.add_checkpoint(name, find_checkpoint(Path(named)))
-    recorded = ["init" if to == "init" else name for name, to in zip(names, wanted, strict=True)]
-    builder.set("to", [str(builder.files[name]) for name in names], recorded)
-
-
-def _own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
-    if checkpoint.trained is None:
-        raise UsageError(f"{checkpoint.path} belongs to no run that has an {name}", hint=hint)
-    manifest, directory = checkpoint.trained
-    ref = manifest.outputs[name]
-    return listed_checkpoint(directory / ref.path, manifest, directory)
+    recorded = ["init" if named == "init" else name for name, named in wanted.items()]
+    builder.set("to", [str(builder.files[name]) for name in wanted], recorded)
 
 
 def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint, out: Path) -> None:
@@ -317,18 +316,16 @@ def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint,
             builder.add(name, Path(named))
         builder.set("directions", [str(builder.files[name]) for name in names], names)
     elif plane == "checkpoints":
-        for index, named in enumerate(config.to):
-            builder.add_checkpoint(f"to_{index}", find_checkpoint(Path(named)))
-        names = [f"to_{index}" for index in range(len(config.to))]
-        builder.set("to", [str(builder.files[name]) for name in names], names)
+        wanted = {f"to_{index}": named for index, named in enumerate(config.to)}
+        _add_ends(builder, wanted, checkpoint, "name other checkpoints: --to A --to B")
     elif plane == "pca":
         hint = "train with --save-every N, which keeps checkpoints on the way"
-        builder.add_checkpoint("init.pth", _own_output(checkpoint, "init.pth", hint))
+        builder.add_checkpoint("init.pth", own_output(checkpoint, "init.pth", hint))
         kept = _training(checkpoint).checkpoints
         if not kept:
             raise InputError(f"the run of {checkpoint.path} kept no checkpoints", hint=hint)
         for name in kept:
-            builder.add_checkpoint(name, _own_output(checkpoint, name, hint))
+            builder.add_checkpoint(name, own_output(checkpoint, name, hint))
 
 
 def _training(checkpoint: Checkpoint) -> TrainResults:

@@ -57,13 +57,12 @@ class ContourStep(Step):
         plane, config = work.named.plane, work.config
         filling = filling_results(surface.filled, config)
         complaints = list(_complaints(surface, filling, planes, convexity, test, config.dtype))
+        complaints += _nonfinite_further(arrays)
         if context.execution.strict and complaints:
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
         return ContourResults(
-            **common(
-                context, [*plane.warnings, *work.warnings, *_warnings(surface, test), *complaints]
-            ),
+            **common(context, [*plane.warnings, *work.warnings, *complaints]),
             complaints=complaints,
             measured=work.description,
             plane=plane.kind,
@@ -177,15 +176,6 @@ def _movements(work: Work) -> list[str]:
     return [f"{each.name} {list(each.shape)}: {each.treatment}" for each in found]
 
 
-def _warnings(surface: Surface, test: TestSurface | None) -> Iterator[str]:
-    checks = [(surface.self_check.num_nonfinite, "")]
-    if test is not None:
-        checks.append((test.self_check.num_nonfinite, " on the test samples"))
-    for number, where in checks:
-        if number:
-            yield f"{number} of {surface.num_cells} cells are not finite{where}"
-
-
 def _complaints(
     surface: Surface,
     filling: Filling | None,
@@ -195,11 +185,11 @@ def _complaints(
     dtype: str,
 ) -> Iterator[str]:
     """What `--strict` does not let pass."""
-    yield from _doubts(surface, "")
+    yield from _doubts(surface, surface.num_cells, "")
     if filling is not None:
         yield from _shortfall("the surface", [filling])
     if test is not None:
-        yield from _doubts(test, " on the test samples")
+        yield from _doubts(test, surface.num_cells, " on the test samples")
     if test is not None and test.filling is not None:
         yield from _shortfall("the surface on the test samples", [test.filling])
     if planes is not None:
@@ -213,11 +203,20 @@ def _complaints(
         )
 
 
-def _doubts(surface: Surface | TestSurface, where: str) -> Iterator[str]:
+def _nonfinite_further(arrays: Mapping[str, Any]) -> Iterator[str]:
+    """Cells of further planes, all of them, that are not finite."""
+    losses = arrays.get("planes_loss")
+    if losses is not None and (number := int(np.sum(~np.isfinite(losses[1:])))):
+        yield f"{number:,} of {losses[1:].size:,} cells of further planes are not finite"
+
+
+def _doubts(surface: Surface | TestSurface, num_cells: int, where: str) -> Iterator[str]:
     """What the self-check of a surface found."""
     from lgo_cli.landscape.evaluator import TOLERANCE
 
     check = surface.self_check
+    if check.num_nonfinite:
+        yield f"{check.num_nonfinite:,} of {num_cells:,} cells are not finite{where}"
     center = abs(check.center_difference) / max(abs(surface.loss_at_center), 1e-300)
     for what, difference in (
         ("the centre, measured as any cell,", center),

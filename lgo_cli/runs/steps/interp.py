@@ -135,8 +135,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
             if description.batchnorm == "frozen" or fixed:
                 loss_of_other = ends.loss_of(other)
     paths = (path, *beside.values())
-    for each in paths:
-        warnings += each.warnings
+    warnings += dict.fromkeys(text for each in paths for text in each.warnings)
     if loss_of_other is not None:
         warnings += _of_statistics(path, loss_of_other, trained)
     arrays = path_arrays(path)
