@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_from_the_start_blames_no_learning_rate(
 ) -> None:
     line = ("train", "--model", "net.py:Odd", "--model-arg", "kind=nan", *SMALL[2:])
     assert lgo(*line, code=4).stderr == (
-        "lgo: error: the training loss is nan before the first step\n"
+        "lgo: error: training loss is nan before the first step\n"
         "hint: see what the model puts out for these data as it is initialised\n"
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -428,7 +427,7 @@ def test_curve_is_resumed_to_the_bytes_of_an_undisturbed_one(
     (state,) = (pair / "run0" / ".lgo").glob("*.pth")
     # Nor is it gone before the manifest stands.
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[execute.__module__], "write_manifest", _interrupt)
+        patch.setattr("lgo_cli.runs.claims.write_manifest", _interrupt)
         epochs = []
         with pytest.raises(KeyboardInterrupt):
             execute(asked, pair / "run0")

@@ -34,7 +34,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
-from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output, train_again
+from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.names import saved_step
 from lgo_cli.runs.paths import refuse_exclusive
@@ -357,8 +357,7 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
         builder.add("state.pth", directory / "state.pth", manifest.fingerprint)
         if builder.inputs["state.pth"].sha256 != manifest.outputs["state.pth"].sha256:
             raise InputError(
-                f"{directory / 'state.pth'} is not what lgo train wrote",
-                hint=f"train the same again: {train_again(directory)}",
+                f"{directory / 'state.pth'} is not what lgo train wrote", hint="train the run again"
             )
 
 

@@ -275,18 +275,14 @@ class Descent(ABC):
         return losses[-1] if losses else math.nan
 
     def _diverged(self, what: str, value: float, step: int) -> DivergenceError:
-        if not step:
-            return DivergenceError(
-                f"the {what} is {value} before the first step",
-                self._last_finite,
-                hint="see what the model puts out for these data as it is initialised",
-            )
-        return DivergenceError(
-            f"{what} became {value} at step {step} of {self.total_steps}, "
-            f"with learning rate {self._rate(step - 1):g}",
-            self._last_finite,
-            hint="lower the learning rate: --lr, or warm it up first",
-        )
+        if step:
+            text = f"became {value} at step {step} of {self.total_steps}, "
+            text += f"with learning rate {self._rate(step - 1):g}"
+            hint = "lower the learning rate: --lr, or warm it up first"
+        else:
+            text = f"is {value} before the first step"
+            hint = "see what the model puts out for these data as it is initialised"
+        return DivergenceError(f"{what} {text}", self._last_finite, hint)
 
 
 class Training(Descent):
