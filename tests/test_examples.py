@@ -105,7 +105,7 @@ def test_batchnorm_policies(tmp_path: Path, lgo: Lgo, shell: dict[str, str]) -> 
     options = "--model resnet20 --dataset digits --train-samples 64 --epochs 1"
     lgo("train", "--out", tmp_path / "run", *options.split(), "--quiet")
     script = EXAMPLES / "batchnorm_policies.py"
-    done = _run(f"python {script} run --analysis_samples 16 --num_points 2", tmp_path, shell)
+    done = _run(f"python {script} run --analysis_samples 16 --num_points 3", tmp_path, shell)
     for policy in ("frozen", "recompute", "interpolate", "batch"):
         manifest = json.loads((tmp_path / "batchnorm" / policy / "interp.json").read_text())
         assert manifest["results"]["measured"]["batchnorm"] == policy
