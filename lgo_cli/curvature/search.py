@@ -217,11 +217,11 @@ class Search:
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
             # Two steps in a row; of several pairs the last may be one that is passed over, hence a
-            # third where the second is not far within its tolerance. After a start that is given,
-            # that the rest is clear of it says more of a single pair than a second step.
+            # third where the second is not far within its tolerance. After a warm start, that the
+            # rest is clear of it says more of a single pair than a second step.
             several = self.wanted.num_pairs > 1
             clearly = bool(found.excess.max() <= CLEARLY)
-            shortest = int(not self.wanted.is_given_start or several or not clearly)
+            shortest = int(self.wanted.warm_start is None or several or not clearly)
             lasting = shortest + int(several and not clearly)
             lasting += int(before is not None and found.stalled_since(before))
             before = found
