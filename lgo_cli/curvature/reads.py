@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.folding import Geometry, as_convolution
-from lgo_cli.curvature.tracing import is_customised
+from lgo_cli.curvature.tracing import is_customised, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,18 +292,6 @@ def _elementwise(node: fx.Node, traced: fx.GraphModule) -> Operation | None:
     elif node.target in _MATRIX_PRODUCTS and place == 1 and parameter.ndim == 2:
         found = Operation(inputs, parameter, None, _linear_squares)
     return found
-
-
-def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
-    """The tensor of the model that a name or a node reads; `None` for anything else."""
-    if isinstance(value, fx.Node) and value.op == "get_attr":
-        value = str(value.target)
-    if not isinstance(value, str):
-        return None
-    found: object = traced
-    for name in value.split("."):
-        found = getattr(found, name)
-    return found if isinstance(found, Tensor) else None
 
 
 def reads(traced: fx.GraphModule, names: dict[int, str]) -> dict[fx.Node, Operation] | str:

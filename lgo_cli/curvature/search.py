@@ -248,8 +248,8 @@ class Search:
         """Whether the next Ritz values behind the wanted ones are apart from them, or converged.
 
         After a start that is given some converge before the random part of it has shown what else
-        there is: its uncertainty must not reach up to them, unless it is down to the
-        rounding of products, which no further step lowers.
+        there is: its uncertainty must not reach up to them, unless it is down to the rounding of
+        products, which no further step lowers.
         """
         ritz, wanted, size = found.ritz, self.wanted, self.process.size
         low, high = ritz.values - ritz.residuals, ritz.values + ritz.residuals

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,18 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
             return fx.symbolic_trace(model)
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
+
+
+def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
+    """The tensor of the model that a name or a node reads; `None` for anything else."""
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        value = str(value.target)
+    if not isinstance(value, str):
+        return None
+    found: object = traced
+    for name in value.split("."):
+        found = getattr(found, name)
+    return found if isinstance(found, Tensor) else None
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

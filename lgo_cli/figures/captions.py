@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.figures.plane import ON_PLANE
-from lgo_cli.figures.style import LOSS_UNITS, number, spans_decades
+from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
 from lgo_cli.results import counted
 
 if TYPE_CHECKING:
@@ -270,10 +270,10 @@ def _extreme_barriers(arrays: Mapping[str, Any], names: Sequence[str]) -> list[s
     return text
 
 
-def _interval(interval: Any, how: str) -> str:
+def _interval(recorded: Any, how: str) -> str:
     """An interval of a barrier; nothing if there is none, or no finite one."""
-    low, high = map(number, interval or (None, None))
-    return how.format(f"from {low:.4g} to {high:.4g}") if np.isfinite([low, high]).all() else ""
+    interval = interval_of(recorded)
+    return how.format("from {:.4g} to {:.4g}".format(*interval)) if interval else ""
 
 
 def _changed(results: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from lgo_cli.figures.style import (
     Size,
     caption,
     house_style,
+    interval_of,
     legend,
     log_axis_if_wide,
     loss_label,
@@ -107,7 +108,7 @@ def draw_interpolation(
         below.set_xlabel(_axis_label(arrays, results, size[0] - 0.5))
         below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
         legend(figure, above.get_legend_handles_labels()[0])
-        is_drawn = _bounds(results.get("barrier_interval")) and number(results["barrier"]) > 0
+        is_drawn = interval_of(results.get("barrier_interval")) and number(results["barrier"]) > 0
         whisker = ["whisker: 95 % interval"] if is_drawn else []
         caption(figure, results, "bands: ±1 standard error", *whisker)
         settle(figure, size)
@@ -180,7 +181,7 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     axes.plot(
         fine, (1 - fine) * losses[0] + fine * losses[-1], color=INK, linewidth=0.6, label="chord"
     )
-    bounds = _bounds(results.get("barrier_interval"))
+    bounds = interval_of(results.get("barrier_interval"))
     label = _barrier(barrier, results.get("barrier_interval"))
     if not 0 < barrier < np.inf:
         axes.plot([], [], color=ACCENT, linewidth=2, label=label)
@@ -201,11 +202,5 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
 def _barrier(value: Any, interval: Any) -> str:
     """A barrier as legends have it, with its interval if there is one."""
     text = f"barrier {number(value):.3g}"
-    bounds = _bounds(interval)
+    bounds = interval_of(interval)
     return text if bounds is None else f"{text} [{bounds[0]:.3g}, {bounds[1]:.3g}]"
-
-
-def _bounds(interval: Any) -> tuple[float, float] | None:
-    """An interval as numbers; `None` if there is none, or no finite one."""
-    low, high = map(number, interval or (None, None))
-    return (low, high) if np.isfinite([low, high]).all() else None

@@ -292,3 +292,9 @@ def log_axis_if_wide(axes: Axes, *values: Array) -> bool:
 def number(value: Any) -> float:
     """A result as a float: manifests write non-finite ones as strings, and `null` is NaN here."""
     return math.nan if value is None else float(value)
+
+
+def interval_of(recorded: Any) -> tuple[float, float] | None:
+    """An interval of results as numbers; `None` if there is none, or no finite one."""
+    low, high = map(number, recorded or (None, None))
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None

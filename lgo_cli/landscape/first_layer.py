@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lgo_cli.curvature.tracing import has_forward_hooks
+from lgo_cli.curvature.tracing import has_forward_hooks, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def _is_fixed(
     if node.op == "placeholder":
         return True
     if node.op == "get_attr":
-        return not isinstance(_attribute(node, traced), nn.Parameter)
+        return not isinstance(tensor_of(node, traced), nn.Parameter)
     if node.op == "call_module":
         module = modules[str(node.target)]
         tensors = [*module.parameters(), *module.buffers()]
@@ -89,7 +89,7 @@ def _as_linear(
     if node.op == "call_function" and node.target is F.linear:
         given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
         inputs = given.get("input")
-        weight, bias = (_attribute(given.get(name), traced) for name in ("weight", "bias"))
+        weight, bias = (tensor_of(given.get(name), traced) for name in ("weight", "bias"))
         if (
             isinstance(inputs, fx.Node)
             and weight is not None
@@ -97,16 +97,6 @@ def _as_linear(
         ):
             return FirstLinear(node, inputs, weight, bias)
     return None
-
-
-def _attribute(value: object, traced: fx.GraphModule) -> Tensor | None:
-    """The tensor that a node reads from the model; `None` for anything else."""
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
-        return None
-    found: object = traced
-    for name in str(value.target).split("."):
-        found = getattr(found, name)
-    return found if isinstance(found, Tensor) else None
 
 
 def prefix_of(

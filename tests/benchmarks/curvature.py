@@ -253,7 +253,7 @@ def exact(bench: Bench, name: str) -> Record:
             found = runs[-1][1]
             assert isinstance(found, ExactTrace), found
             traces[dtype] = found.of(whole)
-            cost = min(seconds for seconds, _ in runs)
+            cost = statistics.median(seconds for seconds, _ in runs)
     return {
         "what": f"exact trace of {name}", "by": "lgo", "samples": len(samples),
         "value": traces[torch.float32], "forward_passes": cost / forward, "forward_s": forward,
