@@ -118,6 +118,7 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
     Raises:
         LockedError: if another process holds it.
         OutputError: if the place cannot be written.
+        MachineError: if its file system has no locks.
     """
     lock = directory / BOOKKEEPING / f"{step}.lock"
     try:
@@ -133,5 +134,10 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
                 raise LockedError(
                     f"another lgo {step} is writing to {directory}",
                     hint="wait for it to end, or choose another directory with --out",
+                ) from error
+            except OSError as error:
+                raise MachineError(
+                    f"{directory} lies on a file system that locks no files: {error.strerror}",
+                    hint="choose a directory on another disk with --out",
                 ) from error
         yield

@@ -7,7 +7,7 @@ parameters, N samples, C classes.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lgo_cli.determinism import nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError, a_kind
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -29,6 +30,12 @@ LossName = Literal["cross_entropy", "squared_error"]
 LEAST_ROW = 16
 """Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has
 room for 16: with 10 it takes 6 times as long as over columns."""
+
+NUM_CALLS = 8
+"""Calls of a model in each of the two evaluations that must agree."""
+
+CALL_SIZE = 16
+"""Samples in each of them."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +192,9 @@ class Objective:
             elif not isinstance(tensor, nn.Parameter):
                 tensor.data = tensor.data.clone()
         check_outputs(self.model, self.samples)
+        before = self._loss_in_calls()
         self.center = self.evaluate()
-        self._check_center()
+        self._check_center(before, self._loss_in_calls())
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
@@ -202,14 +210,23 @@ class Objective:
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
 
-    def _check_center(self) -> None:
-        again = self.evaluate()
-        both_nan = math.isnan(self.center.loss) and math.isnan(again.loss)
-        if again.loss != self.center.loss and not both_nan:
-            culprit = nondeterministic_module(self.model, self.samples.head(self.micro_batch_size))
+    def _loss_in_calls(self) -> float:
+        """Mean loss of the first samples, in a few small calls.
+
+        Many calls, since a model may draw one number for all samples of a call.
+        """
+        size = min(CALL_SIZE, len(self.samples))
+        first = self.samples.head(size * min(NUM_CALLS, len(self.samples) // size))
+        return evaluate_model(self.model, first, self.loss_function, size).loss
+
+    def _check_center(self, before: float, after: float) -> None:
+        if before != after and not (math.isnan(before) and math.isnan(after)):
+            culprit = nondeterministic_module(
+                self.model, self.samples.head(self.micro_batch_size).inputs
+            )
             raise NumericsError(
                 "the objective is not deterministic: two evaluations at one point gave "
-                f"{self.center.loss!r} and {again.loss!r}"
+                f"{before!r} and {after!r}"
                 + (f"; the module that differs is {culprit}" if culprit else ""),
                 hint="dropout must be off in eval mode: F.dropout needs training=self.training",
             )
@@ -237,18 +254,24 @@ class Objective:
         """The samples in the batches of every evaluation."""
         return self.samples.batches(self.micro_batch_size)
 
+    def _twice_differentiable_recurrence(self) -> AbstractContextManager[None]:
+        if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
+
     def batch_outputs(
         self, batch: Samples, model: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Outputs [n, C] on a micro-batch, as a graph that can be differentiated twice.
 
-        Attention runs under its math kernel, since the fused ones have no second derivative.
+        Attention runs under its math kernel, and LSTM and GRU without cuDNN, since the fused ones
+        have no second derivative.
 
         Args:
             batch: The samples.
             model: The same function of the same parameters, to be called in the model's place.
         """
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), self._twice_differentiable_recurrence():
             outputs: Tensor = (model or self.model)(batch.inputs)
         return outputs
 
@@ -372,46 +395,6 @@ def default_micro_batch_size(model: nn.Module) -> int:
     """
     has_convolutions = any(parameter.ndim > 2 for parameter in model.parameters())
     return 128 if has_convolutions else 2048
-
-
-def nondeterministic_module(model: nn.Module, samples: Samples) -> str | None:
-    """Name the innermost module that puts out two results for one input, or `None`.
-
-    Runs the model twice and compares what goes into and comes out of each module; children finish
-    before their parents, so the first that differs on equal inputs is the innermost.
-    """
-    records: list[tuple[str, list[Tensor], list[Tensor]]] = []
-    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
-
-    def record(module: nn.Module, inputs: object, outputs: object) -> None:
-        records.append((names[module], _tensors(inputs), _tensors(outputs)))
-
-    handles = [module.register_forward_hook(record) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(samples.inputs)
-            first = records.copy()
-            records.clear()
-            model(samples.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for (name, inputs_a, outputs_a), (_, inputs_b, outputs_b) in zip(first, records, strict=False):
-        if _equal(inputs_a, inputs_b) and not _equal(outputs_a, outputs_b):
-            return name
-    return None
-
-
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.clone()]
-    if isinstance(value, tuple | list):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return []
-
-
-def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _cuda_rng_states(device: torch.device) -> list[Tensor]:

@@ -9,6 +9,7 @@ from small_networks import NETWORKS, dense_hessian, make
 from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
+from lgo_cli.curvature import analysis
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.audit import (
     Rounding,
@@ -19,7 +20,7 @@ from lgo_cli.curvature.audit import (
 )
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
-from lgo_cli.errors import NumericsError
+from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.objective import Objective, Samples
 
 KINKS = {"relu": ("ReLU",), "convolution": ("ReLU",)}
@@ -143,6 +144,44 @@ def test_kinks_are_found_in_functions_too() -> None:
     assert not takes_differences(GaussNewtonOperator, ())
 
 
+def test_kinks_of_fused_layers_and_of_choices() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.encoder(x.view(-1, 3, 4))
+            mask = torch.ones(3, 3, dtype=torch.bool)
+            x = F.scaled_dot_product_attention(x, x, x, mask)  # a choice between constants
+            return self.head(x.mean(1))
+
+    class Chosen(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x.view(-1, 3, 4))
+            return torch.where(x > 0, x, x.exp() - 1).amin(1)
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        models = Model(), Chosen()
+    for model, expected in zip(models, ({"ReLU"}, {"where", "minimum"}), strict=True):
+        with Objective(model, samples) as objective:
+            assert set(nonsmooth_operations(objective)) == expected
+
+
+def test_inputs_of_another_scale_are_no_complaint() -> None:
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 3))
+        large = Samples(4095 * torch.rand_like(samples.inputs), samples.labels)
+    with Objective(model, large) as objective:
+        rounding = measure_rounding(objective, HessianOperator, difference=True)
+    assert rounding.finite_difference is not None
+    assert rounding.finite_difference < 1e-4
+
+
 def test_model_that_runs_in_float32_only() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -159,7 +198,10 @@ def test_model_that_runs_in_float32_only() -> None:
     with Objective(model, samples) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=True)
         found = audit(objective, HessianOperator(objective), rounding, ())
+        warnings = analyze_spectrum(objective, HessianConfig(top_k=1, halves=True)).warnings
     assert rounding.units is None
+    (said,) = [text for text in warnings if "rounding of outputs only" in text]
+    assert "the model does not run in float64" in said
     assert "does not run in float64" in str(found.finite_difference_note)
     assert found.complaints == ()
 
@@ -177,6 +219,41 @@ def test_dropout_that_ignores_eval_mode_is_refused_by_name() -> None:
         Objective(model, Samples(samples.inputs, samples.labels)),
     ):
         pass
+
+
+def test_sparse_embedding_is_refused_by_name() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 2, sparse=True), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed((2 * x).long() % 5).mean(1))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = Model()
+    with (
+        Objective(model, samples) as objective,
+        pytest.raises(InputError, match="embed is an embedding with sparse=True"),
+    ):
+        analyze_spectrum(objective, HessianConfig(top_k=1))
+
+
+def test_what_cannot_be_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(analysis, "fold", too_late)
+    model, samples, loss = make("relu", num_samples=1)
+    with Objective(model, samples, loss) as objective:
+        with pytest.raises(UsageError, match="--halves needs two samples"):
+            analyze_spectrum(objective, HessianConfig(halves=True))
+        with pytest.raises(UsageError, match="--max-basis 5 is too few"):
+            analyze_spectrum(objective, HessianConfig(top_k=1, max_basis=5))
+        none = {"top_k": 0, "bottom_k": 0, "max_basis": 5}
+        with pytest.raises(UsageError, match="--max-basis 5 is too few"):
+            analyze_spectrum(objective, HessianConfig(per_layer=True, **none))
 
 
 def test_padding_row_is_named() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, HessianConfig, TrainConfig
-from lgo_cli.errors import OutputError, UsageError
+from lgo_cli.errors import InputError, NumericsError, OutputError, UsageError
 from lgo_cli.manifest import Manifest
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.inspect import inspect_run
@@ -126,3 +128,72 @@ def test_an_edited_request_is_left_alone_without_force(small_run: Path, top_k: i
     assert path.read_text() == edited
     assert execute(config, small_run, execution=Execution(force=True)).status is Status.COMPUTED
     assert execute(config, small_run).status is Status.UP_TO_DATE
+
+
+def test_an_interrupted_redraw_leaves_nothing_that_is_nobodys(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, pdf = ContourConfig(resolution="3", analysis_samples=64), FigureConfig(format="pdf")
+    execute(config, small_run)
+
+    def fail(*_: object) -> None:
+        assert (small_run / "contour_2d.pdf").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["lgo_cli.runs.execute"], "publish", fail)
+        with pytest.raises(KeyboardInterrupt):
+            execute(config, small_run, figure=pdf)
+    assert not (small_run / "contour_2d.pdf").exists()
+    assert execute(config, small_run).status is Status.UP_TO_DATE
+    assert execute(config, small_run, figure=pdf).status is Status.REDRAWN
+
+
+def test_strict_holds_for_what_is_only_drawn_again(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ContourConfig(resolution="3", analysis_samples=64)
+    execute(config, small_run)
+
+    def refuse(_: Manifest) -> None:
+        raise NumericsError("1 cell is not finite")
+
+    monkeypatch.setattr(sys.modules["lgo_cli.runs.execute"], "_refuse_unconverged", refuse)
+    with pytest.raises(NumericsError, match="not finite"):
+        execute(
+            config, small_run, execution=Execution(strict=True), figure=FigureConfig(format="pdf")
+        )
+
+
+def test_an_edited_training_is_not_measured(small_run: Path) -> None:
+    path = small_run / "train.json"
+    train = json.loads(path.read_text())
+    train["request"]["config"]["seed"] = 7
+    path.write_text(json.dumps(train))
+    with pytest.raises(InputError, match="was edited since lgo wrote it"):
+        execute(HESSIAN, small_run)
+
+
+def test_weights_may_be_a_link_to_a_file_elsewhere(small_run: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store.pth"
+    (small_run / "model.pth").rename(store)
+    (small_run / "model.pth").symlink_to(store)
+    assert execute(HESSIAN, small_run).status is Status.COMPUTED
+
+
+def test_a_damaged_spectrum_that_nobody_asked_for_is_passed_over(small_run: Path) -> None:
+    (small_run / "hessian.json").write_text("{}")
+    config = ContourConfig(plane="eigen", resolution="3", analysis_samples=64)
+    assert execute(config, small_run).status is Status.COMPUTED
+
+
+def test_up_to_date_on_a_disk_that_is_only_read(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(HESSIAN, small_run)
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.utime", refuse)
+    assert execute(HESSIAN, small_run).status is Status.UP_TO_DATE

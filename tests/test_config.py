@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lgo_cli.cli.request import read_config_file
 from lgo_cli.config import (
     ContourConfig,
     HessianConfig,
@@ -73,3 +75,10 @@ def test_grids_that_share_points_share_bits() -> None:
     assert linspace((-0.1, 0.2), 4) == [-0.1, 0.0, 0.1, 0.2]
     assert -0.1 + (0.2 + 0.1) / 3 != 0.0
     assert linspace((0.1, 0.7), 3)[1] == float(Fraction(4, 10))
+
+
+def test_a_value_where_a_table_belongs_is_a_usage_error(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("contour = 3")
+    with pytest.raises(UsageError, match=r"options\.toml: contour is no table"):
+        read_config_file(path, ContourConfig, ())

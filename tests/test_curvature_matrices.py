@@ -171,6 +171,44 @@ def test_preconditioned_spectrum_is_the_dense_twins(kind: type[torch.optim.Adam]
     assert beside.num_matvecs == sum(beside.matvecs.values())
 
 
+@pytest.mark.parametrize("scaling", ["none", "adam"])
+def test_adam_never_steps_what_has_no_gradient(scaling: str) -> None:
+    """With weight decay, whose curvature over eps alone was the largest."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(12, 3), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    _, samples, loss = make("gelu, smoothed labels")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.1)
+    _trained(optimizer, model, 5)
+    asked = {"top_k": 1, "bottom_k": 0, "rtol": 1e-9, "dtype": "float64", "audit": False}
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        diagonal = Preconditioner.of(optimizer.state_dict(), objective.layout).diagonal
+        setting = Setting(preconditioner=diagonal, weight_decay=0.1, is_decay_coupled=True)
+        config = HessianConfig(
+            scaling=scaling, include_weight_decay=scaling == "adam", per_layer=True, **asked
+        )
+        found = analyze_spectrum(objective, config, setting)
+        P = 12 * 3 + 3
+        dense = dense_hessian(objective)[:P, :P] + 0.1 * torch.eye(P, dtype=torch.float64)
+    scale = diagonal[:P].rsqrt()
+    truth = float(torch.linalg.eigvalsh(scale[:, None] * dense * scale)[-1])
+    pairs = found.eigenpairs if scaling == "adam" else found.preconditioned
+    assert pairs is not None
+    assert float(pairs.values[0]) == pytest.approx(truth, rel=1e-8)
+    assert found.layers is not None
+    if scaling == "adam":
+        assert found.layers[-1].largest == 0
+
+
 def test_state_of_another_optimiser_is_refused() -> None:
     model, samples, loss = make("relu")
     with Objective(model, samples, loss) as objective:

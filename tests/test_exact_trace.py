@@ -371,6 +371,17 @@ def test_what_does_not_bend(name: str) -> None:
         assert_parts(exact(objective), dense_hessian(objective), objective.layout)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat(tensors=[x[:, :2], x[:, 2:]], dim=1),
+        lambda x: torch.add(input=x, other=x),
+    ],
+)
+def test_arguments_by_keyword_prove_nothing(function: Callable[[Tensor], Tensor]) -> None:
+    assert "is not known to be piecewise linear" in refusal(lambda: Then(function))
+
+
 class Twice(nn.Module):
     """One layer before and after."""
 

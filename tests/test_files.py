@@ -109,3 +109,12 @@ def test_step_lock_on_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), step_lock(place, "train"):
         pass
     assert place.read_text() == "somebody's"
+
+
+def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(MachineError, match="locks no files"), step_lock(tmp_path, "contour"):
+        pass

@@ -93,6 +93,8 @@ def test_layers_and_their_vectors(lgo: Lgo, small_run: Path) -> None:
     assert vectors.shape == (3, results["num_parameters"])
     assert not vectors[:, : -(8 * 10 + 10)].any()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    parts = ("--layers", "linear1", "--layers", "output.weight")
+    assert _results(lgo, small_run, *parts)["layers"] == ["linear1", "output.weight"]
     error = lgo("hessian", small_run, *FEW, "--layers", "lineer1", code=2).stderr
     assert "did you mean linear1" in error
 
@@ -169,7 +171,9 @@ def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:
     assert not loose["converged"]
     assert any("trace's standard error" in text for text in loose["warnings"])
     before = (small_run / "hessian.json").read_bytes()
-    lgo("hessian", small_run, *FEW, *asked, "--strict", "--force", code=4)
+    error = lgo("hessian", small_run, *FEW, *asked, "--strict", "--force", code=4).stderr
+    assert "the trace did not converge" in error
+    assert "hint: lgo hessian with a larger --trace-rtol" in error
     assert (small_run / "hessian.json").read_bytes() == before
 
 

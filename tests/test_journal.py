@@ -89,6 +89,15 @@ def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:
         assert (9.0, 9.0, 64) in journal.known
 
 
+def test_a_journal_alone_has_nothing_of_the_shares(tmp_path: Path) -> None:
+    _fill(tmp_path, "0-of-2")
+    with Journal(tmp_path, "key", alone=True) as journal:
+        assert not journal.known
+        journal.add((9.0, 9.0, 64), Evaluation(1.0, 1.0, 1.0, 64))
+    with Journal(tmp_path, "key", alone=True) as journal:
+        assert list(journal.known) == [(9.0, 9.0, 64)]
+
+
 REQUEST = Request(
     command="contour", algorithm_version=1, config={"model": "mlp", "model_arg": {}}, inputs={}
 )

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.determinism import nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.objective import (
     LossFunction,
     Objective,
     Samples,
     default_micro_batch_size,
-    nondeterministic_module,
 )
 
 
@@ -147,7 +147,7 @@ def test_random_model_is_refused_with_the_modules_name() -> None:
 
 
 def test_deterministic_model_has_no_culprit() -> None:
-    assert nondeterministic_module(_network().eval(), _samples()) is None
+    assert nondeterministic_module(_network().eval(), _samples().inputs) is None
 
 
 @pytest.mark.parametrize(

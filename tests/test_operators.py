@@ -12,7 +12,7 @@ from small_networks import NETWORKS, dense_hessian, fit, make
 from torch import Tensor, nn
 
 from lgo_cli.curvature import networks, operators
-from lgo_cli.curvature.networks import HessianOperator, total_memory_bytes
+from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator, total_memory_bytes
 from lgo_cli.curvature.operators import (
     ROUNDING_UNITS,
     DenseOperator,
@@ -238,6 +238,13 @@ def test_budget_is_compared_with_what_the_graphs_hold() -> None:
             sizes.append(num_bytes)
     # What grows with the batch are activations: at least the hidden layer, 6 numbers a sample.
     assert sizes[1] - sizes[0] >= 32 * 6 * 4
+
+
+@pytest.mark.parametrize("kind", [HessianOperator, GaussNewtonOperator])
+def test_gradients_that_graphs_hold_are_counted(kind: type[HessianOperator]) -> None:
+    samples = Samples(torch.zeros(4, 2000), torch.zeros(4, dtype=torch.int64))
+    with Objective(nn.Linear(2000, 3), samples, micro_batch_size=2) as objective:
+        assert kind(objective).graph_bytes >= 2 * 4 * objective.dim
 
 
 def test_default_budget_is_half_of_the_total(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
-    {"filters"},
+    {"filters", "determinism"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

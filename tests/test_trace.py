@@ -151,6 +151,14 @@ def test_a_basis_that_probes_would_cost_is_completed(num_dims: int, rtol: float)
     assert found.num_matvecs <= num_dims - 12 + MIN_PROBES
 
 
+def test_any_error_is_within_an_infinite_tolerance_of_zero() -> None:
+    """As beside an exact trace, of a matrix that is zero."""
+    matrix = torch.zeros(200, 200, dtype=torch.float64)
+    found = estimate_trace(_process(matrix, 0, 1), rtol=math.inf, max_basis=30)
+    assert (found.value, found.converged) == (0, True)
+    assert found.num_probes == MIN_PROBES
+
+
 def test_a_basis_that_has_no_room_is_not_completed() -> None:
     found = estimate_trace(_process(_matrix(), 0), rtol=1e-4, max_basis=60)
     assert found.num_probes > MIN_PROBES

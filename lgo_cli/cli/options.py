@@ -180,7 +180,7 @@ Recheck = Annotated[
     bool, _flag(CURVATURE, "Spend a product on each eigenvalue to see its residual.", "--recheck")
 ]
 Trace = Annotated[
-    bool, _flag(CURVATURE, "Estimate trace and Frobenius norm, deflated by the basis.", "--trace")
+    bool, _flag(CURVATURE, "Trace, exact where proved, else estimated; Frobenius norm.", "--trace")
 ]
 TraceRtol = Annotated[
     float, _option(CURVATURE, "Stop an estimated trace at this standard error, as a share of it.")
@@ -202,7 +202,8 @@ Audit = Annotated[
     bool,
     typer.Option(
         "--audit/--no-audit",
-        help="Check determinism, symmetry and rounding before the numbers.",
+        help="Check that products are symmetric, linear and, where smooth, as finite differences, "
+        "and that samples do not see each other; name kinks.",
         rich_help_panel=CURVATURE,
     ),
 ]

@@ -109,11 +109,19 @@ class Asked:
             execution = {**_take(from_file, FILE_EXECUTION), **execution}
             for name in ("model_arg", "dataset_arg"):
                 if name in values and name[: -len("_arg")] not in values:
-                    values[name] = {**from_file.get(name, {}), **values[name]}
+                    values[name] = {**_table(file, from_file, name), **values[name]}
             values = {**from_file, **values}
         self.config = parse_config(cls, values, "--" if file is None else f"{file}: ")
         self.execution = parse_config(Execution, execution, "--")
         self.figure = parse_config(FigureConfig, figure, "--")
+
+
+def _table(path: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a file's; empty if it has none of that name."""
+    table = values.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {name} is no table")
+    return table
 
 
 def _take(values: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -137,7 +145,8 @@ def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str])
     if path.suffix == ".json":
         return _from_manifest(path, cls, trusted)
     values = read_toml(path)
-    return dict(values.get(cls.command, {})) if values and set(values) <= set(CONFIGS) else values
+    has_tables = values and set(values) <= set(CONFIGS)
+    return dict(_table(path, values, cls.command)) if has_tables else values
 
 
 def read_toml(path: Path) -> dict[str, Any]:

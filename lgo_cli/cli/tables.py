@@ -208,7 +208,7 @@ def _layers(results: HessianResults) -> Rows:
                 f"  {block.name}",
                 f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
                 f"{block.trace:>10.5g} {error:<9}   "
-                f"({block.num_parameters:,} parameters)",
+                f"({counted(block.num_parameters, 'parameter')})",
             )
         )
     rows.append(
@@ -283,7 +283,7 @@ def _contour(results: ContourResults) -> Rows:
             (
                 "quadratic",
                 f"within a tenth of the loss up to radius {results.quadratic.radius:.3g}, "
-                f"off by {results.quadratic.max_error:.2g} of it at most",
+                f"off by {results.quadratic.max_error:.2g} of it at most at the measured cells",
             )
         )
     test = results.test

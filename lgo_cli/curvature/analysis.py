@@ -24,10 +24,11 @@ from lgo_cli.curvature.folding import fold
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
-from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
+from lgo_cli.curvature.operators import DenseOperator, Operator, ScaledOperator, ShiftedOperator
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
+from lgo_cli.errors import UsageError
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
@@ -75,7 +76,15 @@ class _Analysis:
         if config.layers:
             block = Block.matching(objective.layout, config.layers)
         wanted = self._wanted(block)
-        matvec_limit(block.dim, wanted)  # refused before anything is computed
+        # What cannot be is refused before anything is computed.
+        if config.halves and len(objective.samples) < 2:
+            raise UsageError("--halves needs two samples at least")
+        matvec_limit(block.dim, wanted)
+        # A matrix without entries stands for the operator, which takes graphs to build.
+        shape = torch.empty(block.dim, block.dim, dtype=objective.dtype, device="meta")
+        # Blocks need the basis of one eigenvalue, even where none of the whole is wanted.
+        most = wanted if wanted.num_pairs or not config.per_layer else self._largest()
+        max_basis = basis_limit(DenseOperator(shape), most)
         self.warnings += [
             f"row {module.padding_idx} of {name} is padding, which autograd holds fixed: "
             "its curvature counts as zero"
@@ -83,9 +92,11 @@ class _Analysis:
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
         ]
         kinks = nonsmooth_operations(objective) if config.audit else ()
-        network, rounding = self._network(objective, block, kinks)
+        difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
+        network, rounding = self._network(objective, block, difference=difference)
+        if rounding.units is None:
+            self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
         operator = self._composed(network)
-        max_basis = basis_limit(operator, wanted)
         checked = None
         if config.audit:
             checked = audit(objective, operator, rounding, kinks, config.seed)
@@ -153,13 +164,23 @@ class _Analysis:
             seed=config.seed,
         )
 
+    def _largest(self) -> Wanted:
+        """The largest eigenvalue alone, of a matrix beside the main one."""
+        config = self.config
+        return Wanted(
+            1,
+            rtol=config.rtol,
+            max_matvecs=config.max_matvecs,
+            max_basis=config.max_basis,
+            seed=config.seed,
+        )
+
     def _network(
-        self, objective: Objective, block: Block, kinks: tuple[str, ...]
+        self, objective: Objective, block: Block, *, difference: bool
     ) -> tuple[NetworkOperator[Any], Rounding]:
         """The bare operator on some samples, and what its products round there."""
         kind = OPERATORS[self.config.operator]
         model = fold(objective, own_derivatives=kind.own_derivatives)
-        difference = self.config.audit and takes_differences(kind, kinks)
         rounding = Rounding(0.0, None, None)
         if difference or objective.dtype == torch.float32:
             rounding = measure_rounding(
@@ -304,7 +325,6 @@ class _Analysis:
     def _layers(
         self, network: NetworkOperator[Any], pairs: Eigenpairs, exact: ExactTrace | str
     ) -> tuple[LayerCurvature, ...]:
-        config = self.config
         floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
 
         def compose(part: NetworkOperator[Any]) -> Operator:
@@ -312,11 +332,10 @@ class _Analysis:
             operator.rounding_floor = floor
             return operator
 
-        wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
         layers, spent = curvature_of_layers(
             network,
             compose,
-            wanted,
+            self._largest(),
             basis=self._basis,
             exact=lambda block: self._of_block(exact, block),
             progress=self.progress,
@@ -345,9 +364,8 @@ class _Analysis:
         operator = ScaledOperator(
             ShiftedOperator(network, decay), setting.preconditioner.double().rsqrt()
         )
-        wanted = Wanted(1, rtol=config.rtol, max_matvecs=config.max_matvecs, seed=config.seed)
         basis = self._basis(operator)
-        pairs = extreme_eigenpairs(operator, wanted, basis=basis, progress=self.progress)
+        pairs = extreme_eigenpairs(operator, self._largest(), basis=basis, progress=self.progress)
         self.matvecs["preconditioned"] = pairs.num_matvecs
         self.warnings += [f"preconditioned: {warning}" for warning in pairs.warnings]
         return replace(pairs, process=None)
@@ -365,7 +383,7 @@ class _Analysis:
 
     def _half(self, samples: Samples, block: Block) -> Half:
         with self._on(samples) as objective:
-            network, _ = self._network(objective, block, ("not asked",))
+            network, _ = self._network(objective, block, difference=False)
             operator = self._composed(network)
             wanted = replace(self._wanted(block), multiplicity=False, recheck=False)
             said = len(self.warnings)

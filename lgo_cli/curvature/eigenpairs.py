@@ -109,9 +109,10 @@ def extreme_eigenpairs(
     """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
 
     Costs one product a step. Stops when every wanted error estimate is within
-    rtol·max(|λ|, floor·max|θ|) at two steps in a row or more (PROMPT_STEPS), since an early step
-    may look converged by chance, or when those that are not have come down to the rounding of
-    products, which no step lowers. Eigenvalues are ordered by value, never by magnitude. A Krylov
+    rtol·max(|λ|, floor·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since an
+    early step may look converged by chance, or when those that are not have come down to the
+    rounding of products, which no step lowers. A single pair from a warm start needs but one step,
+    where the rest is clear of it. Eigenvalues are ordered by value, never by magnitude. A Krylov
     space holds one copy of a repeated eigenvalue; others are found only by `multiplicity`, which
     begins anew from a random vector beside the vectors found, for as many steps as the first run
     took and as long as that brings up something new at the ends (theory.md, section 11).
@@ -243,7 +244,7 @@ def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
     """Which eigenvalues miss their tolerance by how much, and what would help."""
     excess = found.excess
     missed = [int(index) for index in np.argsort(-excess, kind="stable") if excess[index] > 1]
-    spent = process.operator.num_matvecs
+    spent = process.num_steps
     if not missed:
         return (
             "the eigenvalues did not converge for certain: they met their tolerance only at the "

@@ -190,7 +190,9 @@ class Lanczos:
         """Ritz vectors [k, P], unit norm, from columns of coefficients [m, k]."""
         combined = self.basis.combine(coefficients.T)
         # In place: fresh memory for k vectors costs more than their arithmetic.
-        return combined.div_(torch.linalg.vector_norm(combined, dim=1, keepdim=True))
+        # Norms in float64: of ten million entries in float32 they are off by 4e-4.
+        norms = torch.linalg.vector_norm(combined, dim=1, keepdim=True, dtype=torch.float64)
+        return combined.div_(norms.to(combined.dtype))
 
     def restart(self, ritz: Ritz, keep: Array) -> None:
         """Keep some Ritz vectors and go on from there (thick restart, Wu & Simon 2000).
@@ -297,7 +299,7 @@ class Lanczos:
         vector = vector.to(self.basis.device, self.operator.dtype)
         for _ in range(3):  # in a nearly full basis little is left, and more of it is rounding
             self.basis.project_out(vector)
-            vector /= torch.linalg.vector_norm(vector)
+            vector /= torch.linalg.vector_norm(vector, dtype=torch.float64)
         self.basis.append(vector)
 
 

@@ -153,7 +153,9 @@ class NetworkOperator(Operator, Generic[G]):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            return self._graph(batch), num_bytes
+            graph = self._graph(batch)
+        # The gradients that a graph puts out, which nothing saves for a derivative.
+        return graph, num_bytes + self.dim * self.dtype.itemsize
 
     def _product(self, vector: Tensor) -> Tensor:
         pieces = self.block.split(vector.to(self.dtype))

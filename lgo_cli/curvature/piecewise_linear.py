@@ -132,7 +132,8 @@ def _keeps_linearity(
         return alone
     if node.target in (_OF_MANY if is_method else _FUNCTIONS_OF_MANY):
         # A number such as `alpha` multiplies; what is changed in place must count as moved before.
-        positional = node.args[0] if isinstance(node.args[0], tuple | list) else node.args
+        # Arguments by keyword are not read, and so prove nothing.
+        positional = first if isinstance(first, tuple | list) else node.args
         in_place = described(node, modules) in ("add_", "sub_", "iadd", "isub")
         given = all(parent in positional for parent in parents)
         return given and (first in parents or not in_place)

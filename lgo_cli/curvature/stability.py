@@ -68,8 +68,8 @@ class Preconditioner:
     """The diagonal P by which Adam divides its steps.
 
     Attributes:
-        diagonal: (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) for each parameter [P], float64; a parameter that
-            never had a gradient has ε alone.
+        diagonal: (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) for each parameter [P], float64; infinite for one
+            that never had a gradient, which Adam never steps.
         first_moment_decay: β₁.
     """
 
@@ -90,7 +90,7 @@ class Preconditioner:
             for index, shape in zip(group["params"], layout.shapes, strict=True):
                 state = optimizer["state"].get(index)
                 if state is None:
-                    pieces.append(torch.full(shape, float(group["eps"]), dtype=torch.float64))
+                    pieces.append(torch.full(shape, torch.inf, dtype=torch.float64))
                     continue
                 second = state["exp_avg_sq"].double()
                 if second.shape != shape:

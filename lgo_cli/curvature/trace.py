@@ -119,7 +119,7 @@ def estimate_trace(
             task.advance(1, relative_error=error / estimate if estimate else math.inf)
             if num_total is not None or len(values) < MIN_PROBES:
                 continue
-            if error <= rtol * estimate:
+            if _is_within(error, rtol, estimate):
                 break
             needed = len(values) * (error / max(rtol * estimate, math.ulp(0.0))) ** 2
             if completes and operator.dim - process.size <= min(needed, limit) - len(values):
@@ -143,8 +143,14 @@ def estimate_trace(
         num_probes=len(values),
         num_matvecs=operator.num_matvecs - before,
         num_total_matvecs=process.num_steps + len(values),
-        converged=math.isfinite(error) and (num_total is not None or error <= rtol * abs(value)),
+        converged=math.isfinite(error)
+        and (num_total is not None or _is_within(error, rtol, abs(value))),
     )
+
+
+def _is_within(error: float, rtol: float, size: float) -> bool:
+    """Whether an error is within its tolerance; any is within an infinite one, of zero too."""
+    return math.isinf(rtol) or error <= rtol * size
 
 
 def _probe(process: Lanczos, seed: int, index: int) -> tuple[float, float]:

@@ -176,7 +176,7 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         error = 100 * number(results["quadratic"]["max_error"])
         flat.append(
             "Dashed: the same levels of the quadratic model by gradient and Hessian at the run, "
-            f"which is off by {error:.3g} % of the loss at most."
+            f"which is off by {error:.3g} % of the loss at most at the measured cells."
         )
     figures = {
         "contour_2d": flat,

@@ -49,7 +49,6 @@ from lgo_cli.results.surfaces import (
 )
 
 __all__ = [
-    "RESULTS",
     "AlignmentResults",
     "AnalysisResults",
     "AuditResults",
@@ -88,10 +87,3 @@ __all__ = [
     "TrajectoryPoint",
     "counted",
 ]
-
-RESULTS: dict[str, type[Results]] = {
-    "train": TrainResults,
-    "hessian": HessianResults,
-    "interp": InterpResults,
-    "contour": ContourResults,
-}

@@ -86,7 +86,15 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
     manifest_path = directory / "train.json"
     if manifest.request.command != "train":
         raise InputError(f"{manifest_path} is the manifest of lgo {manifest.request.command}")
-    name = path.resolve().relative_to(directory.resolve()).as_posix()
+    if manifest.is_edited:
+        raise InputError(
+            f"{manifest_path} was edited since lgo wrote it: its fingerprint is not that of its "
+            "request",
+            hint=f"undo the edit, or train as it says now: {train_again(directory)}",
+        )
+    # The file may be a link to one elsewhere: what counts is its name in the run.
+    listed = (ref.path for ref in manifest.outputs.values())
+    name = next((n for n in listed if (directory / n).resolve() == path.resolve()), path.name)
     ref = manifest.outputs.get(name)
     if not holds_weights(name):
         raise InputError(

@@ -98,6 +98,8 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     path, aside = _bookkeeping(plan, "claim"), _bookkeeping(plan, "old.json")
     old, ours = own_files(plan, names, force=force)
     everything = sorted({*names, *ours})
+    kept = {ref.path for ref in old.outputs.values()} if old else set()
+    new = [name for name in names if name not in kept and not (plan.out / name).exists()]
     with atomic_write(path) as handle:
         handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
     try:
@@ -114,6 +116,9 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     except BaseException:
         # A refusal that came before the first output changes nothing: the old results still stand.
         if old and not damaged_outputs(old, plan.out):
+            # Without the claim, what was written by now would pass for somebody else's.
+            for name in new:
+                (plan.out / name).unlink(missing_ok=True)
             os.replace(aside, plan.manifest_path)
             path.unlink(missing_ok=True)
         elif {name for name in everything if (plan.out / name).exists()} <= _written(plan):

@@ -109,11 +109,11 @@ def execute(
     _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
+    if done is not None and execution.strict:
+        _refuse_unconverged(done)
     if done is not None and done.figure == figure and not damaged:
-        if execution.strict:
-            _refuse_unconverged(done)
         # The manifest is Make's target: it must be newer than what it was found to agree with.
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             os.utime(plan.manifest_path)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
@@ -191,6 +191,8 @@ def _measure_share(
 def _refuse_unconverged(manifest: Manifest) -> None:
     """With `--strict`, a result that is there already must meet what a new one must."""
     results = manifest.results
+    if isinstance(results, HessianResults) and results.audit and results.audit.complaints:
+        raise NumericsError(f"the audit found: {'; '.join(results.audit.complaints)}")
     if isinstance(results, HessianResults) and not results.converged:
         raise ConvergenceError(results.num_matvecs)
     if isinstance(results, ContourResults | InterpResults) and results.complaints:

@@ -48,14 +48,17 @@ class Journal(Cells):
         out: The run's directory; files lie in its `.lgo/cells/`.
         key: Of everything that a cell's bits depend on (`key_of`).
         share: Name of the own file beside the key, such as `0-of-4`; empty for the undivided run.
-        anew: Forget what the own file holds, and of an undivided run what all hold.
+        anew: Forget what the own file holds.
+        alone: Take in what the own file holds, and not what others hold.
 
     Raises:
         OutputError: if the place cannot be written.
         MachineError: if the disk is full.
     """
 
-    def __init__(self, out: Path, key: str, share: str = "", *, anew: bool = False) -> None:
+    def __init__(
+        self, out: Path, key: str, share: str = "", *, anew: bool = False, alone: bool = False
+    ) -> None:
         super().__init__()
         self.directory = out / BOOKKEEPING / "cells"
         self.key = key
@@ -66,11 +69,13 @@ class Journal(Cells):
             if anew:
                 self._handle.truncate(0)
             # What was cut short or damaged goes, so that what follows can be read.
-            num_sound = sum(1 for _ in _records(self.path.read_bytes()))
-            self._handle.truncate(num_sound * _SIZE)
+            sound = list(_records(self.path.read_bytes()))
+            self._handle.truncate(len(sound) * _SIZE)
         except OSError as error:
             raise write_error(self.path, error) from error
-        if share or not anew:
+        if alone:
+            self.known.update(sound)
+        else:
             self.read_all()
 
     def __enter__(self) -> Self:

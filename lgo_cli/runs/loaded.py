@@ -197,19 +197,25 @@ def measured(
 
 @contextmanager
 def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
-    """Threads and deterministic algorithms for one step; the process's own are put back."""
+    """Threads, and on CUDA deterministic algorithms and convolutions in true float32.
+
+    The process's own are put back.
+    """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    tf32 = torch.backends.cudnn.allow_tf32
     # On a CPU nothing is set: the call imports a compiler, for a second.
     changes = device != "cpu" and torch.cuda.is_available()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if changes:
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         if changes:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.backends.cudnn.allow_tf32 = tf32

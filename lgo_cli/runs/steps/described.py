@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lgo_cli.curvature.spectrum import Half as MeasuredHalf
     from lgo_cli.curvature.spectrum import Spectrum
     from lgo_cli.curvature.spectrum import Trace as MeasuredTrace
+    from lgo_cli.vectors import Block
 
 
 def arrays_of(spectrum: Spectrum) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
     return {
         "operator": config.operator,
         "scaling": config.scaling,
-        "layers": None if spectrum.block.is_whole else list(spectrum.block.modules()),
+        "layers": None if spectrum.block.is_whole else _names(spectrum.block),
         "loss": spectrum.loss,
         "gradient_norm": spectrum.gradient_norm,
         "gradient_share": spectrum.gradient_share,
@@ -100,6 +101,15 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         "halves": None if spectrum.halves is None else _halves(spectrum.halves),
         "audit": None if spectrum.audit is None else _audit(spectrum.audit),
     }
+
+
+def _names(block: Block) -> list[str]:
+    """Its modules, and where a module is not whole the parameters."""
+    whole = block.whole(block.full).modules()
+    names: list[str] = []
+    for module, part in block.modules().items():
+        names += [module] if part.members == whole[module].members else part.names
+    return names
 
 
 def eigenvalues(pairs: Eigenpairs) -> dict[str, list[Eigenvalue]]:

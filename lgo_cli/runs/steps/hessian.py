@@ -105,8 +105,21 @@ def _refuse_failed(spectrum: Spectrum) -> None:
     """With `--strict`, an audit that complains or numbers that did not converge are an error."""
     if spectrum.audit is not None and spectrum.audit.complaints:
         raise NumericsError(f"the audit found: {'; '.join(spectrum.audit.complaints)}")
-    if not spectrum.converged:
+    halves = spectrum.halves or ()
+    ends = [spectrum.eigenpairs, spectrum.preconditioned, *(half.eigenpairs for half in halves)]
+    if any(pairs is not None and not pairs.converged for pairs in ends) or any(
+        layer.warning is not None for layer in spectrum.layers or ()
+    ):
         raise ConvergenceError(spectrum.num_matvecs)
+    for trace in (spectrum.trace, *(half.trace for half in halves)):
+        if trace is None or trace.converged:
+            continue
+        if trace.exact is not None:
+            raise NumericsError("the exact trace and what probes say of it are too far apart")
+        raise NumericsError(
+            f"the trace did not converge within {trace.estimate.num_probes} probes",
+            hint="lgo hessian with a larger --trace-rtol",
+        )
 
 
 def _preconditioner(context: Context, problem: Objective) -> Preconditioner | None:

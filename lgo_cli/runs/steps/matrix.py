@@ -46,7 +46,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         states = [snapshot(loaded.model)]
         states += [checkpoint.load_fitting(plan.files[name], loaded.model) for name in files]
         try:
-            for first, state in enumerate(states):
+            for first, state in enumerate(states[:-1]):
                 if first and not math.isfinite(losses[first]):
                     continue
                 loaded.model.load_state_dict(state)

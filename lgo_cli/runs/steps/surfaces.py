@@ -90,9 +90,12 @@ class Work:
         from lgo_cli.runs.journal import Journal
 
         key = self.key(evaluator)
-        anew = self.context.execution.force and key not in self.begun
+        force = self.context.execution.force
+        anew = force and key not in self.begun
         self.begun.add(key)
-        return Journal(self.context.plan.out, key, share, anew=anew)
+        # What shares measured before is measured again too, however often the file is opened.
+        alone = force and not share
+        return Journal(self.context.plan.out, key, share, anew=anew, alone=alone)
 
     @cached_property
     def test(self) -> Evaluator | None:
