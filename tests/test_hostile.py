@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import Lgo
 
+from lgo_cli.files import canonical_json, sha256_bytes
+
 Setup = Callable[[Path], None]
 
 
@@ -51,11 +53,15 @@ def _write(name: str, content: bytes) -> Setup:
     return setup
 
 
-def _edit_manifest(change: Callable[[dict[str, object]], None]) -> Setup:
+def _edit_manifest(change: Callable[[dict[str, object]], object], *, forge: bool = False) -> Setup:
+    """Edit the run's manifest; a forger makes its fingerprint fit, so that no edit shows."""
+
     def setup(place: Path) -> None:
         path = place / "run" / "train.json"
         manifest = json.loads(path.read_text())
         change(manifest)
+        if forge:
+            manifest["fingerprint"] = sha256_bytes(canonical_json(manifest["request"]))
         path.write_text(json.dumps(manifest))
 
     return setup
@@ -215,7 +221,8 @@ CASES = {
     "manifest that names code": Case(
         "hessian run", 2, "runs only if you name it",
         _edit_manifest(lambda m: (m["request"]["config"].update(model="model.py:build"),  # type: ignore[index]
-                                  m["locations"].update({"model.py": "../net.py"}))),  # type: ignore[attr-defined]
+                                  m["locations"].update({"model.py": "../net.py"})),  # type: ignore[attr-defined]
+                       forge=True),
     ),
     "weights changed": Case(
         "hessian run", 3, "model.pth is not the file that", _write("run/model.pth", b"x")
