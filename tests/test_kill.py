@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+import lgo_cli.runs.steps.train
 from lgo_cli.config import ContourConfig, Execution, StepConfig, TrainConfig
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
@@ -25,19 +27,20 @@ MOMENTS = {
     "contour --convexity": 10,
 }  # fmt: skip
 
-# A fork starts at once, where a new interpreter would import torch for seconds.
-pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+# Children begin as a fork of a server that has imported torch and never run it: a new interpreter
+# would import it for seconds, and a fork of this one inherits what tests before did to autograd.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "lgo_cli.runs", "pytest"])
 
 
-def _in_child(config: StepConfig, run: Path | None, execution: Execution) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            execute(config, run, execution=execution)
-            status = 0
-        finally:
-            os._exit(status)
+def _run(config: StepConfig, run: Path | None, execution: Execution) -> None:
+    lgo_cli.runs.steps.train.STATE_INTERVAL_S = 0.0
+    execute(config, run, execution=execution)
+
+
+def _in_child(config: StepConfig, run: Path | None, execution: Execution) -> BaseProcess:
+    child = SERVER.Process(target=_run, args=(config, run, execution))
+    child.start()
     return child
 
 
@@ -69,8 +72,8 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
         run = small_run
     undisturbed = execute(config, run, execution=Execution(out=tmp_path / "undisturbed"))
     start = time.perf_counter()
-    # A child, like those that are killed: the parent's threads are not there after a fork.
-    os.waitpid(_in_child(config, run, Execution(out=tmp_path / "timed")), 0)
+    # A child, like those that are killed.
+    _in_child(config, run, Execution(out=tmp_path / "timed")).join()
     duration = time.perf_counter() - start
     moments = random.Random(0)
     num_killed = num_started = 0
@@ -82,11 +85,11 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
         child = _in_child(config, run, execution)
         moment = moments.uniform(0, duration)
         time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
+        child.kill()
+        child.join()
+        if child.exitcode != -signal.SIGKILL:
             # A kill after the end proves nothing: the run takes no longer than this.
-            assert os.waitstatus_to_exitcode(status) == 0
+            assert child.exitcode == 0
             duration = moment
             continue
         num_killed += 1
