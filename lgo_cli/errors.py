@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ExitCode(IntEnum):
@@ -73,6 +77,17 @@ class ConvergenceError(NumericsError):
             f"the eigenvalues did not converge within {num_matvecs} products",
             hint="lgo hessian with a larger --max-matvecs or --rtol",
         )
+
+
+class AuditError(NumericsError):
+    """The audit found something wrong, and `--strict` makes that a failure.
+
+    Args:
+        complaints: What it found.
+    """
+
+    def __init__(self, complaints: Iterable[str]) -> None:
+        super().__init__(f"the audit found: {'; '.join(complaints)}")
 
 
 class MachineError(LgoError):

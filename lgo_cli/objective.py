@@ -157,6 +157,7 @@ class Objective:
     ) -> None:
         self.model = model
         self.layout = ParameterLayout.of(model)
+        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self.loss_function = loss_function or LossFunction()
         self.micro_batch_size = micro_batch_size or default_micro_batch_size(model)
         self.dtype = dtype
@@ -255,7 +256,7 @@ class Objective:
         return self.samples.batches(self.micro_batch_size)
 
     def _twice_differentiable_recurrence(self) -> AbstractContextManager[None]:
-        if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
+        if self._is_recurrent:
             return torch.backends.cudnn.flags(enabled=False)
         return nullcontext()
 

@@ -174,9 +174,9 @@ def test_restart_keeps_the_recurrence() -> None:
 def test_basis_too_small_for_what_is_wanted() -> None:
     operator = DenseOperator(torch.eye(100))
     with pytest.raises(UsageError, match="--max-basis 9 is too few"):
-        basis_limit(operator, Wanted(3, 1, max_basis=9))
-    assert basis_limit(operator, Wanted(3, 1, max_basis=12)) == 12
-    assert basis_limit(operator, Wanted(3, 1)) >= 100
+        basis_limit(operator.dim, operator.dtype, Wanted(3, 1, max_basis=9))
+    assert basis_limit(operator.dim, operator.dtype, Wanted(3, 1, max_basis=12)) == 12
+    assert basis_limit(operator.dim, operator.dtype, Wanted(3, 1)) >= 100
 
 
 def test_vectors_are_as_precise_as_asked() -> None:

@@ -28,7 +28,7 @@ MOMENTS = {
 }  # fmt: skip
 
 # Children begin as a fork of a server that has imported torch and never run it: a new interpreter
-# would import it for seconds, and a fork of this one inherits what tests before did to autograd.
+# would import it for seconds, and a fork of this one inherits what other tests left in it.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "lgo_cli.runs", "pytest"])
 

@@ -24,7 +24,7 @@ from lgo_cli.curvature.folding import fold
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
-from lgo_cli.curvature.operators import DenseOperator, Operator, ScaledOperator, ShiftedOperator
+from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
@@ -80,11 +80,9 @@ class _Analysis:
         if config.halves and len(objective.samples) < 2:
             raise UsageError("--halves needs two samples at least")
         matvec_limit(block.dim, wanted)
-        # A matrix without entries stands for the operator, which takes graphs to build.
-        shape = torch.empty(block.dim, block.dim, dtype=objective.dtype, device="meta")
         # Blocks need the basis of one eigenvalue, even where none of the whole is wanted.
         most = wanted if wanted.num_pairs or not config.per_layer else self._largest()
-        max_basis = basis_limit(DenseOperator(shape), most)
+        max_basis = basis_limit(block.dim, objective.dtype, most)
         self.warnings += [
             f"row {module.padding_idx} of {name} is padding, which autograd holds fixed: "
             "its curvature counts as zero"
@@ -390,7 +388,9 @@ class _Analysis:
             pairs = self._with_process(operator, wanted)
             self.warnings += pairs.warnings
             exact = self._exact_trace(objective, block)
-            trace = self._trace(network, pairs, exact, basis_limit(operator, wanted))
+            trace = self._trace(
+                network, pairs, exact, basis_limit(operator.dim, operator.dtype, wanted)
+            )
             self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
 

@@ -134,7 +134,8 @@ def extreme_eigenpairs(
         return Eigenpairs(0, none, none, none, vectors, (), 0, 0, 0, True, wanted.multiplicity, 0.0)
     process = Lanczos(operator, _start(operator, wanted), wanted.seed, basis)
     with progress.task("eigenvalues", limit, "products") as task:
-        search = Search(process, wanted, limit, basis_limit(operator, wanted), task)
+        max_basis = basis_limit(operator.dim, operator.dtype, wanted)
+        search = Search(process, wanted, limit, max_basis, task)
         found = search.run()
         spent = search.num_steps
         while wanted.multiplicity and found.settled and not process.is_complete:

@@ -11,10 +11,10 @@ from lgo_cli.curvature.lanczos import RESIDUAL_FLOOR
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lgo_cli.curvature.lanczos import Lanczos, Ritz
-    from lgo_cli.curvature.operators import Operator
     from lgo_cli.progress import Task
 
 Array = np.ndarray[Any, Any]
@@ -128,7 +128,7 @@ def matvec_limit(dim: int, wanted: Wanted) -> int:
     return limit if repeats else min(dim, limit)
 
 
-def basis_limit(operator: Operator, wanted: Wanted) -> int:
+def basis_limit(dim: int, dtype: torch.dtype, wanted: Wanted) -> int:
     """Vectors that the basis may hold before the run restarts.
 
     Raises:
@@ -136,13 +136,13 @@ def basis_limit(operator: Operator, wanted: Wanted) -> int:
     """
     least = 2 * wanted.num_pairs + 4
     if wanted.max_basis is not None:
-        if wanted.max_basis < min(least, operator.dim):
+        if wanted.max_basis < min(least, dim):
             raise UsageError(
                 f"--max-basis {wanted.max_basis} is too few to find {wanted.num_pairs} eigenvalues",
-                hint=f"at least {min(least, operator.dim)}",
+                hint=f"at least {min(least, dim)}",
             )
         return wanted.max_basis
-    return max(3 * least, DEFAULT_BASIS_BYTES // (operator.dim * operator.dtype.itemsize))
+    return max(3 * least, DEFAULT_BASIS_BYTES // (dim * dtype.itemsize))
 
 
 @dataclass(frozen=True)

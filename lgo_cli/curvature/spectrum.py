@@ -164,13 +164,19 @@ class Spectrum:
     @property
     def converged(self) -> bool:
         """Whether every number that has a tolerance is within it."""
-        halves = self.halves or ()
-        others = [half.eigenpairs for half in halves]
-        others += [self.preconditioned] if self.preconditioned else []
-        return (
-            self.eigenpairs.converged
-            and all(layer.warning is None for layer in self.layers or ())
-            and all(half.trace is None or half.trace.converged for half in halves)
-            and all(pairs.converged for pairs in others)
-            and (self.trace is None or self.trace.converged)
+        return self.eigenvalues_converged and all(trace.converged for trace in self.traces)
+
+    @property
+    def eigenvalues_converged(self) -> bool:
+        """The same of all eigenvalues: of the whole, of halves and layers, preconditioned."""
+        ends = [self.eigenpairs, *(half.eigenpairs for half in self.halves or ())]
+        ends += [self.preconditioned] if self.preconditioned else []
+        return all(pairs.converged for pairs in ends) and all(
+            layer.warning is None for layer in self.layers or ()
         )
+
+    @property
+    def traces(self) -> list[Trace]:
+        """That of the whole and those of halves, as far as they were asked for."""
+        found = [self.trace, *(half.trace for half in self.halves or ())]
+        return [trace for trace in found if trace is not None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import (
+    AuditError,
     ConvergenceError,
     InputError,
     LockedError,
@@ -192,7 +193,7 @@ def _refuse_unconverged(manifest: Manifest) -> None:
     """With `--strict`, a result that is there already must meet what a new one must."""
     results = manifest.results
     if isinstance(results, HessianResults) and results.audit and results.audit.complaints:
-        raise NumericsError(f"the audit found: {'; '.join(results.audit.complaints)}")
+        raise AuditError(results.audit.complaints)
     if isinstance(results, HessianResults) and not results.converged:
         raise ConvergenceError(results.num_matvecs)
     if isinstance(results, ContourResults | InterpResults) and results.complaints:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import ConvergenceError, InputError, NumericsError
+from lgo_cli.errors import AuditError, ConvergenceError, InputError, NumericsError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import HessianResults, counted
@@ -104,15 +104,11 @@ def _rows(**columns: Any) -> list[dict[str, Any]]:
 def _refuse_failed(spectrum: Spectrum) -> None:
     """With `--strict`, an audit that complains or numbers that did not converge are an error."""
     if spectrum.audit is not None and spectrum.audit.complaints:
-        raise NumericsError(f"the audit found: {'; '.join(spectrum.audit.complaints)}")
-    halves = spectrum.halves or ()
-    ends = [spectrum.eigenpairs, spectrum.preconditioned, *(half.eigenpairs for half in halves)]
-    if any(pairs is not None and not pairs.converged for pairs in ends) or any(
-        layer.warning is not None for layer in spectrum.layers or ()
-    ):
+        raise AuditError(spectrum.audit.complaints)
+    if not spectrum.eigenvalues_converged:
         raise ConvergenceError(spectrum.num_matvecs)
-    for trace in (spectrum.trace, *(half.trace for half in halves)):
-        if trace is None or trace.converged:
+    for trace in spectrum.traces:
+        if trace.converged:
             continue
         if trace.exact is not None:
             raise NumericsError("the exact trace and what probes say of it are too far apart")
