@@ -9,27 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lgo_cli.curvature.audit import (
-    Rounding,
-    audit,
-    measure_rounding,
-    nonsmooth_operations,
-    takes_differences,
-)
+from lgo_cli.curvature import sketch
+from lgo_cli.curvature.audit import audit, nonsmooth_operations, takes_differences
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
-from lgo_cli.curvature.folding import fold
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
-from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
+from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
+from lgo_cli.curvature.requested import Requested, on_samples, scaled_gradient
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
 from lgo_cli.errors import UsageError
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Samples
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
@@ -38,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.config import HessianConfig
+    from lgo_cli.curvature.folding import Rewritten
+    from lgo_cli.objective import Objective
 
 
 def analyze_spectrum(
@@ -58,7 +55,8 @@ def analyze_spectrum(
         UsageError: if more is wanted than there is, or than products or vectors allow.
         NumericsError: if a product is not finite.
     """
-    return _Analysis(objective, config, setting or Setting(), progress).run()
+    setting = setting or Setting()
+    return _Analysis(objective, config, setting, progress, Requested(config, setting)).run()
 
 
 @dataclass
@@ -67,6 +65,7 @@ class _Analysis:
     config: HessianConfig
     setting: Setting
     progress: Progress
+    requested: Requested
     matvecs: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -91,19 +90,23 @@ class _Analysis:
         ]
         kinks = nonsmooth_operations(objective) if config.audit else ()
         difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
-        network, rounding = self._network(objective, block, difference=difference)
+        model = self.requested.rewritten(objective)
+        # Both on samples of their own, before the operator holds graphs.
+        rounding = self.requested.rounding(objective, block, model, difference=difference)
+        sketched = self._sketched(wanted, block, model)
+        network = self.requested.network(objective, block, model, rounding)
         if rounding.units is None:
             self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
-        operator = self._composed(network)
+        operator = self.requested.composed(network)
         checked = None
         if config.audit:
             checked = audit(objective, operator, rounding, kinks, config.seed)
             self.matvecs["audit"] = checked.num_matvecs
             self.warnings += [f"the audit found: {what}" for what in checked.complaints]
-        gradient = self._gradient(network)
-        scaled = operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient
+        gradient = self.requested.gradient(network)
+        scaled = scaled_gradient(gradient, operator)
         if config.top_k and not config.density:  # whose quadrature is of a random vector
-            wanted = replace(wanted, guess=scaled)
+            wanted = replace(wanted, guess=scaled if sketched is None else sketched)
         pairs = self._with_process(operator, wanted)
         self._count_eigenpairs(pairs)
         share = _share(scaled, pairs)
@@ -173,21 +176,20 @@ class _Analysis:
             seed=config.seed,
         )
 
-    def _network(
-        self, objective: Objective, block: Block, *, difference: bool
-    ) -> tuple[NetworkOperator[Any], Rounding]:
-        """The bare operator on some samples, and what its products round there."""
-        kind = OPERATORS[self.config.operator]
-        model = fold(objective, own_derivatives=kind.own_derivatives)
-        rounding = Rounding(0.0, None, None)
-        if difference or objective.dtype == torch.float32:
-            rounding = measure_rounding(
-                objective, kind, model, block, difference=difference, seed=self.config.seed
-            )
-        memory_bytes = self.setting.memory_bytes
-        network = kind(objective, block=block, memory_bytes=memory_bytes, model=model)
-        network.measured_rounding = rounding.units or 0.0
-        return network, rounding
+    def _sketched(self, wanted: Wanted, block: Block, model: Rewritten) -> Tensor | None:
+        """Where the largest eigenvector may lie, if that is all that is wanted [n, P].
+
+        Several take as many products from the gradient, a density none but random starts.
+        """
+        samples = self.objective.samples.head(len(self.objective.samples) // sketch.SHARE)
+        alone = (wanted.top_k, wanted.bottom_k) == (1, 0) and wanted.warm_start is None
+        if not alone or self.config.density or len(samples) < sketch.LEAST_SAMPLES:
+            return None
+        with on_samples(self.objective, samples) as objective:
+            network = self.requested.network(objective, block, model)
+            operator = self.requested.composed(network)
+            gradient = scaled_gradient(self.requested.gradient(network), operator)
+            return sketch.leading_vectors(operator, gradient, self.config.seed)
 
     def _with_process(self, operator: Operator, wanted: Wanted) -> Eigenpairs:
         """Eigenpairs and the space that they leave, empty if none are wanted."""
@@ -198,20 +200,6 @@ class _Analysis:
             process = Lanczos(operator, start, self.config.seed, self._basis(operator))
             return replace(pairs, process=process)
         return pairs
-
-    def _composed(self, network: NetworkOperator[Any]) -> Operator:
-        """The operator that is asked for: with weight decay, and scaled."""
-        operator: Operator = network
-        if self.config.include_weight_decay:
-            operator = ShiftedOperator(operator, self.setting.weight_decay)
-        scaling = self.config.scaling
-        if scaling == "elementwise":
-            theta = self.objective.theta.abs()
-            return ScaledOperator(operator, network.block.extract(theta))
-        if scaling == "adam" and self.setting.preconditioner is not None:
-            diagonal = network.block.extract(self.setting.preconditioner)
-            return ScaledOperator(operator, diagonal.double().rsqrt())
-        return operator
 
     def _basis(self, operator: Operator) -> Basis | None:
         where = self.setting.basis_device
@@ -227,17 +215,6 @@ class _Analysis:
         if self.config.recheck:
             self.matvecs["recheck"] = pairs.num_recheck_matvecs
         self.warnings += pairs.warnings
-
-    def _gradient(self, network: NetworkOperator[Any]) -> Tensor:
-        """∇L, with the decay's part where the operator has it."""
-        block, theta = network.block, self.objective.theta
-        if isinstance(network, HessianOperator):
-            gradient = network.gradient()
-        else:
-            gradient = block.extract(self.objective.loss_and_gradient()[1])
-        if self.config.include_weight_decay:
-            gradient = gradient + self.setting.weight_decay * block.extract(theta)
-        return gradient
 
     def _exact_trace(self, objective: Objective, block: Block) -> ExactTrace | str:
         """The trace by each parameter where no probe is needed, or why it has to be estimated."""
@@ -326,7 +303,7 @@ class _Analysis:
         floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
 
         def compose(part: NetworkOperator[Any]) -> Operator:
-            operator = self._composed(part)
+            operator = self.requested.composed(part)
             operator.rounding_floor = floor
             return operator
 
@@ -380,9 +357,11 @@ class _Analysis:
         return halves
 
     def _half(self, samples: Samples, block: Block) -> Half:
-        with self._on(samples) as objective:
-            network, _ = self._network(objective, block, difference=False)
-            operator = self._composed(network)
+        with on_samples(self.objective, samples) as objective:
+            model = self.requested.rewritten(objective)
+            rounding = self.requested.rounding(objective, block, model, difference=False)
+            network = self.requested.network(objective, block, model, rounding)
+            operator = self.requested.composed(network)
             wanted = replace(self._wanted(block), multiplicity=False, recheck=False)
             said = len(self.warnings)
             pairs = self._with_process(operator, wanted)
@@ -393,17 +372,6 @@ class _Analysis:
             )
             self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
-
-    def _on(self, samples: Samples) -> Objective:
-        """The same objective on other samples, to be entered."""
-        objective = self.objective
-        return Objective(
-            objective.model,
-            samples,
-            objective.loss_function,
-            micro_batch_size=objective.micro_batch_size,
-            dtype=objective.dtype,
-        )
 
 
 def _share(gradient: Tensor, pairs: Eigenpairs) -> float | None:

@@ -131,7 +131,7 @@ class Spectrum:
         layers: Each module's block, if asked.
         halves: The two halves of the samples, if asked.
         audit: What was checked, if it was.
-        matvecs: Products that each answer cost.
+        matvecs: Products on all samples that each answer cost.
         plan: Which path products took.
         rewriting: What was done to the model's graph.
         keeps_graph: Whether graphs were kept between products.

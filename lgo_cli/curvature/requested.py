@@ -1,0 +1,101 @@
+"""The matrix that `lgo hessian` is asked for, on any samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lgo_cli.curvature.audit import Rounding, measure_rounding
+from lgo_cli.curvature.folding import Rewritten, fold
+from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
+from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
+from lgo_cli.objective import Objective, Samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lgo_cli.config import HessianConfig
+    from lgo_cli.curvature.spectrum import Setting
+    from lgo_cli.vectors import Block
+
+
+@dataclass(frozen=True)
+class Requested:
+    """Builds it as request and setting say: the bare operator, then weight decay and scaling."""
+
+    config: HessianConfig
+    setting: Setting
+
+    def rewritten(self, objective: Objective) -> Rewritten:
+        """What products call in the model's place."""
+        return fold(objective, own_derivatives=OPERATORS[self.config.operator].own_derivatives)
+
+    def rounding(
+        self, objective: Objective, block: Block, model: Rewritten, *, difference: bool
+    ) -> Rounding:
+        """What products round on some samples; nothing in float64.
+
+        To be called before an operator holds graphs of the objective.
+        """
+        if not difference and objective.dtype != torch.float32:
+            return Rounding(0.0, None, None)
+        kind, seed = OPERATORS[self.config.operator], self.config.seed
+        return measure_rounding(objective, kind, model, block, difference=difference, seed=seed)
+
+    def network(
+        self,
+        objective: Objective,
+        block: Block,
+        model: Rewritten,
+        rounding: Rounding | None = None,
+    ) -> NetworkOperator[Any]:
+        """The bare operator."""
+        kind, memory_bytes = OPERATORS[self.config.operator], self.setting.memory_bytes
+        network: NetworkOperator[Any] = kind(
+            objective, block=block, memory_bytes=memory_bytes, model=model
+        )
+        network.measured_rounding = (rounding.units if rounding else None) or 0.0
+        return network
+
+    def composed(self, network: NetworkOperator[Any]) -> Operator:
+        """The operator that is asked for: with weight decay, and scaled."""
+        operator: Operator = network
+        if self.config.include_weight_decay:
+            operator = ShiftedOperator(operator, self.setting.weight_decay)
+        scaling = self.config.scaling
+        if scaling == "elementwise":
+            theta = network.objective.theta.abs()
+            return ScaledOperator(operator, network.block.extract(theta))
+        if scaling == "adam" and self.setting.preconditioner is not None:
+            diagonal = network.block.extract(self.setting.preconditioner)
+            return ScaledOperator(operator, diagonal.double().rsqrt())
+        return operator
+
+    def gradient(self, network: NetworkOperator[Any]) -> Tensor:
+        """∇L, with the decay's part where the operator has it."""
+        block, objective = network.block, network.objective
+        if isinstance(network, HessianOperator):
+            gradient = network.gradient()
+        else:
+            gradient = block.extract(objective.loss_and_gradient()[1])
+        if self.config.include_weight_decay:
+            gradient = gradient + self.setting.weight_decay * block.extract(objective.theta)
+        return gradient
+
+
+def scaled_gradient(gradient: Tensor, operator: Operator) -> Tensor:
+    """The gradient in the coordinates of an operator, if those are scaled."""
+    return operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient
+
+
+def on_samples(objective: Objective, samples: Samples) -> Objective:
+    """The same objective on other samples, to be entered."""
+    return Objective(
+        objective.model,
+        samples,
+        objective.loss_function,
+        micro_batch_size=objective.micro_batch_size,
+        dtype=objective.dtype,
+    )
