@@ -9,7 +9,7 @@ from small_networks import NETWORKS, dense_hessian, make
 from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.curvature import analysis
+from lgo_cli.curvature import requested
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.audit import (
     Rounding,
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> Non
     def too_late(*args: object, **options: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(analysis, "fold", too_late)
+    monkeypatch.setattr(requested, "fold", too_late)
     model, samples, loss = make("relu", num_samples=1)
     with Objective(model, samples, loss) as objective:
         with pytest.raises(UsageError, match="--halves needs two samples"):
