@@ -14,6 +14,7 @@ from conftest import Lgo
 
 from lgo_cli import checkpoint
 from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
 from lgo_cli.landscape import alignment
 from lgo_cli.landscape.barriers import rounding_allowance
@@ -177,6 +178,33 @@ def test_strict_refuses_what_is_not_finite(
     # What is there already has to meet the same.
     assert message in lgo(*line, "--strict", code=4).stderr
     assert (pair / "run0" / "interp.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("interp --num-points 3", "interpolation"),
+        ("interp --direction random --num-points 3", "interpolation"),
+        ("contour --plane eigen --resolution 3", "quadratic"),
+        ("contour --num-planes 2 --resolution 3", "statistics"),
+    ],
+)
+def test_memory_budget_reaches_every_hessian(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, line: str, module: str
+) -> None:
+    kept: list[bool] = []
+
+    class Spy(HessianOperator):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            kept.append(self.keeps_graph)
+
+    monkeypatch.setattr(f"lgo_cli.landscape.{module}.HessianOperator", Spy)
+    command, *options = line.split()
+    for memory, keeps in (("1KiB", False), ("1GiB", True)):
+        lgo(command, small_run, *options, "--memory", memory, "--force")
+        assert kept == [keeps]
+        kept.clear()
 
 
 def test_strict_refuses_an_interval_that_one_sample_leaves_open(small_run: Path, lgo: Lgo) -> None:

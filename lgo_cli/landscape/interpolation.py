@@ -117,6 +117,7 @@ def interpolate(
     batchnorm: BatchNorm | None = None,
     around: Callable[[float], AbstractContextManager[None]] | None = None,
     seed: int = 0,
+    memory_bytes: int | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Measure loss and accuracy along a path, on the probe set and on test samples.
@@ -136,6 +137,7 @@ def interpolate(
         around: What is to be in force at α beside the parameters, such as `Repair.at`, in place of
             a policy; entered after they were moved, at the centre too.
         seed: Of the draws behind the barrier's interval.
+        memory_bytes: Of the product's graphs, as `HessianOperator` has it.
         progress: Told of each point.
 
     Cost: for each point a pass over the probe set and one over the test samples, which on a
@@ -150,7 +152,9 @@ def interpolate(
     d = direction.to(objective.theta) if direction is not None else end - objective.theta  # type: ignore[operator]
     untouched = around is None and is_frozen(batchnorm)
     straight = curve is None and untouched
-    curvature = dot(d, HessianOperator(objective).matvec(d)) if straight else None
+    curvature = None
+    if straight:
+        curvature = dot(d, HessianOperator(objective, memory_bytes=memory_bytes).matvec(d))
     evaluators: list[Evaluator] = []
     if curve is None and around is None:
         evaluators = [Evaluator(objective, d[None], batchnorm=batchnorm)]

@@ -109,6 +109,7 @@ class Ends:
             batchnorm=None if repair else self.policy(state),
             around=repair.at if repair else None,
             seed=self.config.seed,
+            memory_bytes=self.context.execution.memory_bytes,
             progress=self.context.progress,
             **route,
         )

@@ -90,6 +90,7 @@ def _along_direction(
             alphas,
             direction=direction,
             batchnorm=policy,
+            memory_bytes=context.execution.memory_bytes,
             progress=context.progress,
         )
     results = InterpResults(
