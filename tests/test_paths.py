@@ -624,19 +624,63 @@ def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
         assert part in caption, part
 
 
-def test_repair_of_batch_norm_recomputes_its_statistics(pair: Path) -> None:
+def test_repair_of_batch_norm_recomputes_its_statistics_on_all_paths(pair: Path) -> None:
     """In micro-batches of 48, 48 and 32."""
-    batches = {"align": True, "micro_batch_size": 48}
-    results, arrays = _measure(pair, "normed", repair=True, **batches)
+    batches = {"micro_batch_size": 48, "batchnorm": "recompute", "range": (0.0, 1.0)}
+    results, arrays = _measure(pair, "normed", align=True, repair=True, micro_batch_size=48)
     assert results.repair is not None
     assert (results.repair.layers, len(results.repair.batch_norms)) == ([], 1)
     assert (results.measured.batchnorm, results.measured.batchnorm_samples) == ("recompute", 128)
-    recomputed, expected = _measure(
-        pair, "normed", batchnorm="recompute", range=(0.0, 1.0), **batches
-    )
-    for key in ("loss", "test_loss", "accuracy"):
+    caption = (pair / "normed0" / "interp_caption.txt").read_text()
+    recomputed, expected = _measure(pair, "normed", align=True, **batches)
+    for key in ("loss", "test_loss", "accuracy", "unaligned_loss", "unaligned_test_loss"):
         assert np.array_equal(arrays[key], expected[key])
     assert results.barrier == recomputed.barrier
+    assert results.barrier_unaligned == recomputed.barrier_unaligned
+    # No layer is left to rescale: there is no other path beside the repaired one.
+    assert results.barrier_unrepaired is None
+    assert "unrepaired_loss" not in arrays
+    assert results.num_evaluations == recomputed.num_evaluations
+    assert (
+        "of 1 batch norm; the statistics of batch norm are recomputed on all paths here. No layer "
+        "is left to rescale." in caption
+    )
+
+
+MIXED = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(),
+        nn.Linear(5, 10),
+    )
+"""
+
+
+def test_unrepaired_path_has_the_statistics_of_the_repaired_one(
+    tmp_path: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer to rescale, and one with batch norm, whose running statistics are others."""
+    monkeypatch.chdir(tmp_path)
+    Path("mixed.py").write_text(MIXED)
+    data = ("--dataset-arg", "num_train=256", "--dataset-arg", "dimension=20")
+    for seed in (0, 1):
+        line = ["train", "--model", "mixed.py:build", *data, "--epochs", 1, "--out", f"run{seed}"]
+        lgo(*line, "--seed", seed)
+    measured = {}
+    for options in ("--repair", "--batchnorm recompute --range 0 1"):
+        line = ["interp", "run0", "--to", "run1", "--align", "--trust-code", "--num-points", 5]
+        lgo(*line, *options.split())
+        with np.load("run0/interp.npz") as arrays:
+            measured[options] = dict(arrays)
+    repaired, recomputed = measured.values()
+    for key in ("loss", "test_loss"):
+        assert np.array_equal(repaired[f"unrepaired_{key}"], recomputed[key])
+        assert np.array_equal(repaired[f"unaligned_{key}"], recomputed[f"unaligned_{key}"])
+        # One chord, from which all barriers count.
+        assert repaired[key][[0, -1]] == pytest.approx(recomputed[key][[0, -1]], rel=1e-5)
+        assert np.abs(repaired[key] - recomputed[key])[1:-1].max() > 1e-4
 
 
 def test_curve_to_the_run_itself_is_refused_before_training(

@@ -297,8 +297,16 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
         text.append(
             "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations "
             f"at every point: of {' and '.join(parts) or 'no layer'}"
-            + (f", not of {', '.join(found['not_repaired'])}." if found["not_repaired"] else ".")
+            + (f", not of {', '.join(found['not_repaired'])}" if found["not_repaired"] else "")
+            + (
+                "; the statistics of batch norm are recomputed on all paths here"
+                if found["batch_norms"]
+                else ""
+            )
+            + "."
         )
+        if not found["layers"]:
+            text.append("No layer is left to rescale.")
     if results.get("curve"):
         found = results["curve"]
         recipe = found["recipe"]

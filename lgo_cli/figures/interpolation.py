@@ -41,8 +41,8 @@ FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""
 
 _ENDS = {"init": "initialisation", "to": "other checkpoint"}
-_INSTEAD = (("line", "curve"), ("unrepaired", "repaired"), ("unaligned", "aligned"))
-"""What stands beside a path, and what the path itself is then called: the last thing done to it."""
+_DONE = (("curve", "curve"), ("repair", "repaired"), ("alignment", "aligned"))
+"""What may have been done to a path, the last first, and what it is then called."""
 _DIRECTIONS = {
     "random": "a random direction, filter-normalised",
     "gradient": "the gradient, unit norm",
@@ -68,7 +68,7 @@ def draw_interpolation(
         figure = new_figure(size, 0.6 * size[0] + 1.25)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
-        what = next((f", {name}" for key, name in _INSTEAD if f"{key}_loss" in arrays), "")
+        what = next((f", {name}" for key, name in _DONE if results.get(key)), "")
         # Beside a curve to an aligned end there are two straight lines.
         two = "line_loss" in arrays and "unaligned_loss" in arrays
         series = [

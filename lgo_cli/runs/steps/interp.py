@@ -128,10 +128,11 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                 trained = trained_curve(context, config, problem, ends.weights(other))
                 path = ends.curve(other, trained.curve)
             if config.repair:
-                beside["unrepaired"] = path
                 repair = ends.repair(other)
-                path = ends.straight(other, repair)
-            description = ends.measured(other, repair)
+                if repair.ends:  # the statistics of batch norm alone are recomputed in any case
+                    beside["unrepaired"] = path
+                    path = ends.straight(other, repair)
+            description = ends.measured(other)
             fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
             if description.batchnorm == "frozen" or fixed:
                 loss_of_other = ends.loss_of(other)
