@@ -180,6 +180,22 @@ def test_strict_refuses_what_is_not_finite(
     assert (pair / "run0" / "interp.json").stat().st_mtime_ns == before
 
 
+def test_strict_refuses_points_along_a_direction_that_are_not_finite(
+    small_run: Path, lgo: Lgo
+) -> None:
+    """Its last point is the run itself, and finite."""
+    line = ["interp", small_run, "--direction", "random", "--range", "-1e38", 0, "--num-points", 3]
+    message = "not finite: the loss at 2 points, the loss at 2 points on the test samples"
+    assert message in lgo(*line, "--strict", code=4).stderr
+    told = lgo(*line).stderr
+    assert "warning: the loss is not finite at 2 of 3 points" in told
+    assert "warning: on the test samples, the loss is not finite at 2 of 3 points" in told
+    results = json.loads((small_run / "interp.json").read_text())["results"]
+    assert (results["num_nonfinite"], results["test_num_nonfinite"]) == (2, 2)
+    assert message in lgo(*line, "--strict", code=4).stderr
+    lgo("verify", small_run)
+
+
 @pytest.mark.parametrize(
     ("line", "module"),
     [
@@ -593,6 +609,16 @@ def test_statistics_of_batch_norm_follow_the_policy(pair: Path) -> None:
     assert aligned.loss_at_end == pytest.approx(between.loss_at_end, rel=1e-5)
     curve, _ = _measure(pair, "normed", curve="bezier", epochs=1)
     assert "measure it with --batchnorm recompute" in curve.warnings[-1]
+
+
+def test_matrix_says_whose_statistics_are_frozen(pair: Path, lgo: Lgo) -> None:
+    line = ["interp", pair / "normed0", "--to", pair / "normed1", "--num-points", 3]
+    whose = lgo(*line).stdout
+    assert "\nbatch norm  statistics frozen: those of the run\n" in whose
+    whose = lgo(*line, "--to", "init", "--matrix").stdout
+    assert "statistics frozen: those of the first of each two\n" in whose
+    caption = (pair / "normed0" / "interp_caption.txt").read_text()
+    assert "Batch-norm statistics are frozen: those of the first of each two." in caption
 
 
 def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:

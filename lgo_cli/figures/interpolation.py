@@ -28,6 +28,7 @@ from lgo_cli.figures.style import (
     number,
     settle,
 )
+from lgo_cli.results import DIRECTIONS, ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,14 +41,8 @@ Array = np.ndarray[Any, Any]
 FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""
 
-_ENDS = {"init": "initialisation", "to": "other checkpoint"}
 _DONE = (("curve", "curve"), ("repair", "repaired"), ("alignment", "aligned"))
 """What may have been done to a path, the last first, and what it is then called."""
-_DIRECTIONS = {
-    "random": "a random direction, filter-normalised",
-    "gradient": "the gradient, unit norm",
-    "eigen": "the top eigenvector, unit norm",
-}
 
 
 def draw_interpolation(
@@ -128,10 +123,10 @@ def _draw_band(axes: Axes, alpha: Array, loss: Array, error: Array, colour: str)
 def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any], inches: float) -> str:
     along = results["along"]
     length = f"‖d‖ = {results['direction_norm']:.4g}"
-    if along in _ENDS:
+    if along in ENDS:
         name = "α on the line, t on the curve\n" if "line_loss" in arrays else "α "
-        return f"{name}(0: run, 1: {_ENDS[along]}; {length})"
-    return wrapped(f"α along {_DIRECTIONS[along]} ({length})", inches)
+        return f"{name}(0: run, 1: {ENDS[along]}; {length})"
+    return wrapped(f"α along {DIRECTIONS[along]} ({length})", inches)
 
 
 def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
@@ -149,8 +144,8 @@ def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
 
 def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
     points = {"run": 0.0}
-    if results["along"] in _ENDS:
-        points[_ENDS[results["along"]]] = 1.0
+    if results["along"] in ENDS:
+        points[ENDS[results["along"]]] = 1.0
     for axes in (above, below):
         for at in points.values():
             axes.axvline(at, color=INK, linewidth=0.7, linestyle=":")

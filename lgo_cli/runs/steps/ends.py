@@ -118,6 +118,6 @@ class Ends:
 
 
 def largest_difference(paths: Iterable[Path]) -> float | None:
-    """Of the fast paths that were compared with the model; `None` if there was none."""
+    """Of the fast paths that were taken from the model's own; `None` if there was none."""
     found = [path.fast_path_difference for path in paths]
     return max((each for each in found if each is not None), default=None)
