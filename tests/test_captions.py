@@ -89,9 +89,22 @@ def test_caption_of_a_path_says_what_was_measured(small_run: Path) -> None:
     execute(InterpConfig(num_points=5, analysis_samples=64), small_run)
     text = (small_run / "interp_caption.txt").read_text()
     results = json.loads((small_run / "interp.json").read_text())["results"]
-    assert "along the straight line from the run to its initialisation" in text
+    assert "Path: along the straight line to the initialisation, 5 points on [-0.5, 1.5]" in text
     assert f"Barrier: {results['barrier']:.4g}" in text
     assert re.search(r"Test: 64 samples of the test split\.", text)
+    assert "not finite" not in text
+
+
+def test_caption_of_a_path_counts_what_the_figure_leaves_out(small_run: Path) -> None:
+    config = InterpConfig(direction="random", range=(-1e38, 0.0), num_points=3, analysis_samples=1)
+    execute(config, small_run)
+    text = (small_run / "interp_caption.txt").read_text()
+    assert "over the first 1 of 256 train samples" in text
+    assert "Test: 1 sample of the test split. " in text
+    assert (
+        "Points whose loss is not finite, which the figure leaves out: 2; on the test samples 2."
+        in text
+    )
 
 
 def test_caption_of_a_matrix_states_its_extremes() -> None:
@@ -119,6 +132,7 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     loss[1, 2] = np.inf
     arrays = {
         "loss": loss, "measured": measured, "convexity_ratio": np.ones((5, 6)),
+        "convexity_ratio_error": np.array([[0.01] * 6] * 4 + [[0.01, 0.06, np.nan] * 2]),
         "planes_loss": np.stack([loss] * 7), "test_loss": np.ones((3, 4)),
     }  # fmt: skip
     results = {
@@ -142,6 +156,7 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
             "converged": False, "share_above": 0.125,
         },
     }  # fmt: skip
+    results["explained_variance"] = [0.75, 0.125]
     results["test"] = {"loss_at_center": 1.25, "accuracy_at_center": 0.875, "num_measured": 9}
     return arrays, results, {"seed": 3}
 
@@ -164,6 +179,9 @@ def test_caption_of_all_that_a_surface_may_have() -> None:
         "2.5 at most",
         "12.5 % of the loss at most",
         "on 6 × 5 points of the plane",
+        "almost convex there. Hatched: it is not known to 0.05 at 4 points.",
+        "The axes hold 75.0 % and 12.5 % of the squared displacements of the trajectory's "
+        "checkpoints from the run.",
         "on 7 planes",
         "Test: 77 samples of the test split, on which 9 cells were measured; the run's loss is "
         "1.25, its accuracy 0.8750.",

@@ -145,7 +145,7 @@ def test_each_micro_batchs_own_statistics_are_no_fast_path() -> None:
             batchnorm=BatchNorm(objective, "batch"),
         )
     assert path.plan == "the model's own pass: batch norm normalises by each micro-batch"
-    assert path.fast_path_difference == 0.0
+    assert path.fast_path_difference is None
 
 
 def _path(model: nn.Module, test: Samples | None = TEST) -> Path:
@@ -167,8 +167,9 @@ def test_wrong_fast_path_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, given_up = path.plan.split("; on the test samples, ")
     assert kept == before.plan
     assert given_up.startswith("the model's own pass: it would move the loss by")
+    # Of the way that was taken.
     assert path.fast_path_difference is not None
-    assert path.fast_path_difference > TOLERANCE
+    assert 0 < path.fast_path_difference < TOLERANCE
     assert np.array_equal(path.train.loss, before.train.loss)
     np.testing.assert_allclose(path.test.loss, before.test.loss, rtol=TOLERANCE)
 
@@ -192,7 +193,11 @@ def test_fast_points_that_are_not_finite_are_the_models_own() -> None:
     with Objective(_wide(), TRAIN) as objective:
         path = interpolate(objective, TEST, [0.0, 1e38], direction=torch.ones(objective.dim))
     assert not np.isfinite(path.train.loss[1])
-    assert path.warnings == ("the loss is not finite at 1 of 2 points",)
+    assert path.warnings == (
+        "the loss is not finite at 1 of 2 points",
+        "on the test samples, the loss is not finite at 1 of 2 points",
+    )
+    assert (path.train.num_nonfinite, path.test.num_nonfinite) == (1, 1)
 
 
 def _trained(out: FilePath, dimension: int, seed: int = 0) -> FilePath:
@@ -218,8 +223,28 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     arc = lgo("interp", run, *to, "--num-points", "5", "--spherical")
     results = json.loads((run / "interp.json").read_text())["results"]
     assert (results["point_plan"], results["fast_path_difference"]) == (OWN_PASS, None)
-    assert "self-check" not in arc.stdout
+    assert f"\npoints     {OWN_PASS}\n" in arc.stdout
     # Too few inputs for products to pay: there is no fast path to boast of.
-    narrow = lgo("interp", _trained(tmp_path, 20), "--num-points", "5", "--verbose")
-    assert "the model's own pass: no convolution" in narrow.stderr
-    assert "self-check" not in narrow.stdout
+    narrow = _trained(tmp_path, 20)
+    own = "the model's own pass: no convolution, and no wide linear layer sees the inputs"
+    line = lgo("interp", narrow, "--num-points", "5")
+    assert f"\npoints     {own}\n" in line.stdout
+    plane = lgo("contour", narrow, "--resolution", "3")
+    assert f"\n            cells took {own}\n" in plane.stdout
+    for told in (arc, line, plane):
+        assert "fast path" not in told.stdout
+
+
+def test_rejected_fast_path_is_not_called_equal(
+    tmp_path: FilePath, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Evaluator._products_of
+    monkeypatch.setattr(
+        Evaluator, "_products_of", lambda *given: [1.1 * part for part in right(*given)]
+    )
+    run = _trained(tmp_path, 40)
+    for command, why in (("interp", "\npoints     "), ("contour", "\n            cells took ")):
+        grid = ("--num-points", "5") if command == "interp" else ("--resolution", "3")
+        told = lgo(command, run, *grid)
+        assert f"{why}the model's own pass: it would move the loss by" in told.stdout
+        assert "fast path" not in told.stdout

@@ -845,8 +845,11 @@ def test_long_names_of_a_matrix_stay_apart(names: list[str], shown: list[str]) -
 def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own: str) -> None:
     arrays, results = _beside(prefix)
     results[f"barrier_{prefix}".rstrip("_")] = {"value": 2.5, "interval": [2.4, 2.6]}
+    done = {"line_": "curve", "unrepaired_": "repair", "unaligned_": "alignment"}
+    results[done[prefix]] = {"what was": "done"}
     # What was repaired was aligned before; the last thing done to a path is its name.
     if prefix == "unrepaired_":
+        results["alignment"] = {"what was": "done before"}
         arrays |= {f"unaligned_{key}": arrays[key] for key in ("loss", "standard_error")}
     figure = draw_interpolation(arrays, results)
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
@@ -858,6 +861,7 @@ def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own
 def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:
     arrays, results = _beside("line_")
     arrays |= {f"unaligned_{key}": arrays[key] + 1 for key in ("loss", "standard_error")}
+    results |= {"curve": {"what was": "done"}, "alignment": {"what was": "done before"}}
     lines = draw_interpolation(arrays, results).axes[0].lines
     found = {str(line.get_label()): line.get_ydata() for line in lines}
     assert {"train, curve", "train, aligned line", "train, unaligned line"} <= set(found)

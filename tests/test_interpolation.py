@@ -294,8 +294,11 @@ def test_points_that_are_not_finite_stay_so() -> None:
     assert math.isfinite(path.train.loss[0])
     assert not math.isfinite(path.train.loss[2])
     assert not math.isfinite(path.loss_at_end)
-    num_nonfinite = int(np.sum(~np.isfinite(path.train.loss)))
-    assert path.warnings == (f"the loss is not finite at {num_nonfinite} of 3 points",)
+    for series, where in ((path.train, ""), (path.test, "on the test samples, ")):
+        assert series.num_nonfinite == np.sum(~np.isfinite(series.loss)) > 0
+        warning = f"{where}the loss is not finite at {series.num_nonfinite} of 3 points"
+        assert warning in path.warnings
+    assert len(path.warnings) == 2
 
 
 ALPHA = np.linspace(0, 1, 21)

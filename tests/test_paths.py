@@ -14,6 +14,7 @@ from conftest import Lgo
 
 from lgo_cli import checkpoint
 from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
 from lgo_cli.landscape import alignment
 from lgo_cli.landscape.barriers import rounding_allowance
@@ -177,6 +178,49 @@ def test_strict_refuses_what_is_not_finite(
     # What is there already has to meet the same.
     assert message in lgo(*line, "--strict", code=4).stderr
     assert (pair / "run0" / "interp.json").stat().st_mtime_ns == before
+
+
+def test_strict_refuses_points_along_a_direction_that_are_not_finite(
+    small_run: Path, lgo: Lgo
+) -> None:
+    """Its last point is the run itself, and finite."""
+    line = ["interp", small_run, "--direction", "random", "--range", "-1e38", 0, "--num-points", 3]
+    message = "not finite: the loss at 2 points, the loss at 2 points on the test samples"
+    assert message in lgo(*line, "--strict", code=4).stderr
+    told = lgo(*line).stderr
+    assert "warning: the loss is not finite at 2 of 3 points" in told
+    assert "warning: on the test samples, the loss is not finite at 2 of 3 points" in told
+    results = json.loads((small_run / "interp.json").read_text())["results"]
+    assert (results["num_nonfinite"], results["test_num_nonfinite"]) == (2, 2)
+    assert message in lgo(*line, "--strict", code=4).stderr
+    lgo("verify", small_run)
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("interp --num-points 3", "interpolation"),
+        ("interp --direction random --num-points 3", "interpolation"),
+        ("contour --plane eigen --resolution 3", "quadratic"),
+        ("contour --num-planes 2 --resolution 3", "statistics"),
+    ],
+)
+def test_memory_budget_reaches_every_hessian(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, line: str, module: str
+) -> None:
+    kept: list[bool] = []
+
+    class Spy(HessianOperator):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            kept.append(self.keeps_graph)
+
+    monkeypatch.setattr(f"lgo_cli.landscape.{module}.HessianOperator", Spy)
+    command, *options = line.split()
+    for memory, keeps in (("1KiB", False), ("1GiB", True)):
+        lgo(command, small_run, *options, "--memory", memory, "--force")
+        assert kept == [keeps]
+        kept.clear()
 
 
 def test_strict_refuses_an_interval_that_one_sample_leaves_open(small_run: Path, lgo: Lgo) -> None:
@@ -567,6 +611,16 @@ def test_statistics_of_batch_norm_follow_the_policy(pair: Path) -> None:
     assert "measure it with --batchnorm recompute" in curve.warnings[-1]
 
 
+def test_matrix_says_whose_statistics_are_frozen(pair: Path, lgo: Lgo) -> None:
+    line = ["interp", pair / "normed0", "--to", pair / "normed1", "--num-points", 3]
+    whose = lgo(*line).stdout
+    assert "\nbatch norm  statistics frozen: those of the run\n" in whose
+    whose = lgo(*line, "--to", "init", "--matrix").stdout
+    assert "statistics frozen: those of the first of each two\n" in whose
+    caption = (pair / "normed0" / "interp_caption.txt").read_text()
+    assert "Batch-norm statistics are frozen: those of the first of each two." in caption
+
+
 def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
     plain, unrepaired = _measure(pair, align=True, spherical=True)
     results, arrays = _measure(pair, align=True, spherical=True, repair=True)
@@ -596,19 +650,63 @@ def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
         assert part in caption, part
 
 
-def test_repair_of_batch_norm_recomputes_its_statistics(pair: Path) -> None:
+def test_repair_of_batch_norm_recomputes_its_statistics_on_all_paths(pair: Path) -> None:
     """In micro-batches of 48, 48 and 32."""
-    batches = {"align": True, "micro_batch_size": 48}
-    results, arrays = _measure(pair, "normed", repair=True, **batches)
+    batches = {"micro_batch_size": 48, "batchnorm": "recompute", "range": (0.0, 1.0)}
+    results, arrays = _measure(pair, "normed", align=True, repair=True, micro_batch_size=48)
     assert results.repair is not None
     assert (results.repair.layers, len(results.repair.batch_norms)) == ([], 1)
     assert (results.measured.batchnorm, results.measured.batchnorm_samples) == ("recompute", 128)
-    recomputed, expected = _measure(
-        pair, "normed", batchnorm="recompute", range=(0.0, 1.0), **batches
-    )
-    for key in ("loss", "test_loss", "accuracy"):
+    caption = (pair / "normed0" / "interp_caption.txt").read_text()
+    recomputed, expected = _measure(pair, "normed", align=True, **batches)
+    for key in ("loss", "test_loss", "accuracy", "unaligned_loss", "unaligned_test_loss"):
         assert np.array_equal(arrays[key], expected[key])
     assert results.barrier == recomputed.barrier
+    assert results.barrier_unaligned == recomputed.barrier_unaligned
+    # No layer is left to rescale: there is no other path beside the repaired one.
+    assert results.barrier_unrepaired is None
+    assert "unrepaired_loss" not in arrays
+    assert results.num_evaluations == recomputed.num_evaluations
+    assert (
+        "of 1 batch norm; the statistics of batch norm are recomputed on all paths here. No layer "
+        "is left to rescale." in caption
+    )
+
+
+MIXED = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(),
+        nn.Linear(5, 10),
+    )
+"""
+
+
+def test_unrepaired_path_has_the_statistics_of_the_repaired_one(
+    tmp_path: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer to rescale, and one with batch norm, whose running statistics are others."""
+    monkeypatch.chdir(tmp_path)
+    Path("mixed.py").write_text(MIXED)
+    data = ("--dataset-arg", "num_train=256", "--dataset-arg", "dimension=20")
+    for seed in (0, 1):
+        line = ["train", "--model", "mixed.py:build", *data, "--epochs", 1, "--out", f"run{seed}"]
+        lgo(*line, "--seed", seed)
+    measured = {}
+    for options in ("--repair", "--batchnorm recompute --range 0 1"):
+        line = ["interp", "run0", "--to", "run1", "--align", "--trust-code", "--num-points", 5]
+        lgo(*line, *options.split())
+        with np.load("run0/interp.npz") as arrays:
+            measured[options] = dict(arrays)
+    repaired, recomputed = measured.values()
+    for key in ("loss", "test_loss"):
+        assert np.array_equal(repaired[f"unrepaired_{key}"], recomputed[key])
+        assert np.array_equal(repaired[f"unaligned_{key}"], recomputed[f"unaligned_{key}"])
+        # One chord, from which all barriers count.
+        assert repaired[key][[0, -1]] == pytest.approx(recomputed[key][[0, -1]], rel=1e-5)
+        assert np.abs(repaired[key] - recomputed[key])[1:-1].max() > 1e-4
 
 
 def test_curve_to_the_run_itself_is_refused_before_training(

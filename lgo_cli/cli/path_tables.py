@@ -5,30 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import counted
+from lgo_cli.results import SHAPES, counted, route
 
 if TYPE_CHECKING:
     from lgo_cli.results import BarrierMatrix, InterpResults
 
 Rows = list[tuple[str, str]]
 
-_SHAPES = {
-    "line": "",
-    "arc": " on a great circle",
-    "bezier": " on a trained Bezier curve",
-    "polychain": " on a trained polygonal chain",
-}
+OWN_PASS = "the model's own pass"
+"""What plans say, before why, of points that have no fast path."""
 
 
 def path_rows(results: InterpResults) -> Rows:
     """What `lgo interp` found."""
     if results.matrix is not None:
         return _matrix(results, results.matrix)
-    names = {"init": "to its initialisation", "to": "to the other checkpoint"}
-    along = names.get(results.along, f"along the {results.along} direction")
     bounds = f"{results.num_points} points on {interval(results.range)}"
     rows: Rows = [
-        ("path", f"{along}{_SHAPES[results.shape]}, {bounds}"),
+        ("path", f"{route(results.along, results.shape)}, {bounds}"),
         ("loss", f"{results.loss_at_start:.6g} at 0, {results.loss_at_end:.6g} at the end"),
     ]
     if results.alignment is not None:
@@ -59,9 +53,9 @@ def path_rows(results: InterpResults) -> Rows:
         rows.append(
             (
                 "curve",
-                f"{curve.num_bends} {'bend' if curve.num_bends == 1 else 'bends'}, "
+                f"{counted(curve.num_bends, 'bend')}, "
                 f"{curve.length:.4g} times as long as the line; {curve.recipe.optimizer}, "
-                f"lr {curve.recipe.lr:g}, {curve.recipe.epochs} epochs",
+                f"lr {curve.recipe.lr:g}, {counted(curve.recipe.epochs, 'epoch')}",
             )
         )
         if curve.epoch_losses:
@@ -76,10 +70,13 @@ def path_rows(results: InterpResults) -> Rows:
 
 
 def _self_check(results: InterpResults) -> Rows:
-    """How far the points' fast path is off the model's own, if one was taken."""
-    if not results.fast_path_difference:
-        return []
-    return [("self-check", f"fast path equal to {results.fast_path_difference:.1e}")]
+    """How far a fast path is off the model's own pass, and why points took that itself."""
+    rows: Rows = []
+    if results.fast_path_difference is not None:
+        rows.append(("self-check", f"fast path equal to {results.fast_path_difference:.1e}"))
+    if OWN_PASS in results.point_plan:
+        rows.append(("points", results.point_plan))
+    return rows
 
 
 def _barriers(results: InterpResults) -> Rows:
@@ -112,7 +109,7 @@ def _barriers(results: InterpResults) -> Rows:
 
 def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
     """Each pair on a line: there is no width to trust that a terminal has."""
-    paths = "great circles" if results.shape == "arc" else "straight lines"
+    paths = f"{SHAPES[results.shape]}s"
     rows: Rows = [
         (
             "paths",

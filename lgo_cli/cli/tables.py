@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.cli.path_tables import interval, path_rows
+from lgo_cli.cli.path_tables import OWN_PASS, interval, path_rows
 from lgo_cli.results import (
     AnalysisResults,
     ContourResults,
@@ -13,6 +13,7 @@ from lgo_cli.results import (
     InterpResults,
     Planes,
     TrainResults,
+    batchnorm_statistics,
     counted,
 )
 
@@ -32,14 +33,6 @@ def summary_lines(manifest: Manifest) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
-_STATISTICS = {
-    "frozen": "frozen at the run's running statistics",
-    "recompute": "statistics recomputed at each point",
-    "interpolate": "statistics interpolated between the checkpoints'",
-    "batch": "each micro-batch's own statistics",
-}
-
-
 def summary(manifest: Manifest) -> Rows:
     """A step's results as names and values."""
     results, dataset = manifest.results, manifest.called("dataset")
@@ -55,12 +48,15 @@ def summary(manifest: Manifest) -> Rows:
         rows.append(
             (
                 "objective",
-                f"mean {measured.loss}{smoothing} on {measured.num_samples:,} {measured.split} "
-                f"samples of {dataset}, {measured.dtype}",
+                f"mean {measured.loss}{smoothing} on "
+                f"{counted(measured.num_samples, f'{measured.split} sample')} of {dataset}, "
+                f"{measured.dtype}",
             )
         )
         if measured.batchnorm != "none":
-            rows.append(("batch norm", _STATISTICS[measured.batchnorm]))
+            pairs = isinstance(results, InterpResults) and results.matrix is not None
+            words = batchnorm_statistics(measured.model_dump(), pairs=pairs)
+            rows.append(("batch norm", f"statistics {words}"))
     if isinstance(results, HessianResults):
         return rows + _hessian(results)
     if isinstance(results, InterpResults):
@@ -276,7 +272,9 @@ def _contour(results: ContourResults) -> Rows:
         rows.append(("range", f"{results.loss_min:.6g} to {results.loss_max:.6g}"))
     if results.explained_variance is not None:
         first, second = results.explained_variance
-        rows.append(("variance", f"{first:.1%} and {second:.1%} of the trajectory's"))
+        rows.append(
+            ("share", f"{first:.1%} and {second:.1%} of the trajectory's squared displacements")
+        )
     rows += _cells(results)
     if results.quadratic is not None:
         rows.append(
@@ -315,15 +313,18 @@ def _contour(results: ContourResults) -> Rows:
             )
         )
     cell = check.recomputed_cell
+    is_fast = not results.cell_plan.startswith(OWN_PASS)
+    fast = f"fast path equal to {check.fast_path_difference:.1e}, " if is_fast else ""
     rows.append(
         (
             "self-check",
             f"centre off by {check.center_difference:.1e}, axes' cosine {check.axis_cosine:.1e}, "
-            f"fast path equal to {check.fast_path_difference:.1e}, "
-            f"cell ({cell.row}, {cell.column}) recomputed to {cell.difference:.1e}, "
+            f"{fast}cell ({cell.row}, {cell.column}) recomputed to {cell.difference:.1e}, "
             f"{check.num_nonfinite} not finite",
         )
     )
+    if not is_fast:
+        rows.append(("", f"cells took {results.cell_plan}"))
     return rows
 
 

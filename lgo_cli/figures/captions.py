@@ -7,37 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.figures.maps import RATIO_ERROR
 from lgo_cli.figures.plane import ON_PLANE
 from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
-from lgo_cli.results import counted
+from lgo_cli.results import DIRECTIONS, SHAPES, batchnorm_statistics, counted, route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_BATCHNORM = {
-    "frozen": "Batch-norm statistics are frozen: the run's own at every point.",
-    "recompute": "Batch-norm statistics are recomputed at every point over {samples} samples.",
-    "interpolate": "Batch-norm statistics are interpolated between those of the checkpoints.",
-    "batch": "Batch norm uses the statistics of each micro-batch of {micro} samples.",
-    "none": "The model has no batch norm.",
-}
-_DIRECTIONS = {
-    "random": "a random direction with the norms of the filters",
-    "gradient": "the gradient, scaled to unit norm",
-    "eigen": "the Hessian's top eigenvector",
-}
-_SHAPES = {
-    "line": "the straight line",
-    "arc": "the spherical arc",
-    "bezier": "a trained Bezier curve",
-    "polychain": "a trained polygonal chain",
-}
 _BESIDE = {
     "line": "the straight line instead of the curve",
     "unrepaired": "the same path without REPAIR",
     "unaligned": "the path before units were permuted",
 }
-_OTHER = {"init": "its initialisation", "to": "another checkpoint"}
 
 
 def describe(
@@ -67,19 +49,20 @@ def describe(
 def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Model, loss, samples, precision, batch norm and seed."""
     measured = results["measured"]
-    loss = measured["loss"]
+    loss, samples = measured["loss"], f"{measured['split']} sample"
     smoothing = measured["label_smoothing"]
     smoothed = f" with label smoothing {smoothing:g}" if smoothing else ""
-    policy = _BATCHNORM[measured["batchnorm"]].format(
-        samples=f"{measured.get('batchnorm_samples') or measured['num_samples']:,}",
-        micro=f"{measured['micro_batch_size']:,}",
-    )
+    policy = "The model has no batch norm."
+    if measured["batchnorm"] != "none":
+        whose = batchnorm_statistics(measured, pairs=bool(results.get("matrix")))
+        policy = f"Batch-norm statistics are {whose}."
     return [
         f"Model: {results['model']} with {counted(results['num_parameters'], 'parameter')}, on "
         f"{results['dataset']}.",
         f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
-        f"decay, over the first {measured['num_samples']:,} of {measured['num_available']:,} "
-        f"{measured['split']} samples, in evaluation mode and {measured['dtype']} arithmetic.",
+        f"decay, over the first {measured['num_samples']:,} of "
+        f"{counted(measured['num_available'], samples)}, in evaluation mode "
+        f"and {measured['dtype']} arithmetic.",
         policy,
         f"Seed: {config['seed']}.",
     ]
@@ -110,14 +93,15 @@ def _contour(
     test = results.get("test")
     if test:
         text.append(
-            f"Test: {results['measured']['num_test_samples']:,} samples of the test split, on "
-            f"which {test['num_measured']:,} cells were measured; the run's loss is "
+            f"Test: {counted(results['measured']['num_test_samples'], 'sample')} of the test "
+            f"split, on which {test['num_measured']:,} cells were measured; the run's loss is "
             f"{number(test['loss_at_center']):.6g}, its accuracy {test['accuracy_at_center']:.4f}."
         )
     if results.get("explained_variance"):
         first, second = (100 * number(share) for share in results["explained_variance"])
         text.append(
-            f"The axes explain {first:.1f} % and {second:.1f} % of the trajectory's variance."
+            f"The axes hold {first:.1f} % and {second:.1f} % of the squared displacements of the "
+            "trajectory's checkpoints from the run."
         )
     return text
 
@@ -195,6 +179,11 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
             f"|λmin / λmax| of the Hessian on {cx} × {cy} points of the plane, under the loss's "
             "contour lines; near 0 the loss is almost convex there."
         ]
+        unknown = int(np.sum(~(arrays["convexity_ratio_error"] <= RATIO_ERROR)))
+        if unknown:
+            figures["contour_convexity"].append(
+                f"Hatched: it is not known to {RATIO_ERROR} at {counted(unknown, 'point')}."
+            )
     if "planes_loss" in arrays:
         figures["contour_bands"] = [
             f"Mean loss over circles around the run on {len(arrays['planes_loss'])} planes: their "
@@ -209,10 +198,10 @@ def _interp(
     measured = results["measured"]
     text = []
     if measured.get("num_test_samples"):
-        text.append(f"Test: {measured['num_test_samples']:,} samples of the test split.")
+        text.append(f"Test: {counted(measured['num_test_samples'], 'sample')} of the test split.")
     if "matrix_barrier" in arrays:
         names = results["matrix"]["names"]
-        lines = {"line": "Straight lines", "arc": "Spherical arcs"}[results["shape"]]
+        lines = f"{SHAPES[results['shape']]}s".capitalize()
         return [
             *text,
             f"{lines} between each two of {len(names)} checkpoints, {results['num_points']} points "
@@ -221,14 +210,17 @@ def _interp(
         ]
     along = results["along"]
     low, high = results["range"]
-    if along in _DIRECTIONS:
-        what = f"along {_DIRECTIONS[along]}"
-    else:
-        what = f"along {_SHAPES[results.get('shape', 'line')]} from the run to {_OTHER[along]}"
     text.append(
-        f"Path: {what}, {results['num_points']} points on [{low:g}, {high:g}], where the run is "
-        f"at 0{'' if along in _DIRECTIONS else ' and the other end at 1'}."
+        f"Path: {route(along, results.get('shape', 'line'))}, {results['num_points']} points on "
+        f"[{low:g}, {high:g}], where the run is at 0"
+        f"{'' if along in DIRECTIONS else ' and the other end at 1'}."
     )
+    on_train, on_test = (results.get(f"{split}num_nonfinite") for split in ("", "test_"))
+    if on_train or on_test:
+        text.append(
+            "Points whose loss is not finite, which the figure leaves out: "
+            f"{on_train or 'none'}; on the test samples {on_test or 'none'}."
+        )
     text += _changed(results)
     if results["barrier"] is not None:
         within = _interval(
@@ -240,7 +232,7 @@ def _interp(
             f"Barrier: {number(results['barrier']):.4g}{within}, the most by which the loss "
             "exceeds the straight line between the losses at the ends."
         )
-    elif along not in _DIRECTIONS:
+    elif along not in DIRECTIONS:
         text.append("Barrier: none, as no point between the two ends was measured.")
     for name, of in _BESIDE.items():
         beside = results.get(f"barrier_{name}")
@@ -297,8 +289,16 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
         text.append(
             "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations "
             f"at every point: of {' and '.join(parts) or 'no layer'}"
-            + (f", not of {', '.join(found['not_repaired'])}." if found["not_repaired"] else ".")
+            + (f", not of {', '.join(found['not_repaired'])}" if found["not_repaired"] else "")
+            + (
+                "; the statistics of batch norm are recomputed on all paths here"
+                if found["batch_norms"]
+                else ""
+            )
+            + "."
         )
+        if not found["layers"]:
+            text.append("No layer is left to rescale.")
     if results.get("curve"):
         found = results["curve"]
         recipe = found["recipe"]

@@ -28,6 +28,7 @@ from lgo_cli.figures.style import (
     number,
     settle,
 )
+from lgo_cli.results import DIRECTIONS, ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,14 +41,8 @@ Array = np.ndarray[Any, Any]
 FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""
 
-_ENDS = {"init": "initialisation", "to": "other checkpoint"}
-_INSTEAD = (("line", "curve"), ("unrepaired", "repaired"), ("unaligned", "aligned"))
-"""What stands beside a path, and what the path itself is then called: the last thing done to it."""
-_DIRECTIONS = {
-    "random": "a random direction, filter-normalised",
-    "gradient": "the gradient, unit norm",
-    "eigen": "the top eigenvector, unit norm",
-}
+_DONE = (("curve", "curve"), ("repair", "repaired"), ("alignment", "aligned"))
+"""What may have been done to a path, the last first, and what it is then called."""
 
 
 def draw_interpolation(
@@ -68,7 +63,7 @@ def draw_interpolation(
         figure = new_figure(size, 0.6 * size[0] + 1.25)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
-        what = next((f", {name}" for key, name in _INSTEAD if f"{key}_loss" in arrays), "")
+        what = next((f", {name}" for key, name in _DONE if results.get(key)), "")
         # Beside a curve to an aligned end there are two straight lines.
         two = "line_loss" in arrays and "unaligned_loss" in arrays
         series = [
@@ -128,10 +123,10 @@ def _draw_band(axes: Axes, alpha: Array, loss: Array, error: Array, colour: str)
 def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any], inches: float) -> str:
     along = results["along"]
     length = f"‖d‖ = {results['direction_norm']:.4g}"
-    if along in _ENDS:
+    if along in ENDS:
         name = "α on the line, t on the curve\n" if "line_loss" in arrays else "α "
-        return f"{name}(0: run, 1: {_ENDS[along]}; {length})"
-    return wrapped(f"α along {_DIRECTIONS[along]} ({length})", inches)
+        return f"{name}(0: run, 1: {ENDS[along]}; {length})"
+    return wrapped(f"α along {DIRECTIONS[along]} ({length})", inches)
 
 
 def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
@@ -149,8 +144,8 @@ def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
 
 def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
     points = {"run": 0.0}
-    if results["along"] in _ENDS:
-        points[_ENDS[results["along"]]] = 1.0
+    if results["along"] in ENDS:
+        points[ENDS[results["along"]]] = 1.0
     for axes in (above, below):
         for at in points.values():
             axes.axvline(at, color=INK, linewidth=0.7, linestyle=":")

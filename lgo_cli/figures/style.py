@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from lgo_cli.results import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -165,8 +167,8 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
     if "measured" in results:
         measured = results["measured"]
         parts.append(
-            f"{measured['loss'].replace('_', ' ')}, {measured['num_samples']:,} "
-            f"{measured['split']} samples"
+            f"{measured['loss'].replace('_', ' ')}, "
+            + counted(measured["num_samples"], f"{measured['split']} sample")
         )
         if measured["batchnorm"] != "none":
             parts.append(f"batch norm {measured['batchnorm']}")

@@ -45,6 +45,7 @@ class Series:
             NaN along a direction.
         barrier: The largest such height over [0, 1]; `None` along a direction, without samples, or
             without a point between the ends.
+        num_nonfinite: Points that were measured and whose loss is not finite.
     """
 
     loss: Array
@@ -52,6 +53,7 @@ class Series:
     accuracy: Array
     barrier_standard_error: Array
     barrier: Barrier | None
+    num_nonfinite: int = 0
 
     def arrays(self, prefix: str = "") -> dict[str, Array]:
         """The arrays under their names, each after the prefix."""
@@ -75,9 +77,9 @@ class Path:
         num_evaluations: Points measured on the probe set and on the test samples together.
         num_matvecs: Products.
         plan: Which way the points between the ends took (`Evaluator.plan`), and why.
-        fast_path_difference: Largest relative difference of that way from the model's own pass, at
-            both ends of the grid, on one micro-batch of either set; `None` for a path that has no
-            other way.
+        fast_path_difference: Largest relative difference of a fast path that was taken from the
+            model's own pass, at both ends of the grid, on one micro-batch of either set; `None`
+            where none was.
         warnings: What a reader must know, such as points that are not finite.
     """
 
@@ -117,6 +119,7 @@ def interpolate(
     batchnorm: BatchNorm | None = None,
     around: Callable[[float], AbstractContextManager[None]] | None = None,
     seed: int = 0,
+    memory_bytes: int | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Measure loss and accuracy along a path, on the probe set and on test samples.
@@ -136,6 +139,7 @@ def interpolate(
         around: What is to be in force at α beside the parameters, such as `Repair.at`, in place of
             a policy; entered after they were moved, at the centre too.
         seed: Of the draws behind the barrier's interval.
+        memory_bytes: Of the product's graphs, as `HessianOperator` has it.
         progress: Told of each point.
 
     Cost: for each point a pass over the probe set and one over the test samples, which on a
@@ -150,7 +154,9 @@ def interpolate(
     d = direction.to(objective.theta) if direction is not None else end - objective.theta  # type: ignore[operator]
     untouched = around is None and is_frozen(batchnorm)
     straight = curve is None and untouched
-    curvature = dot(d, HessianOperator(objective).matvec(d)) if straight else None
+    curvature = None
+    if straight:
+        curvature = dot(d, HessianOperator(objective, memory_bytes=memory_bytes).matvec(d))
     evaluators: list[Evaluator] = []
     if curve is None and around is None:
         evaluators = [Evaluator(objective, d[None], batchnorm=batchnorm)]
@@ -189,16 +195,19 @@ def interpolate(
         num_evaluations=len(alphas) * (1 if test is None else 2),
         num_matvecs=int(straight),
         plan="; on the test samples, ".join({each.plan: None for each in evaluators}) or OWN_PASS,
-        fast_path_difference=max((each.difference for each in evaluators), default=None),
-        warnings=tuple(_warnings(on_train, (objective.samples, test), has_end=has_end)),
+        fast_path_difference=max((e.difference for e in evaluators if e.is_fast), default=None),
+        warnings=tuple(_warnings(on_train, on_test, (objective.samples, test), has_end=has_end)),
     )
 
 
-def _warnings(train: Series, splits: Iterable[Samples | None], *, has_end: bool) -> Iterator[str]:
+def _warnings(
+    train: Series, test: Series, splits: Iterable[Samples | None], *, has_end: bool
+) -> Iterator[str]:
     """What a reader of a path must know."""
-    num_nonfinite = int(np.sum(~np.isfinite(train.loss)))
-    if num_nonfinite:
-        yield f"the loss is not finite at {num_nonfinite} of {len(train.loss)} points"
+    for series, where in ((train, ""), (test, "on the test samples, ")):
+        if series.num_nonfinite:
+            points = f"{series.num_nonfinite} of {len(series.loss)} points"
+            yield f"{where}the loss is not finite at {points}"
     if has_end and train.barrier is None:
         yield (
             "no point between the two ends was measured, so there is no barrier: take a larger "
@@ -240,8 +249,9 @@ class _Points:
         loss, errors, accuracy = np.array(
             [(point.loss, point.standard_error, point.accuracy) for point in self.evaluations]
         ).T
+        num_nonfinite = int(np.sum(~np.isfinite(loss)))
         if not has_end:
-            return Series(loss, errors, accuracy, missing, None)
+            return Series(loss, errors, accuracy, missing, None, num_nonfinite)
         losses = np.stack(self.losses)
         self.losses.clear()  # twice the memory otherwise
         evaluator = self.evaluator
@@ -255,4 +265,5 @@ class _Points:
             dtype=self.objective.dtype,
             fast_path_difference=evaluator.difference if evaluator and is_fast else 0.0,
         )
-        return Series(loss, errors, accuracy, height_errors(alpha, losses), barrier)
+        heights = height_errors(alpha, losses)
+        return Series(loss, errors, accuracy, heights, barrier, num_nonfinite)

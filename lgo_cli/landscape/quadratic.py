@@ -69,17 +69,20 @@ class QuadraticError:
     holds_everywhere: bool
 
 
-def quadratic_model(objective: Objective, directions: Tensor) -> QuadraticModel:
+def quadratic_model(
+    objective: Objective, directions: Tensor, *, memory_bytes: int | None = None
+) -> QuadraticModel:
     """The second-order Taylor polynomial on a plane, at the objective's centre.
 
     Args:
         objective: Entered.
         directions: [2, P].
+        memory_bytes: Of the products' graphs, as `HessianOperator` has it.
 
     Cost: two matvecs and a gradient.
     """
     first, second = directions.to(objective.theta)
-    operator = HessianOperator(objective)
+    operator = HessianOperator(objective, memory_bytes=memory_bytes)
     product, other = operator.matvec(first), operator.matvec(second)
     _, gradient = objective.loss_and_gradient()
     return QuadraticModel(

@@ -60,8 +60,8 @@ class Repair:
     Attributes:
         ends: For each layer, by its weight's name and in the order of a pass, its moments at the
             path's start and end.
-        batchnorm: Of the statistics of batch norm at every point, the ends among them: recomputed,
-            if there is batch norm.
+        batchnorm: Of the statistics of batch norm at every point, the ends among them; see
+            `recomputed`.
         batch_norms: Names of the running means that are recomputed.
         not_repaired: Weights with hidden units that REPAIR has to leave alone, and why.
 
@@ -75,14 +75,7 @@ class Repair:
         self._objective = objective
         self._parameters = dict(objective.model.named_parameters())
         self._layers, self.not_repaired = _find(objective)
-        self.batchnorm = BatchNorm(objective, "frozen")
-        if self.batchnorm.unreachable:
-            raise UsageError(
-                f"--repair recomputes batch norm's statistics: {self.batchnorm.unreachable}",
-                hint="leave out --repair",
-            )
-        if self.batchnorm.buffers:
-            self.batchnorm = BatchNorm(objective, "recompute")
+        self.batchnorm = recomputed(objective)
         self.batch_norms = tuple(self.batchnorm.buffers)[::2]
         found = []
         for theta in (objective.theta, end):
@@ -155,6 +148,23 @@ class Repair:
         scale = torch.where(now.std > floor, target.std / now.std, 1.0)
         weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
         bias.copy_(bias.double() * scale + (target.mean - scale * now.mean))
+
+
+def recomputed(objective: Objective) -> BatchNorm:
+    """What batch norm does on a repaired path, and on those that it is compared with.
+
+    Its statistics are recomputed at every point, if there is batch norm.
+
+    Raises:
+        UsageError: if they cannot be.
+    """
+    frozen = BatchNorm(objective, "frozen")
+    if frozen.unreachable:
+        raise UsageError(
+            f"--repair recomputes batch norm's statistics: {frozen.unreachable}",
+            hint="leave out --repair",
+        )
+    return BatchNorm(objective, "recompute") if frozen.buffers else frozen
 
 
 class _AllSeen(BaseException):

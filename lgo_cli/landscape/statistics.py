@@ -161,7 +161,7 @@ def line_curvature(
     num_planes: int,
     *,
     normalization: Normalization = "filter",
-    rtol: float = 0.01,
+    memory_bytes: int | None = None,
     progress: Progress = SILENT,
 ) -> LineCurvature:
     """Measure the curvature along the lines of K random planes, and check its mean.
@@ -177,7 +177,7 @@ def line_curvature(
         seed: Of the planes.
         num_planes: K.
         normalization: Of the planes.
-        rtol: Of the engine's trace.
+        memory_bytes: Of the products' graphs, as `HessianOperator` has it.
         progress: Told of each product.
 
     Raises:
@@ -186,7 +186,7 @@ def line_curvature(
 
     Cost: 2K matvecs for the lines, 50 or more for the trace.
     """
-    operator = HessianOperator(objective)
+    operator = HessianOperator(objective, memory_bytes=memory_bytes)
     values = np.empty(2 * num_planes)
     with progress.task("lines", 2 * num_planes, "products") as task:
         for number in range(2 * num_planes):
@@ -200,7 +200,7 @@ def line_curvature(
     start = standard_normal(operator.dim, seed, "contour", "trace").to(objective.theta)
     weighted = ScaledOperator(operator, scale / math.sqrt(square))
     trace = estimate_trace(
-        Lanczos(weighted, weighted.scale * start, seed), rtol=rtol, seed=seed, progress=progress
+        Lanczos(weighted, weighted.scale * start, seed), seed=seed, progress=progress
     )
     mean = float(values.mean())
     error = float(values.std(ddof=1)) / math.sqrt(len(values))

@@ -9,15 +9,20 @@ from lgo_cli.results.base import (
     Recipe,
     Results,
     TrainResults,
+    batchnorm_statistics,
     counted,
 )
 from lgo_cli.results.paths import (
+    DIRECTIONS,
+    ENDS,
+    SHAPES,
     AlignmentResults,
     Barrier,
     BarrierMatrix,
     CurveResults,
     InterpResults,
     RepairResults,
+    route,
 )
 from lgo_cli.results.spectrum import (
     AuditResults,
@@ -49,6 +54,9 @@ from lgo_cli.results.surfaces import (
 )
 
 __all__ = [
+    "DIRECTIONS",
+    "ENDS",
+    "SHAPES",
     "AlignmentResults",
     "AnalysisResults",
     "AuditResults",
@@ -85,5 +93,7 @@ __all__ = [
     "TraceEstimate",
     "TrainResults",
     "TrajectoryPoint",
+    "batchnorm_statistics",
     "counted",
+    "route",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from lgo_cli.config import Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Real = Annotated[float, Field(strict=False)]
 """A float that may be non-finite, written as the string "NaN" or "Infinity"."""
@@ -77,6 +80,23 @@ class AnalysisResults(Results):
     """What every analysis reports."""
 
     measured: Measured
+
+
+def batchnorm_statistics(measured: Mapping[str, Any], *, pairs: bool = False) -> str:
+    """Which batch norm's statistics are.
+
+    Args:
+        measured: The fields of `Measured`.
+        pairs: Whether there are many paths, each from the first of two checkpoints to the second.
+    """
+    num_samples = measured.get("batchnorm_samples") or measured["num_samples"]
+    micro_batch = counted(measured["micro_batch_size"], "sample")
+    return {
+        "frozen": f"frozen: those of {'the first of each two' if pairs else 'the run'}",
+        "recompute": f"recomputed at every point over {counted(num_samples, 'sample')}",
+        "interpolate": "interpolated between those of the checkpoints",
+        "batch": f"each micro-batch's own, of {micro_batch}",
+    }[measured["batchnorm"]]
 
 
 def counted(number: int, noun: str) -> str:

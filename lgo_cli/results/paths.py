@@ -7,10 +7,31 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from lgo_cli.config import Strict
-from lgo_cli.results.base import AnalysisResults, Real, Recipe
+from lgo_cli.results.base import AnalysisResults, Real, Recipe, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+ENDS = {"init": "initialisation", "to": "other checkpoint"}
+SHAPES = {
+    "line": "straight line",
+    "arc": "spherical arc",
+    "bezier": "trained Bezier curve",
+    "polychain": "trained polygonal chain",
+}
+DIRECTIONS = {
+    "random": "a random direction, filter-normalised",
+    "gradient": "the gradient, unit norm",
+    "eigen": "the top eigenvector, unit norm",
+}
+
+
+def route(along: str, shape: str) -> str:
+    """Where a path goes, from `along` and `shape` of `InterpResults`."""
+    if along in DIRECTIONS:
+        return f"along {DIRECTIONS[along]}"
+    return f"along the {SHAPES[shape]} to the {ENDS[along]}"
 
 
 class Barrier(Strict):
@@ -113,8 +134,11 @@ class InterpResults(AnalysisResults):
     Beside a curve stands its straight line, beside an aligned end the one that it was, beside a
     repaired path the same without REPAIR. What a path of this kind does not have is `None`: a
     barrier, along a direction and where no point between the ends was measured.
-    `point_plan` is which way the path's points took, `fast_path_difference` the largest relative
-    difference from the model's own pass that was found on any straight line of the step.
+    Without a layer to rescale there is no such other path: batch norm has the same statistics on
+    all. `point_plan` is which way the path's points took, `fast_path_difference` the largest
+    relative difference from the model's own pass that was found of any fast path of the step that
+    was taken. `num_nonfinite` counts the points whose loss is not, of the path and of those beside
+    it; a matrix has NaN for such pairs.
     """
 
     along: str
@@ -146,13 +170,15 @@ class InterpResults(AnalysisResults):
     num_points: int
     point_plan: str
     fast_path_difference: Real | None
+    num_nonfinite: int | None = None
+    test_num_nonfinite: int | None = None
     num_evaluations: int
     num_matvecs: int
 
     @property
     def has_end(self) -> bool:
         """Whether it is one path to other weights, and no direction or matrix."""
-        return self.along in ("init", "to")
+        return self.along in ENDS
 
     @property
     def complaints(self) -> list[str]:
@@ -161,6 +187,12 @@ class InterpResults(AnalysisResults):
         for name, value in self.model_dump(exclude={"matrix", "curve"}).items():
             if not all(map(math.isfinite, _numbers(value))):
                 found.append(name)
+        for number, where in (
+            (self.num_nonfinite, ""),
+            (self.test_num_nonfinite, " on the test samples"),
+        ):
+            if number:
+                found.append(f"the loss at {counted(number, 'point')}{where}")
         complaints = [f"not finite: {', '.join(found)}"] if found else []
         if self.has_end and self.barrier is None:
             complaints.append(

@@ -69,7 +69,8 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
 
     if work.named.plane.kind != "eigen" or not is_frozen(work.evaluator.batchnorm):
         return None, 0
-    model = quadratic_model(work.problem, work.named.plane.directions)
+    memory_bytes = work.context.execution.memory_bytes
+    model = quadratic_model(work.problem, work.named.plane.directions, memory_bytes=memory_bytes)
     error = quadratic_error(model, surface.x, surface.y, surface.loss, surface.measured)
     return (
         Quadratic(
@@ -113,6 +114,7 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             config.seed,
             config.num_planes,
             normalization=config.normalization,
+            memory_bytes=work.context.execution.memory_bytes,
             progress=work.context.progress,
         )
     found = Planes(

@@ -48,9 +48,12 @@ class Ends:
         return flatten(state[name] for name in self.problem.layout.names).to(self.problem.theta)
 
     def policy(self, state: Mapping[str, Tensor]) -> BatchNorm:
-        """The policy for batch norm on the way to an end."""
+        """The policy for batch norm on the way to an end, repaired or not: paths are compared."""
         from lgo_cli.landscape.batchnorm import BatchNorm
+        from lgo_cli.landscape.repair import recomputed
 
+        if self.config.repair:
+            return recomputed(self.problem)
         return BatchNorm(
             self.problem,
             self.config.batchnorm,
@@ -64,12 +67,11 @@ class Ends:
 
         return Repair(self.problem, self.weights(state))
 
-    def measured(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> Measured:
+    def measured(self, state: Mapping[str, Tensor]) -> Measured:
         """What is measured, for the record."""
         from lgo_cli.runs.loaded import measured
 
-        policy = repair.batchnorm if repair else self.policy(state)
-        return measured(self.problem, self.context.loaded, len(self.test), policy)
+        return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
 
     def loss_of(self, state: Mapping[str, Tensor]) -> float:
         """L of a checkpoint on the probe set, its own buffers and frozen parameters included.
@@ -109,12 +111,13 @@ class Ends:
             batchnorm=None if repair else self.policy(state),
             around=repair.at if repair else None,
             seed=self.config.seed,
+            memory_bytes=self.context.execution.memory_bytes,
             progress=self.context.progress,
             **route,
         )
 
 
 def largest_difference(paths: Iterable[Path]) -> float | None:
-    """Of the fast paths that were compared with the model; `None` if there was none."""
+    """Of the fast paths that were taken from the model's own; `None` if there was none."""
     found = [path.fast_path_difference for path in paths]
     return max((each for each in found if each is not None), default=None)

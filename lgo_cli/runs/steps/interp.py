@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from lgo_cli.manifest import Manifest
 
 
+_BESIDE = ("unaligned", "line", "unrepaired")
+"""Paths that may stand beside the first."""
+
+
 class InterpStep(Step):
     """`lgo interp`."""
 
@@ -90,6 +94,7 @@ def _along_direction(
             alphas,
             direction=direction,
             batchnorm=policy,
+            memory_bytes=context.execution.memory_bytes,
             progress=context.progress,
         )
     results = InterpResults(
@@ -127,10 +132,11 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                 trained = trained_curve(context, config, problem, ends.weights(other))
                 path = ends.curve(other, trained.curve)
             if config.repair:
-                beside["unrepaired"] = path
                 repair = ends.repair(other)
-                path = ends.straight(other, repair)
-            description = ends.measured(other, repair)
+                if repair.ends:  # the statistics of batch norm alone are recomputed in any case
+                    beside["unrepaired"] = path
+                    path = ends.straight(other, repair)
+            description = ends.measured(other)
             fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
             if description.batchnorm == "frozen" or fixed:
                 loss_of_other = ends.loss_of(other)
@@ -178,13 +184,18 @@ def _path_evidence(arrays: Mapping[str, Any], *, has_end: bool) -> dict[str, Any
         "loss_at_end": loss[alpha == 1.0 if has_end else [-1]].item(),
         "direction_norm": _norm(arrays["direction"]),
     }
+    for split in ("", "test_"):
+        losses = [arrays.get(f"{name}{split}loss") for name in ("", *(f"{b}_" for b in _BESIDE))]
+        found[f"{split}num_nonfinite"] = sum(
+            int(np.sum(~np.isfinite(each))) for each in losses if each is not None
+        )
     if has_end and np.sum((alpha >= 0) & (alpha <= 1)) == 2:
         return found
     for split in ("", "test_"):
         names = (f"{split}barrier", f"{split}barrier_standard_error", f"{split}barrier_alpha")
         barrier = _barrier_evidence(arrays, split).values() if has_end else (None, None, None)
         found |= zip(names, barrier, strict=True)
-        for name in ("unaligned", "line", "unrepaired"):
+        for name in _BESIDE:
             is_beside = f"{name}_loss" in arrays
             beside = _barrier_evidence(arrays, f"{name}_{split}") if is_beside else None
             found[f"{split}barrier_{name}"] = beside
@@ -210,6 +221,7 @@ def _norm(direction: np.ndarray[Any, Any]) -> float:
 def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """The fields of `InterpResults` that a path and those beside it settle."""
     fields: dict[str, Any] = {}
+    paths = [path, *(beside or {}).values()]
     for name, other in (beside or {}).items():
         for prefix, found in (("", other.train.barrier), ("test_", other.test.barrier)):
             fields[f"{prefix}barrier_{name}"] = found and Barrier(**asdict(found))
@@ -228,7 +240,9 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
         "point_plan": path.plan,
-        "fast_path_difference": largest_difference([path, *(beside or {}).values()]),
+        "fast_path_difference": largest_difference(paths),
+        "num_nonfinite": sum(each.train.num_nonfinite for each in paths),
+        "test_num_nonfinite": sum(each.test.num_nonfinite for each in paths),
     }
 
 
