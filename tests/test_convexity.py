@@ -158,6 +158,19 @@ def test_bounds_hold_at_each_cell_in_float32(num_steps: int) -> None:
                     assert distance <= bound[row, column], (x_i, y_i)
 
 
+def test_rounding_by_statistics_of_small_batches() -> None:
+    """A sixteenth of a micro-batch would be one sample, which has no variance."""
+    model, samples, loss = make("batch norm")
+    with Objective(model, samples, loss, micro_batch_size=16) as objective:
+        batchnorm = BatchNorm(objective, "batch")
+        found = convexity_map(
+            objective, _directions(objective.dim, 0.1), [0.0, 1.0], [0.0], batchnorm=batchnorm
+        )
+        assert objective.evaluate() == objective.center
+    assert found.converged.all()
+    assert found.warnings == found.complaints == ()
+
+
 def test_rounding_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = _map([0.0], [0.0])
     unmeasured = Rounding(None, None, "the model does not run in float64")
