@@ -13,6 +13,7 @@ from torch import nn
 
 from lgo_cli.config import linspace
 from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
+from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.spline import ORDERS, fit
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.seeding import generator
@@ -103,8 +104,17 @@ def test_constant_takes_the_coarse_grid_and_a_check(value: float) -> None:
     assert found.check is not None
     assert found.check.share_within == 1
     assert found.num_checks == 1
-    # 20 of 20: a share p has a chance of p^20 = 5 %.
-    assert found.check.least_share == pytest.approx(0.05 ** (1 / NUM_CHECKED), abs=1e-9)
+    # 20 of 20: a share p has a chance of p^20 = 5 %/2, the other half being of checks to come.
+    assert found.check.least_share == pytest.approx(0.025 ** (1 / NUM_CHECKED), abs=1e-9)
+
+
+def test_what_checks_say_holds_for_all_of_them_together() -> None:
+    """Of a share of `least_share`, no more than 5 % of all tries pass, however many there are."""
+    loss = np.ones(NUM_CHECKED)
+    least = [compare(loss, loss, loss, 1.0, 0.01, k).least_share for k in range(1, 40)]
+    assert least == sorted(least, reverse=True)
+    chances = np.array(least) ** NUM_CHECKED
+    assert chances.sum() == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("nx", "ny"), [(2, 2), (3, 7), (11, 11), (60, 2), (2, 90), (70, 9)])
@@ -305,6 +315,10 @@ def test_spike_that_a_check_finds_is_not_believed_over() -> None:
         found, truth, _ = _fill(spiky, seed=seed)
         checks.append(found.num_checks)
         if found.num_checks > 1:
+            assert found.check is not None
+            if found.check.share_within == 1:
+                chance = found.check.least_share**found.check.num_cells
+                assert chance == pytest.approx(0.05 / 2**found.num_checks)
             assert found.num_measured > COARSE**2 + 1 + 2 * NUM_CHECKED
             _assert_honest(found, truth)
     # 25 of 1,616 cells, 20 drawn: a chance of 27 % for each seed, 4 % for none of ten.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Lgo
 from image_network import network, unit
 from torch import Tensor
 
@@ -143,6 +145,22 @@ def test_arrays_that_are_no_curve(name: str, values: np.ndarray[Any, Any], tmp_p
     np.savez(tmp_path / "d.npz", **{**good, name: values})
     with pytest.raises(InputError, match=rf"{name} is not \[n.*finite numbers"):
         read_curve([tmp_path / "d.npz"])
+
+
+@pytest.mark.parametrize(
+    ("path", "extent"), [(np.zeros((2, 2)), "0"), (np.array([[-1e308, 0.0], [1e308, 0.0]]), "inf")]
+)
+def test_curve_that_no_range_goes_around(
+    path: np.ndarray[Any, Any], extent: str, small_run: Path, lgo: Lgo
+) -> None:
+    dim = json.loads((small_run / "train.json").read_text())["results"]["num_parameters"]
+    np.savez("d.npz", directions=np.eye(2, dim), plane_path=path)
+    line = ("contour", small_run, "--directions", "d.npz", "--resolution", 3)
+    error = lgo(*line, code=3).stderr
+    assert f"the points on the plane span {extent} of its coordinates" in error
+    # A point elsewhere is a curve to be seen.
+    np.savez("d.npz", directions=np.eye(2, dim), plane_path=np.ones((2, 2)))
+    lgo(*line)
 
 
 @pytest.mark.parametrize(

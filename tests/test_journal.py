@@ -170,6 +170,69 @@ def test_shares_go_with_full_surfaces_only(small_run: Path, tmp_path: Path) -> N
         _contour(small_run, tmp_path, "0/2", tolerance=0.1)
 
 
+def test_shares_find_ranges_in_files_of_their_own(small_run: Path, tmp_path: Path) -> None:
+    """Whose lock they hold; the undivided run's file is that of who assembles the surface."""
+    config = {"auto_range": 2.0, "resolution": "5x4"}
+    assert _contour(small_run, tmp_path, "1/2", **config) is Status.SHARE_DONE
+    names = [path.name for path in (tmp_path / BOOKKEEPING / "cells").glob("*.journal")]
+    assert [name.partition(".")[2] for name in names] == ["1-of-2.journal"]
+    assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
+    _contour(small_run, tmp_path / "whole", **config)
+    assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
+
+
+def test_force_finds_ranges_and_measures_without_the_shares(
+    small_run: Path, tmp_path: Path
+) -> None:
+    """And measures once what the search for the ranges and the surface have in common."""
+    config = {"auto_range": 2.0, "resolution": "5x4"}
+    for share in ("1/2", "0/2"):
+        _contour(small_run, tmp_path, share, **config)
+    for path in (tmp_path / BOOKKEEPING / "cells").glob("*-of-2.journal"):
+        key, share, _ = path.name.split(".")
+        with Journal(tmp_path, key, share) as shares:
+            for cell in list(shares.known):
+                shares.add(cell, Evaluation(1e3, 1.0, 0.0, 64))
+    config = {"analysis_samples": 64, **config}
+    execution = Execution(out=tmp_path, force=True)
+    assert execute(ContourConfig(**config), small_run, execution=execution).status is (  # type: ignore[arg-type]
+        Status.COMPUTED
+    )
+    _contour(small_run, tmp_path / "fresh", **config)
+    assert _outputs(tmp_path) == _outputs(tmp_path / "fresh")
+    (own,) = (tmp_path / BOOKKEEPING / "cells").glob(f"{key}.journal")
+    cells = [cell for cell, _ in _records(own.read_bytes())]
+    assert len(cells) == len(set(cells)) == _num_records(tmp_path / "fresh")[0]
+
+
+def test_shares_that_do_not_add_up_are_said(small_run: Path, lgo: Lgo) -> None:
+    line = ("contour", small_run, *SHARES, "--shard")
+    assert "warning" not in lgo(*line, "0/2", "--num-threads", 1).stderr
+    # Another surface is no share of this one, and neither is a share of another division.
+    assert "warning" not in lgo(*line, "1/2", "--num-threads", 2, "--seed", 1).stderr
+    assert "warning" not in lgo(*line, "1/3", "--num-threads", 2).stderr
+    text = (
+        "warning: share 0/2 was measured with {}, this one with {}: their cells do not make one "
+        "surface; measure all shares with the same, as by --num-threads, --device, --dtype and "
+        "--micro-batch-size\n"
+    )
+    said = text.format("num_threads 1", "num_threads 2")
+    assert said in lgo(*line, "1/2", "--num-threads", 2).stderr
+    both = text.format("dtype torch.float32, num_threads 1", "dtype torch.float64, num_threads 2")
+    assert both in lgo(*line, "1/2", "--num-threads", 2, "--dtype", "float64").stderr
+    # What is no record is not believed, and what is measured again adds up.
+    for record in (small_run / BOOKKEEPING / "cells").glob("*.1-of-2.share"):
+        record.write_bytes(b"{")
+    assert "warning" not in lgo(*line, "0/2", "--num-threads", 1).stderr
+    assert "warning" not in lgo(*line, "1/2", "--num-threads", 1).stderr
+    assert (small_run / "contour.json").exists()
+
+
+def test_shares_draw_no_preview(small_run: Path, lgo: Lgo) -> None:
+    error = lgo("contour", small_run, *SHARES, "--shard", "0/2", "--preview", code=2).stderr
+    assert "lgo: error: --preview does not go with --shard" in error
+
+
 SHARES = ("--resolution", "9x7", "--analysis-samples", "64")
 
 
@@ -287,7 +350,7 @@ def _convexity_file(out: Path, **change: Any) -> ConvexityFile:
 
 
 def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) -> None:
-    cells = np.array([[1.0, math.nan, *range(7)]])
+    cells = np.array([[1.0, math.nan, *range(8)]])
     file = _convexity_file(tmp_path)
     assert file.read() is None
     file.write(Finished(cells, VECTORS))
@@ -308,7 +371,7 @@ def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) 
 @pytest.mark.parametrize("position", [0, 31, 40, 300, -1])
 def test_damaged_convexity_file_is_not_believed(tmp_path: Path, position: int) -> None:
     file = _convexity_file(tmp_path)
-    file.write(Finished(np.ones((2, 9)), VECTORS))
+    file.write(Finished(np.ones((2, 10)), VECTORS))
     data = bytearray(file.path.read_bytes())
     data[position] ^= 1
     file.path.write_bytes(bytes(data))

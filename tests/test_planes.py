@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Lgo
 from image_network import images, network, unit
 from small_networks import dense_hessian, fit, make
 from torch import Tensor, nn
 
+from lgo_cli.curvature.audit import Rounding
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.search import Wanted
@@ -25,7 +29,9 @@ from lgo_cli.landscape.planes import (
     random_eigen_plane,
     random_plane,
 )
+from lgo_cli.manifest import read_manifest
 from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.results import ContourResults
 from lgo_cli.vectors import cosine, dot, norm
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -257,6 +263,39 @@ def test_no_random_direction_beside_the_only_one() -> None:
         only = random_direction(objective, 0, "contour", "direction", 1)
         with pytest.raises(UsageError, match="no plane of filter-normalised"):
             random_eigen_plane(objective, 1.0, only, 0)
+
+
+@pytest.mark.parametrize("plane", ["eigen", "random+eigen"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("runs.steps.hessian.PLANE_VECTOR_RTOL", 1e-12),
+        # Rounding that was measured counts: no product allows for a vector as good as that.
+        ("curvature.audit.measure_rounding", lambda *_, **__: Rounding(1e5, None, None)),
+    ],
+)
+def test_strict_holds_for_eigenvectors_that_are_there_already(
+    plane: str, name: str, value: Any, small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"lgo_cli.{name}", value)
+    line = ("contour", small_run, "--plane", plane, "--resolution", 3, "--analysis-samples", 64)
+    assert "did not converge" in lgo(*line, "--strict", code=4).stderr
+    assert not (small_run / "contour.json").exists()
+    printed = lgo(*line).stderr
+    assert printed.startswith("warning: ")
+    assert printed.count("did not converge") == 1
+    assert "did not converge" in lgo(*line, "--strict", code=4).stderr
+
+
+def test_table_says_at_which_cells_the_quadratic_model_was_held(small_run: Path, lgo: Lgo) -> None:
+    line = ("--plane", "eigen", "--resolution", 21, "--analysis-samples", 64, "--tolerance", 0.05)
+    printed = lgo("contour", small_run, *line).stdout
+    results = read_manifest(small_run / "contour.json").results
+    assert isinstance(results, ContourResults)
+    assert results.num_measured < results.num_cells
+    assert results.quadratic is not None
+    off = results.quadratic.max_error
+    assert f"off by {off:.2g} of it at most at the measured cells\n" in printed
 
 
 def test_eigenvectors_are_never_rescaled() -> None:

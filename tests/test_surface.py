@@ -364,7 +364,9 @@ def test_other_samples_are_treated_as_the_own_are() -> None:
         x, y = linspace((-3.0, 3.0), 41), linspace((-3.0, 3.0), 31)
         own = measure_surface(evaluator, x, y, tolerance=0.003)
         other = measure_surface(evaluator.on(_samples(400)), x, y, tolerance=0.003)
-    assert own.num_small == other.num_small > 0
+    assert own.filled is not None
+    assert other.filled is not None
+    assert own.filled.num_small == other.filled.num_small > 0
     assert np.array_equal(own.measured, other.measured)
     assert np.array_equal(own.loss, other.loss)
     assert own.loss_at_center == other.loss_at_center

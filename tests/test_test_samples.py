@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,53 @@ def test_it_is_checked_as_the_other_is(
     ]
 
 
+def test_test_centre_that_is_not_finite_is_called_that(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost_in_test(name: str) -> Any:
+        measure = getattr(Evaluator, name)
+
+        def lost(self: Evaluator, *coordinates: float) -> Evaluation:
+            found = measure(self, *coordinates)
+            own = torch.equal(self.samples.inputs[:1], self.objective.samples.inputs[:1])
+            return found if own or any(coordinates) else replace(found, loss=math.nan)
+
+        return lost
+
+    for name in ("__call__", "reference"):
+        monkeypatch.setattr(Evaluator, name, lost_in_test(name))
+    _contour(small_run, tmp_path)
+    assert _results(tmp_path).complaints == [
+        "1 of 35 cells are not finite on the test samples",
+        "the loss at the centre is not finite on the test samples",
+    ]
+
+
+def test_further_planes_are_checked_too(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, seen = Evaluator.__call__, []
+
+    def off_on_third(self: Evaluator, *coordinates: float) -> Evaluation:
+        found, plane = call(self, *coordinates), self.directions.sum().item()
+        if plane not in seen:
+            seen.append(plane)
+        return replace(found, loss=1.01 * found.loss) if seen.index(plane) == 2 else found
+
+    monkeypatch.setattr(Evaluator, "__call__", off_on_third)
+    _contour(small_run, tmp_path, test=False, num_planes=4)
+    results = _results(tmp_path)
+    assert results.complaints == [
+        "the centre, measured as any cell, is off by 1.0e-02 of the loss on plane 3",
+        "a cell that was measured again by plain arithmetic is off by 9.9e-03 of the loss "
+        "on plane 3",
+    ]
+    assert results.planes is not None
+    checks = results.planes.self_checks
+    assert [check.recomputed_cell.difference > 0.005 for check in checks] == [False, True, False]
+    assert len({check.axis_cosine for check in checks}) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "complaints"),
     [
@@ -189,6 +237,13 @@ def test_it_is_checked_as_the_other_is(
                 "12 of 15 cells are not finite",
                 "12 of 15 cells are not finite on the test samples",
                 "24 of 30 cells of further planes are not finite",
+            ],
+        ),
+        (
+            "--convexity 3",
+            [
+                "the loss is not finite at 6 of 9 cells of the convexity map",
+                "12 of 15 cells are not finite",
             ],
         ),
     ],

@@ -117,6 +117,7 @@ LIES = {
         "loss_at_center", "loss_min", "loss_max", "num_cells", "num_measured", "x_range.1",
         "self_check.num_nonfinite", "test.loss_max", "test.loss_at_center",
         "test.accuracy_at_center", "planes.loss_max.median", "planes.num_planes",
+        "planes.self_checks.0.num_nonfinite",
         "convexity.largest_ratio", "convexity.num_converged",
     ),
 }  # fmt: skip

@@ -146,7 +146,7 @@ def measure_rounding(
         difference: Whether to take central differences of the gradient too.
         seed: The user's seed.
     """
-    size = min(64, max(1, objective.micro_batch_size // 16))
+    size = min(64, max(2, objective.micro_batch_size // 16))  # one has no batch statistics
     samples = objective.samples.head(size)
     plain = Rewritten(objective.model, "as it is")
     block = block or Block.whole(objective.layout)

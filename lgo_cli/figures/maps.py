@@ -28,6 +28,7 @@ from lgo_cli.figures.style import (
     Size,
     caption,
     house_style,
+    ink_on,
     legend,
     loss_label,
     new_figure,
@@ -220,12 +221,11 @@ def draw_matrix(
                 # A checkpoint has no barrier to itself.
                 axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white"))
                 continue
-            red, green, blue, _ = colours(norm(min(float(barriers[i, j]), high)))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             known = np.isfinite(barriers[i, j])
+            colour = colours(norm(min(float(barriers[i, j]), high)))
             axes.text(
                 j, i, texts[i, j], ha="center", va="center", fontsize=font,
-                color="white" if dark and known else INK,
+                color=ink_on(*colour) if known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
         axes.set_xticks(range(k), names, rotation=0 if longest * k <= 32 else 40,

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 
 from lgo_cli.figures.style import (
-    INK,
+    ink_on,
     loss_label,
     number,
     round_levels,
@@ -93,8 +93,7 @@ class LossScale:
 
     def ink_on(self, loss: float) -> str:
         """A colour that is readable on the colour of a loss: white on dark, ink on light."""
-        red, green, blue, _ = colormaps[COLOURS](self.norm(loss))
-        return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+        return ink_on(*colormaps[COLOURS](self.norm(loss)))
 
 
 def bilinear(x: Array, y: Array, values: Array, at_x: Array, at_y: Array) -> Array:

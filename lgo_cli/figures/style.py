@@ -184,6 +184,11 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
     figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
 
 
+def ink_on(red: float, green: float, blue: float, _alpha: float = 1.0) -> str:
+    """A colour that is readable on another: white on dark, ink on light."""
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+
+
 def spans_decades(values: Array) -> bool:
     """Whether finite values are positive and spread so far that a logarithm shows them better."""
     finite = values[np.isfinite(values)]

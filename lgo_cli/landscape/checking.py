@@ -11,6 +11,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CONFIDENCE = 0.95
+"""Of all checks of a surface together. One that failed is refined and checked again, and each try
+may pass by luck: what is said after the k-th has a chance of 5 %/2^k to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Check:
         worst_ratio: The largest |filled − measured| over the error stated for that cell.
         share_within: Share of them within the tolerance.
         least_share: Share of all filled cells within the tolerance, a lower bound with 95 %
-            confidence (Clopper & Pearson 1934).
+            confidence however many checks came before (Clopper & Pearson 1934).
     """
 
     num_cells: int
@@ -34,7 +36,9 @@ class Check:
     least_share: float
 
 
-def compare(filled: Array, stated: Array, measured: Array, floor: float, tolerance: float) -> Check:
+def compare(
+    filled: Array, stated: Array, measured: Array, floor: float, tolerance: float, number: int
+) -> Check:
     """Compare filled cells with what was measured there.
 
     Args:
@@ -43,6 +47,7 @@ def compare(filled: Array, stated: Array, measured: Array, floor: float, toleran
         measured: What was measured there then [n].
         floor: Errors are relative to max(|measured|, floor).
         tolerance: Of the relative error.
+        number: Which check of the surface this is, from 1.
     """
     both = np.isfinite(filled) & np.isfinite(measured)
     error = np.where(np.isfinite(filled) == np.isfinite(measured), 0.0, np.inf)
@@ -56,12 +61,12 @@ def compare(filled: Array, stated: Array, measured: Array, floor: float, toleran
         worst_error=float(relative.max()),
         worst_ratio=float(ratio.max()),
         share_within=num_within / len(filled),
-        least_share=_least_share(num_within, len(filled)),
+        least_share=_least_share(num_within, len(filled), (1 - CONFIDENCE) / 2**number),
     )
 
 
-def _least_share(num_within: int, num_cells: int) -> float:
-    """The share of which `num_within` or more of `num_cells` have a chance of 5 %."""
+def _least_share(num_within: int, num_cells: int, chance: float) -> float:
+    """The share of which `num_within` or more of `num_cells` have that chance."""
     low, high = 0.0, num_within / num_cells
     for _ in range(60):
         p = (low + high) / 2
@@ -69,5 +74,5 @@ def _least_share(num_within: int, num_cells: int) -> float:
             math.comb(num_cells, k) * p**k * (1 - p) ** (num_cells - k)
             for k in range(num_within, num_cells + 1)
         )
-        low, high = (p, high) if tail < 1 - CONFIDENCE else (low, p)
+        low, high = (p, high) if tail < chance else (low, p)
     return low

@@ -191,7 +191,8 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
         curve: What is to be drawn on it, and settles how far it reaches.
 
     Raises:
-        InputError: if they do not fit the model, are not finite, or lie on one line.
+        InputError: if they do not fit the model, are not finite, or lie on one line, or if the
+            curve is a point.
     """
     wanted = (2, objective.dim)
     if tuple(directions.shape) != wanted or not directions.is_floating_point():
@@ -352,8 +353,17 @@ def range_around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
     """Ranges of x and y with all points inside, and one margin all around.
 
     Bounds are rounded to three digits of the larger extent, so that they read well.
+
+    Raises:
+        InputError: if the points are one, or too far apart for numbers, as a file's may be.
     """
     extent = max(max(values) - min(values) for values in zip(*points, strict=True))
+    if not 0 < extent < math.inf:
+        raise InputError(
+            f"the points on the plane span {extent:g} of its coordinates: no range fits them",
+            hint="plane_path of the directions' file is a curve that leaves the run at (0, 0); "
+            "without that array the plane needs none",
+        )
     margin = MARGIN * extent
     digits = 2 - math.floor(math.log10(extent))
     x_range, y_range = (

@@ -84,7 +84,6 @@ class Surface:
         loss_max: Likewise.
         num_cells: nx·ny.
         num_measured: Cells measured on all samples, whenever that was.
-        num_small: Cells measured on a sixteenth of the samples.
         filled: How the others were filled in; `None` if every cell was measured.
         plan: Which path the cells took, and why.
         self_check: See there.
@@ -103,7 +102,6 @@ class Surface:
     loss_max: float | None
     num_cells: int
     num_measured: int
-    num_small: int
     filled: Filled | None
     plan: str
     self_check: SelfCheck
@@ -165,7 +163,6 @@ def measure_surface(
         loss_max=float(finite.max()) if len(finite) else None,
         num_cells=loss.size,
         num_measured=int(grid.visited.sum()),
-        num_small=0 if filled is None else filled.num_small,
         filled=filled,
         plan=evaluator.plan,
         self_check=SelfCheck(

@@ -121,10 +121,12 @@ class LineCurvatureResults(Strict):
 class Planes(Strict):
     """Several random planes; the arrays and the other results are of the first.
 
-    `fillings` are of the others, in order; there are none if all cells were measured.
+    `self_checks` and `fillings` are of the others, in order; of the latter there are none if all
+    cells were measured.
     """
 
     num_planes: int
+    self_checks: list[SelfCheck]
     fillings: list[Filling]
     converged: bool
     loss_min: BandResults

@@ -145,6 +145,11 @@ def _refuse_shares(config: StepConfig, execution: Execution) -> None:
             "cell's loss says which comes next",
             hint="a surface filled in to a tolerance needs few cells: leave out --shard",
         )
+    if execution.preview:
+        raise UsageError(
+            "--preview does not go with --shard: a share has too few cells to draw",
+            hint="leave out --preview",
+        )
     if execution.force:
         raise UsageError(
             "--force does not go with --shard: a share cannot tell which cells of the others were "

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import platform
 import struct
 import zlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch
 from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, sha256_bytes, write_error
 from lgo_cli.landscape import evaluator as evaluators
 from lgo_cli.landscape.cells import Cells
-from lgo_cli.landscape.convexity import Finished
+from lgo_cli.landscape.convexity import NUM_VALUES, Finished
 from lgo_cli.objective import Evaluation
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.cells import Key
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.manifest import Request
+    from lgo_cli.objective import Objective
+    from lgo_cli.runs.plan import Plan
 
 _RECORD = struct.Struct("<ddqddd")
 _CHECKSUM = struct.Struct("<I")
@@ -132,7 +135,7 @@ class ConvexityFile:
     def __init__(
         self, out: Path, key: str, x: Sequence[float], y: Sequence[float], seed: int
     ) -> None:
-        digest = sha256_bytes(canonical_json([key, list(x), list(y), seed]))[:32]
+        digest = sha256_bytes(canonical_json([key, NUM_VALUES, list(x), list(y), seed]))[:32]
         self.path = out / BOOKKEEPING / "cells" / f"{digest}.convexity"
 
     def read(self) -> Finished | None:
@@ -188,16 +191,58 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
         "directions": _digest(evaluator.directions),
         "samples": [_digest(evaluator.samples.inputs), _digest(evaluator.samples.labels)],
         "loss": [objective.loss_function.name, objective.loss_function.label_smoothing],
-        "dtype": str(objective.dtype),
-        "micro_batch_size": objective.micro_batch_size,
         "batchnorm": None if batchnorm is None else [batchnorm.policy, batchnorm.num_samples],
         "ends": [] if batchnorm is None else [_digest(tensor) for tensor in batchnorm.ends],
+        **_arithmetic(objective),
+    }
+    return sha256_bytes(canonical_json(parts))[:32]
+
+
+def _arithmetic(objective: Objective) -> dict[str, Any]:
+    """What moves the bits of a loss, and not what it is the loss of."""
+    return {
+        "dtype": str(objective.dtype),
+        "micro_batch_size": objective.micro_batch_size,
         "device": str(objective.device),
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
-    return sha256_bytes(canonical_json(parts))[:32]
+
+
+def announce_share(plan: Plan, objective: Objective, index: int, count: int) -> Iterator[str]:
+    """Write down how a share is measured, for the others; say which of them are otherwise.
+
+    Their cells have other keys and never make one surface with this share's.
+
+    Raises:
+        OutputError: if the place cannot be written.
+        MachineError: if the disk is full.
+    """
+    own, request = _arithmetic(objective), plan.request
+    asked = {key: value for key, value in request.config.items() if key not in own}
+    asked = {**request.model_dump(mode="json"), "config": asked}
+    digest = sha256_bytes(canonical_json(asked))[:32]
+    directory = plan.out / BOOKKEEPING / "cells"
+    # Written before others are read: of two that begin together one sees the other.
+    with atomic_write(directory / f"{digest}.{index}-of-{count}.share") as handle:
+        handle.write(canonical_json(own))
+    for path in sorted(directory.glob(f"{digest}.*-of-{count}.share")):
+        try:
+            other = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # gone or damaged: nothing is known of it
+            continue
+        if differing := [name for name in own if other.get(name) != own[name]]:
+            share = path.name.split(".")[1].replace("-of-", "/")
+            theirs, ours = (
+                ", ".join(f"{name} {which.get(name)}" for name in differing)
+                for which in (other, own)
+            )
+            yield (
+                f"share {share} was measured with {theirs}, this one with {ours}: their cells do "
+                "not make one surface; measure all shares with the same, as by "
+                "--num-threads, --device, --dtype and --micro-batch-size"
+            )
 
 
 def _digest(tensor: Tensor) -> str:

@@ -219,7 +219,7 @@ def surfaces(bench: Bench, name: str, num_planes: int, resolution: int) -> Itera
             yield {
                 "what": f"{resolution}×{resolution} at {TOLERANCE:.0%}, {name}, plane {index}",
                 "network": name, "seconds": seconds, "loop_s": loop_s, "ratio": loop_s / seconds,
-                "measured": surface.num_measured, "few_samples": surface.num_small,
+                "measured": surface.num_measured, "few_samples": surface.filled.num_small,
                 **_errors(surface, truth(bench, name, objective, plane, resolution)),
                 "plan": surface.plan, "samples": len(samples),
             }  # fmt: skip
@@ -287,7 +287,7 @@ def growth_with_resolution(bench: Bench) -> Iterator[Record]:
             yield {
                 "what": f"{resolution}×{resolution} at {TOLERANCE:.0%}, mlp", "seconds": seconds,
                 "cells": surface.num_cells, "measured": surface.num_measured,
-                "few_samples": surface.num_small,
+                "few_samples": surface.filled.num_small,
             }  # fmt: skip
 
 

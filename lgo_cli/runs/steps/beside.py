@@ -88,11 +88,13 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
 def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, int]:
     """Surfaces on further random planes, and their statistics."""
     from lgo_cli.landscape.statistics import line_curvature, plane_statistics
+    from lgo_cli.vectors import cosine
 
     config = work.config
     if config.num_planes == 1:
         return None, 0
     fillings: list[Filling] = []
+    self_checks: list[SelfCheck] = []
     with grids_in_memory(config):
         losses = np.empty((config.num_planes, *arrays["loss"].shape))
         losses[0] = arrays["loss"]
@@ -100,6 +102,7 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             surface = work.measure(evaluator)
             filling = filling_results(surface.filled, config)
             fillings += [] if filling is None else [filling]
+            self_checks.append(self_check_results(surface, cosine(*evaluator.directions)))
             losses[index] = surface.loss
         statistics = plane_statistics(arrays["x"], arrays["y"], losses)
     arrays["planes_loss"] = losses
@@ -119,6 +122,7 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         )
     found = Planes(
         **plane_extremes(statistics),
+        self_checks=self_checks,
         fillings=fillings,
         converged=all(filling.converged for filling in fillings),
         line_curvature=None
@@ -156,15 +160,14 @@ def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
         loss_min=surface.loss_min,
         loss_max=surface.loss_max,
         num_measured=surface.num_measured,
-        self_check=self_check_results(work, surface),
+        self_check=self_check_results(surface, work.named.plane.axis_cosine),
         filling=filling_results(surface.filled, work.config),
     )
 
 
-def self_check_results(work: Work, surface: Surface) -> SelfCheck:
+def self_check_results(surface: Surface, axis_cosine: float) -> SelfCheck:
     """What is reported of how a surface checked itself."""
-    cosine = work.named.plane.axis_cosine
-    return SelfCheck(axis_cosine=cosine, **asdict(surface.self_check))
+    return SelfCheck(axis_cosine=axis_cosine, **asdict(surface.self_check))
 
 
 def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | None:
@@ -220,6 +223,7 @@ def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults |
         progress=work.context.progress,
     )
     work.warnings = (*work.warnings, *found.warnings)
+    work.complaints = (*work.complaints, *found.complaints)
     arrays["convexity_x"], arrays["convexity_y"] = found.x, found.y
     for name in (
         "largest", "smallest", "largest_residual_bound", "smallest_residual_bound",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lgo_cli.landscape.surface import Surface
+    from lgo_cli.landscape.surface import SelfCheck, Surface
     from lgo_cli.manifest import Manifest
-    from lgo_cli.results import ConvexityResults, Filling, Planes, TestSurface
+    from lgo_cli.results import Filling, Planes, TestSurface
+    from lgo_cli.results import SelfCheck as SelfCheckResults
     from lgo_cli.runs.steps.surfaces import Work
 
 
@@ -56,8 +58,7 @@ class ContourStep(Step):
                 work.description = work.description.model_copy(update=samples)
         plane, config = work.named.plane, work.config
         filling = filling_results(surface.filled, config)
-        complaints = list(_complaints(surface, filling, planes, convexity, test, config.dtype))
-        complaints += _nonfinite_further(arrays)
+        complaints = [*work.complaints, *_complaints(surface, filling, planes, test)]
         if context.execution.strict and complaints:
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
@@ -76,7 +77,7 @@ class ContourStep(Step):
             filling=filling,
             cell_plan=surface.plan,
             axis_cosine=plane.axis_cosine,
-            self_check=self_check_results(work, surface),
+            self_check=self_check_results(surface, plane.axis_cosine),
             axis_labels=plane.axis_labels,
             x_range=work.x_range,
             y_range=work.y_range,
@@ -110,7 +111,12 @@ class ContourStep(Step):
             "convexity": None,
         }
         if planes is not None:
-            found["planes"] = plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes))
+            found["planes"] = {
+                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes)),
+                "self_checks": [
+                    {"num_nonfinite": int(np.sum(~np.isfinite(loss)))} for loss in planes[1:]
+                ],
+            }
         if "convexity_ratio" in arrays:
             found["convexity"] = convexity_results(arrays)
         if "plane_distances" in arrays:
@@ -124,16 +130,18 @@ class ContourStep(Step):
             Whether nothing is left to measure; looked at when all of the share is done.
         """
         from lgo_cli.landscape.surface import is_complete, measure_share
-        from lgo_cli.runs.journal import Journal
+        from lgo_cli.runs.journal import Journal, announce_share
 
         share = f"{index}-of-{count}"
-        with context.stopwatch.phase("compute"), open_work(context) as work:
+        with context.stopwatch.phase("compute"), open_work(context, share) as work:
+            for warning in announce_share(context.plan, work.problem, index, count):
+                context.progress.note(f"warning: {warning}")
             # Not the evaluators themselves, each of which may hold a GiB.
             measured = []
             for evaluator in work.evaluators():
                 work.verify(evaluator)
                 measured.append((work.key(evaluator), len(evaluator.samples)))
-                with work.journal(evaluator, share) as cells:
+                with work.journal(evaluator) as cells:
                     measure_share(
                         evaluator,
                         work.x,
@@ -180,11 +188,9 @@ def _complaints(
     surface: Surface,
     filling: Filling | None,
     planes: Planes | None,
-    convexity: ConvexityResults | None,
     test: TestSurface | None,
-    dtype: str,
 ) -> Iterator[str]:
-    """What `--strict` does not let pass."""
+    """What `--strict` does not let pass of the surfaces."""
     yield from _doubts(surface, surface.num_cells, "")
     if filling is not None:
         yield from _shortfall("the surface", [filling])
@@ -194,30 +200,37 @@ def _complaints(
         yield from _shortfall("the surface on the test samples", [test.filling])
     if planes is not None:
         yield from _shortfall("further planes", planes.fillings)
-    if convexity is not None and convexity.num_converged < convexity.num_cells:
-        failed = convexity.num_cells - convexity.num_converged
-        yield (
-            f"at {failed} of {convexity.num_cells} cells of the convexity map the eigenvalues did "
-            "not converge: convexity_ratio_error says how far off they may be"
-            + ("; --dtype float64 rounds less" if dtype == "float32" else "")
-        )
+        yield from _doubts_of_further(planes.self_checks, surface)
 
 
-def _nonfinite_further(arrays: Mapping[str, Any]) -> Iterator[str]:
-    """Cells of further planes, all of them, that are not finite."""
-    losses = arrays.get("planes_loss")
-    if losses is not None and (number := int(np.sum(~np.isfinite(losses[1:])))):
-        yield f"{number:,} of {losses[1:].size:,} cells of further planes are not finite"
+def _doubts_of_further(checks: Sequence[SelfCheckResults], surface: Surface) -> Iterator[str]:
+    """What the self-checks of further planes found; planes are numbered from 1, the surface's."""
+    if number := sum(check.num_nonfinite for check in checks):
+        num_cells = len(checks) * surface.num_cells
+        yield f"{number:,} of {num_cells:,} cells of further planes are not finite"
+    for index, check in enumerate(checks, start=2):
+        yield from _differences(check, surface.loss_at_center, f" on plane {index}")
 
 
 def _doubts(surface: Surface | TestSurface, num_cells: int, where: str) -> Iterator[str]:
     """What the self-check of a surface found."""
-    from lgo_cli.landscape.evaluator import TOLERANCE
-
     check = surface.self_check
     if check.num_nonfinite:
         yield f"{check.num_nonfinite:,} of {num_cells:,} cells are not finite{where}"
-    center = abs(check.center_difference) / max(abs(surface.loss_at_center), 1e-300)
+    if not math.isfinite(surface.loss_at_center):
+        yield f"the loss at the centre is not finite{where}"
+    yield from _differences(check, surface.loss_at_center, where)
+
+
+def _differences(
+    check: SelfCheck | SelfCheckResults, loss_at_center: float, where: str
+) -> Iterator[str]:
+    """Cells that came out otherwise by another way; a centre that is not finite has no other."""
+    from lgo_cli.landscape.evaluator import TOLERANCE
+
+    center = 0.0
+    if math.isfinite(loss_at_center):
+        center = abs(check.center_difference) / max(abs(loss_at_center), 1e-300)
     for what, difference in (
         ("the centre, measured as any cell,", center),
         ("a cell that was measured again by plain arithmetic", check.recomputed_cell.difference),

@@ -259,7 +259,7 @@ class TopEigenpairs:
         values: The largest eigenvalues [k].
         vectors: Their eigenvectors [k, P], unit norm.
         num_matvecs: Products spent here; 0 if they were read.
-        warnings: What a reader must know.
+        warnings: What did not converge, which `--strict` does not let pass.
     """
 
     values: Tensor
@@ -271,12 +271,16 @@ class TopEigenpairs:
 def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
     """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them once.
 
+    What counts as converged allows for the rounding of products, measured as `lgo hessian` does.
+
     Raises:
         ConvergenceError: with `--strict`, if they do not converge.
     """
     import torch
 
+    from lgo_cli.curvature.audit import measure_rounding
     from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
+    from lgo_cli.curvature.folding import fold
     from lgo_cli.curvature.networks import HessianOperator
     from lgo_cli.curvature.search import Wanted
 
@@ -287,10 +291,15 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)
     if top_k in context.eigenpairs:
         return context.eigenpairs[top_k]
-    rtol = PLANE_VECTOR_RTOL
+    rtol, seed, model = PLANE_VECTOR_RTOL, context.plan.config.seed, fold(problem)
+    # Before the operator holds graphs.
+    rounding = measure_rounding(problem, HessianOperator, model, difference=False, seed=seed)
+    memory_bytes = context.execution.memory_bytes
+    operator = HessianOperator(problem, model=model, memory_bytes=memory_bytes)
+    operator.measured_rounding = rounding.units or 0.0
     pairs = extreme_eigenpairs(
-        HessianOperator(problem, memory_bytes=context.execution.memory_bytes),
-        Wanted(top_k, rtol=rtol, vector_rtol=rtol, seed=context.plan.config.seed),
+        operator,
+        Wanted(top_k, rtol=rtol, vector_rtol=rtol, seed=seed),
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class Named:
         checkpoints: Each reads a trajectory's weights anew; empty without one.
         ends: Checkpoint files by their coordinates, of a plane through three.
         draw: Builds another plane of the same kind by its index; `None` if there is one only.
+        complaints: What `--strict` does not let pass.
     """
 
     plane: Plane
@@ -38,6 +39,7 @@ class Named:
     checkpoints: Sequence[Callable[[], Tensor]] = ()
     ends: tuple[tuple[tuple[float, float], str], ...] = ()
     draw: Callable[[int], Plane] | None = None
+    complaints: tuple[str, ...] = ()
 
 
 def named_plane(context: Context, problem: Objective, config: ContourConfig) -> Named:
@@ -86,7 +88,7 @@ def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named
     del config
     top = top_eigenpairs(context, problem, 2)
     plane = eigen_plane(problem, top.values, top.vectors)
-    return Named(replace(plane, warnings=(*plane.warnings, *top.warnings)), top.num_matvecs)
+    return Named(plane, top.num_matvecs, complaints=top.warnings)
 
 
 def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
@@ -95,7 +97,7 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
     top = top_eigenpairs(context, problem, 1)
 
     def draw(index: int) -> Plane:
-        plane = random_eigen_plane(
+        return random_eigen_plane(
             problem,
             float(top.values[0]),
             top.vectors[0],
@@ -103,9 +105,8 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
             normalization=config.normalization,
             index=index,
         )
-        return replace(plane, warnings=(*plane.warnings, *top.warnings))
 
-    return Named(draw(0), top.num_matvecs, draw=draw)
+    return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.warnings)
 
 
 def _pca(context: Context, problem: Objective, config: ContourConfig) -> Named:

@@ -50,7 +50,12 @@ numbers for each of them, by the process's peak. More where more are measured.""
 
 @dataclass
 class Work:
-    """A contour under way: its plane, grid and ways to measure."""
+    """A contour under way: its plane, grid and ways to measure.
+
+    Attributes:
+        share: Name of the share that is measured, whose journal is its own; empty for all of it.
+        complaints: What `--strict` does not let pass, beside what the surfaces say.
+    """
 
     context: Context
     config: ContourConfig
@@ -58,10 +63,12 @@ class Work:
     named: Named
     evaluator: Evaluator
     description: Measured
+    share: str = ""
     x_range: Range = (0.0, 0.0)
     y_range: Range = (0.0, 0.0)
     num_range_evaluations: int = 0
     warnings: tuple[str, ...] = ()
+    complaints: tuple[str, ...] = ()
     begun: set[str] = field(default_factory=set)
     keys: WeakKeyDictionary[Evaluator, tuple[str, str]] = field(default_factory=WeakKeyDictionary)
 
@@ -85,7 +92,7 @@ class Work:
             self.keys[evaluator] = (evaluator.plan, key)
         return key
 
-    def journal(self, evaluator: Evaluator, share: str = "") -> Journal:
+    def journal(self, evaluator: Evaluator) -> Journal:
         """What was measured on an evaluator's plane in this run's directory, whenever it was."""
         from lgo_cli.runs.journal import Journal
 
@@ -94,8 +101,7 @@ class Work:
         anew = force and key not in self.begun
         self.begun.add(key)
         # What shares measured before is measured again too, however often the file is opened.
-        alone = force and not share
-        return Journal(self.context.plan.out, key, share, anew=anew, alone=alone)
+        return Journal(self.context.plan.out, key, self.share, anew=anew, alone=force)
 
     @cached_property
     def test(self) -> Evaluator | None:
@@ -174,8 +180,12 @@ class Work:
 
 
 @contextmanager
-def open_work(context: Context) -> Iterator[Work]:
+def open_work(context: Context, share: str = "") -> Iterator[Work]:
     """Enter the objective, and build the plane and the evaluator that the config names.
+
+    Args:
+        context: Of the step.
+        share: See `Work`.
 
     Raises:
         MachineError: if the grid does not fit into memory.
@@ -201,6 +211,8 @@ def open_work(context: Context) -> Iterator[Work]:
             named=named,
             evaluator=Evaluator(problem, named.plane.directions, batchnorm=batchnorm),
             description=measured(problem, context.loaded, batchnorm=batchnorm),
+            share=share,
+            complaints=named.complaints,
         )
         work.find_ranges()
         yield work
