@@ -21,6 +21,7 @@ from lgo_cli.config import (
     StepConfig,
     parse_config,
 )
+from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory
 from lgo_cli.manifest import Manifest, read_manifest
@@ -258,7 +259,7 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
         values[key] = _named(manifest, path, key, trusted=key in trusted)
     if "data.npz" in request.inputs:
         values["dataset"] = _place(manifest, path, "data.npz")
-    data = [name for name in request.inputs if name.endswith("ubyte") or "batch" in name]
+    data = [name for name in request.inputs if name in FILE_NAMES]
     if data:
         values["data_root"] = str(Path(_place(manifest, path, data[0])).parent)
     for key in ("to", "directions"):

@@ -44,8 +44,7 @@ def show(
                 output.write(manifest_json(state.manifest, indent=None))
             continue
         status = "not run" if state.manifest is None else "ok"
-        if state.measured != "model.pth":
-            status = f"of {state.measured}, not of the final model.pth"
+        status = state.aside or status
         output.write(f"{state.command}  {'; '.join(state.problems) or status}")
         if state.manifest is not None:
             for line in summary_lines(state.manifest):
