@@ -135,7 +135,7 @@ class HessianResults(AnalysisResults):
     Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their bounds.
     `preconditioned` is the largest eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam and ω,
     `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions; AdamW
-    has none there. `converged` is of eigenvalues and traces.
+    has none there.
     """
 
     operator: str
@@ -151,7 +151,6 @@ class HessianResults(AnalysisResults):
     multiplicity_checked: bool
     num_matvecs: int
     matvecs: dict[str, int]
-    eigenvalues_converged: bool
     converged: bool
     residual_floor: Real
     rounding_allowance: Real

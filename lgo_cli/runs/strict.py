@@ -23,8 +23,6 @@ def refuse_failed(results: Results) -> None:
         return
     if results.audit is not None and results.audit.complaints:
         raise AuditError(results.audit.complaints)
-    if not results.eigenvalues_converged:
-        raise ConvergenceError(results.num_matvecs)
     halves = results.halves
     for trace in (results.trace, *((halves.first.trace, halves.second.trace) if halves else ())):
         if trace is None or trace.converged:
@@ -35,3 +33,5 @@ def refuse_failed(results: Results) -> None:
             f"the trace did not converge within {trace.num_probes} probes",
             hint="lgo hessian with a larger --trace-rtol",
         )
+    if not results.converged:  # for all that the traces say
+        raise ConvergenceError(results.num_matvecs)

@@ -79,7 +79,6 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         "multiplicity_checked": pairs.checked_multiplicity,
         "num_matvecs": spectrum.num_matvecs,
         "matvecs": spectrum.matvecs,
-        "eigenvalues_converged": spectrum.eigenvalues_converged,
         "converged": spectrum.converged,
         "residual_floor": pairs.residual_floor,
         "rounding_allowance": pairs.rounding,
