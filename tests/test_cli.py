@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -446,6 +447,35 @@ def test_version_and_help(lgo: Lgo) -> None:
     assert order == sorted(order)
     help_text = lgo("contour", "-h").stdout
     assert "outputs)" in help_text  # the default that Rich would read as markup in brackets
+
+
+def test_help_says_what_each_command_prints(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in ("models", "datasets", "show", "verify"):
+        text = lgo(command, "--help").stdout
+        assert "Print the manifest;" not in text
+        assert "Print the manifest's" not in text
+    assert "or a manifest" not in lgo("run", "--help").stdout
+
+
+def test_choices_stand_in_the_one_line_of_the_error(lgo: Lgo) -> None:
+    assert lgo("export", code=2).stderr == (
+        "lgo: error: missing option '--to'. Choose from: csv, vtk, h5\nhint: lgo export --help\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["datasets", "models --json", "verify small", "show small"])
+def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        line = [sys.executable, "-m", "lgo_cli", *command.split()]
+        done = subprocess.run(
+            line, cwd=small_run.parent, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_catalogue(lgo: Lgo) -> None:

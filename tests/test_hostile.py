@@ -424,8 +424,16 @@ def test_out_of_memory(
         raise error
 
     monkeypatch.setattr("lgo_cli.objective.evaluate_model", fail)
-    result = lgo("interp", small_run, code=5)
-    assert result.stderr.startswith("lgo: error: out of memory\nhint: lower --micro-batch-size")
+    monkeypatch.setattr("lgo_cli.runs.steps.train.resolve_recipe", fail)
+    hint = "lower --micro-batch-size or --batch-size or --analysis-samples or --memory"
+    of_hessian = "lower --micro-batch-size or --analysis-samples or --memory or --max-basis"
+    for line, expected in (
+        (("interp", small_run), hint),
+        (("hessian", small_run), f"{of_hessian}, or --basis-device disk"),
+        (("train", "--epochs", 1, "--out", "new"), "lower --batch-size"),
+    ):
+        said = lgo(*line, code=5).stderr
+        assert said == f"lgo: error: out of memory\nhint: {expected}\n"
 
 
 def test_grid_that_is_too_large(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

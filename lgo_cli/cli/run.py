@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from lgo_cli.cli import options
@@ -15,6 +18,15 @@ from lgo_cli.config import (
     FigureConfig,
     TrainConfig,
 )
+
+TablesFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with one table of options for each command.",
+        rich_help_panel=options.EXECUTION,
+        metavar="FILE",
+    ),
+]
 
 # Default instances, without building the validators that only a real request needs.
 _C = TrainConfig.model_construct()
@@ -53,7 +65,7 @@ def run(
     device: options.Device = _E.device,
     num_threads: options.NumThreads = _E.num_threads,
     memory: options.Memory = _E.memory,
-    config: options.ConfigFile = None,
+    config: TablesFile = None,
     force: options.Force = _E.force,
     dry_run: options.DryRun = _E.dry_run,
     strict: options.Strict = _E.strict,
