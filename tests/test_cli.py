@@ -258,6 +258,11 @@ def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> 
         assert "lgo train" not in error
 
 
+def test_a_manifest_is_no_checkpoint(lgo: Lgo, small_run: Path) -> None:
+    error = lgo("hessian", small_run / "train.json", code=3).stderr
+    assert error.startswith(f"lgo: error: {small_run / 'train.json'} holds no weights\n")
+
+
 def _data(path: Path, seed: int) -> Path:
     draw = np.random.default_rng(seed)
     x, y = draw.normal(size=(80, 5)).astype(np.float32), np.arange(80) % 3
