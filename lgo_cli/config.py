@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -27,13 +29,23 @@ from pydantic import (
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
 Command = Literal["train", "hessian", "interp", "contour"]
 Arguments = dict[str, JsonValue]
-Range = tuple[
-    Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]
-]
+MAX_COORDINATE = 1e38
+
+
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError(f"needs MIN < MAX, got {value[0]:g} {value[1]:g}")
+    if max(map(abs, value)) > MAX_COORDINATE:
+        raise ValueError(f"reaches beyond {MAX_COORDINATE:g}, what float32 can hold")
+    return value
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Range = Annotated[tuple[Finite, Finite], AfterValidator(_check_range)]
 
 PlaneKind = Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"]
 BatchNormPolicy = Literal["frozen", "recompute", "interpolate", "batch"]
@@ -42,6 +54,16 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _one_or_many(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+"""What may be named several times; one alone needs no list."""
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -119,7 +141,7 @@ class HessianConfig(AnalysisConfig):
     command = "hessian"
 
     operator: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
-    layers: tuple[str, ...] = ()
+    layers: Names = ()
     scaling: Literal["none", "elementwise", "adam"] = "none"
     include_weight_decay: bool = False
     top_k: Annotated[int, Field(ge=0)] = 10
@@ -167,7 +189,7 @@ class InterpConfig(LandscapeConfig, RecipeConfig):
 
     command = "interp"
 
-    to: tuple[str, ...] = ()
+    to: Names = ()
     direction: Literal["random", "gradient", "eigen"] | None = None
     range: Range | None = None
     num_points: Annotated[int, Field(ge=2)] = 41
@@ -178,18 +200,6 @@ class InterpConfig(LandscapeConfig, RecipeConfig):
     curve: Literal["bezier", "polychain"] | None = None
     num_bends: Count | None = None
 
-    @field_validator("to", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if isinstance(value, str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_range("range", self.range)
-        return self
-
 
 class ContourConfig(LandscapeConfig):
     """`lgo contour`."""
@@ -197,8 +207,8 @@ class ContourConfig(LandscapeConfig):
     command = "contour"
 
     plane: PlaneKind | None = None
-    to: tuple[str, ...] = ()
-    directions: tuple[str, ...] = ()
+    to: Names = ()
+    directions: Names = ()
     normalization: Literal["filter", "layer", "none"] = "filter"
     num_planes: Count = 1
     x_range: Range | None = None
@@ -211,10 +221,10 @@ class ContourConfig(LandscapeConfig):
     convexity: Annotated[int, Field(ge=2)] | None = None
     test: bool = False
 
-    @field_validator("resolution")
+    @field_validator("resolution", mode="before")
     @classmethod
-    def _normalise_resolution(cls, value: str) -> str:
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
+    def _normalise_resolution(cls, value: object) -> str:
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))  # a file may say 51 without quotes
         if match is None:
             raise ValueError("must be like 51 or 51x31")
         nx, ny = int(match[1]), int(match[2] or match[1])
@@ -249,8 +259,6 @@ class ContourConfig(LandscapeConfig):
             raise UsageError("--max-cells goes with --tolerance", hint="--tolerance 0.01, or so")
         if self.auto_range is not None and (self.x_range or self.y_range):
             raise ValueError("--auto-range finds the ranges: give no --x-range or --y-range")
-        _check_range("x_range", self.x_range)
-        _check_range("y_range", self.y_range)
         return self
 
     @property
@@ -356,17 +364,6 @@ class Execution(Strict):
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
-MAX_COORDINATE = 1e38
-
-
-def _check_range(name: str, value: Range | None) -> None:
-    flag = name.replace("_", "-")
-    if value is not None and not value[0] < value[1]:
-        raise ValueError(f"--{flag} needs MIN < MAX, got {value[0]:g} {value[1]:g}")
-    if value is not None and max(map(abs, value)) > MAX_COORDINATE:
-        raise ValueError(f"--{flag} reaches beyond {MAX_COORDINATE:g}, what float32 can hold")
-
-
 def linspace(bounds: Range, num_points: int) -> list[float]:
     """Coordinates lo + (hi - lo) i / (n - 1), each rounded once.
 
@@ -384,7 +381,9 @@ def linspace(bounds: Range, num_points: int) -> list[float]:
     ]
 
 
-def parse_config(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+def parse_config(
+    cls: type[C], values: Mapping[str, Any], where: str = "", flags: Container[str] = ()
+) -> C:
     """Validate `values` into a config.
 
     Values pass through JSON, since strict mode refuses a list for a tuple in Python mode.
@@ -393,6 +392,7 @@ def parse_config(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
         cls: `TrainConfig` and its like.
         values: Field values.
         where: What to put before each field's name in an error, such as `"--"` or a file's name.
+        flags: Fields that stood on the command line, which are called by their flags.
 
     Raises:
         UsageError: naming each bad field, its value and what it must be.
@@ -400,11 +400,11 @@ def parse_config(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     try:
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UsageError("; ".join(describe(error, where))) from error
+        raise UsageError("; ".join(describe(error, where, flags))) from error
 
 
-def describe(error: ValidationError, where: str = "") -> list[str]:
-    """One line per complaint of a `ValidationError`."""
+def describe(error: ValidationError, where: str = "", flags: Container[str] = ()) -> list[str]:
+    """One line per complaint of a `ValidationError`; arguments as in `parse_config`."""
     lines = []
     for detail in error.errors():
         names = [str(part) for part in detail["loc"]]
@@ -413,7 +413,8 @@ def describe(error: ValidationError, where: str = "") -> list[str]:
         if not names:
             lines.append(message)
             continue
-        name = names[0].replace("_", "-") if where == "--" else ".".join(names)
+        before = "--" if names[0] in flags else where
+        name = names[0].replace("_", "-") if before == "--" else ".".join(names)
         got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
-        lines.append(f"{where}{name}: {message}{got}")
+        lines.append(f"{before}{name}: {message}{got}")
     return lines

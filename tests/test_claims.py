@@ -158,7 +158,7 @@ def test_strict_holds_for_what_is_only_drawn_again(
     def refuse(_: Manifest) -> None:
         raise NumericsError("1 cell is not finite")
 
-    monkeypatch.setattr(sys.modules["lgo_cli.runs.execute"], "_refuse_unconverged", refuse)
+    monkeypatch.setattr(sys.modules["lgo_cli.runs.execute"], "refuse_failed", refuse)
     with pytest.raises(NumericsError, match="not finite"):
         execute(
             config, small_run, execution=Execution(strict=True), figure=FigureConfig(format="pdf")

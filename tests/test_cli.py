@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -26,6 +28,7 @@ from lgo_cli.config import (
     parse_config,
 )
 from lgo_cli.manifest import parse_manifest
+from lgo_cli.runs import Outcome, Status
 
 Asked = tuple[StepConfig, Path | None, Execution, FigureConfig]
 
@@ -140,6 +143,84 @@ def test_config_file_with_a_table_a_command(asked: Any, tmp_path: Path) -> None:
     assert asked("interp", "--config", file)[0] == InterpConfig()
 
 
+def test_file_of_lgo_run_says_what_its_commands_take(
+    lgo: Lgo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where and how, and figures, too, as `lgo contour --config` takes them."""
+    (tmp_path / "c.toml").write_text(
+        '[train]\nmodel_arg = {hidden = [4]}\ndevice = "cpu"\n'
+        '[hessian]\nbasis_device = "disk"\nlayers = "linear1"\n'
+        '[contour]\nresolution = 5\nformat = "pdf"\nshow_cells = true\nnum_threads = 2\n'
+    )
+    seen: list[Asked] = []
+
+    def execute(config: Any, run: Any = None, *, execution: Any, figure: Any, **_: Any) -> Any:
+        seen.append((config, run, execution, figure))
+        return Outcome(Status.SHARE_DONE, Path(), execute, Namespace(command="any"))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lgo_cli.runs.execute", execute)
+    lgo("run", "--config", "c.toml", "--model-arg", "dropout=0.5", "--dpi", 200, "--out", "there")
+    (train, hessian, interp, contour) = seen
+    assert train[0] == TrainConfig(model_arg={"hidden": [4], "dropout": 0.5})
+    assert train[2] == Execution(device="cpu", out=Path("there"))
+    assert hessian[0] == HessianConfig(layers=("linear1",))
+    assert hessian[1:3] == (Path("there"), Execution(basis_device="disk", trust_code=True))
+    assert interp[0] == InterpConfig()
+    assert contour[0] == ContourConfig(resolution="5x5")
+    assert contour[2] == Execution(num_threads=2, trust_code=True)
+    assert contour[3] == FigureConfig(format="pdf", show_cells=True, dpi=200)
+    assert interp[3] == FigureConfig(dpi=200)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "error"),
+    [
+        (
+            "run",
+            "[hessian]\ntop-k = 3",
+            "c.toml: [hessian] top-k is no option of lgo hessian; did y",
+        ),
+        (
+            "run",
+            "[hessian]\ntop_k = -3",
+            "c.toml: [hessian] top_k: input should be greater than or",
+        ),
+        (
+            "run",
+            "[train]\nout = 'x'",
+            "c.toml: [train] out: lgo run has one directory for all steps",
+        ),
+        ("run", "[train]\nmodel_arg = 'x'", "c.toml: [train] model_arg: 'x' is no table"),
+        (
+            "run",
+            "[hessian]\nshow_cells = true",
+            "c.toml: [hessian] show_cells is no option of lgo he",
+        ),
+        ("run --lr -1", "[train]\nlr = 0.1", "--lr: input should be greater than 0, got -1.0"),
+        ("train --lr -1", "lr = 0.1", "--lr: input should be greater than 0, got -1.0"),
+        ("train", "lr = -1", "c.toml: lr: input should be greater than 0, got -1"),
+        ("train", "format = 'gif'", "c.toml: format: input should be 'png', 'pdf' or 'svg'"),
+        ("train --model-arg a=1", "model_arg = 'x'", "c.toml: model_arg: 'x' is no table"),
+        ("train", "model_arg = ['hidden=3']", "c.toml: model_arg: ['hidden=3'] is no table"),
+        ("hessian", "run = 'a'", "c.toml: run is not for a file"),
+        ("hessian", "[hessian]\nforce = true", "c.toml: [hessian] force is not for a file"),
+        ("contour", "basis_device = 'disk'", "c.toml: basis_device is no option of lgo contour"),
+        ("contour", "seed = 1\n[contour]\ndpi = 9", "c.toml: seed is not a table of a command"),
+    ],
+)
+def test_file_that_says_what_it_cannot(
+    lgo: Lgo, tmp_path: Path, line: str, text: str, error: str
+) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    result = lgo(*line.split(), "--config", "c.toml", code=2)
+    assert result.stderr.startswith(f"lgo: error: {error}")
+
+
+def test_run_takes_no_manifest(lgo: Lgo, small_run: Path) -> None:
+    error = lgo("run", "--config", small_run / "train.json", code=2).stderr
+    assert "train.json: lgo run takes no manifest, which is of one step" in error
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -175,6 +256,11 @@ def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> 
         error = lgo(*line, code=3).stderr
         assert "lgo: error: no such run or checkpoint: no.pth\n" in error
         assert "lgo train" not in error
+
+
+def test_a_manifest_is_no_checkpoint(lgo: Lgo, small_run: Path) -> None:
+    error = lgo("hessian", small_run / "train.json", code=3).stderr
+    assert error.startswith(f"lgo: error: {small_run / 'train.json'} holds no weights\n")
 
 
 def _data(path: Path, seed: int) -> Path:
@@ -366,6 +452,35 @@ def test_version_and_help(lgo: Lgo) -> None:
     assert order == sorted(order)
     help_text = lgo("contour", "-h").stdout
     assert "outputs)" in help_text  # the default that Rich would read as markup in brackets
+
+
+def test_help_says_what_each_command_prints(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in ("models", "datasets", "show", "verify"):
+        text = lgo(command, "--help").stdout
+        assert "Print the manifest;" not in text
+        assert "Print the manifest's" not in text
+    assert "or a manifest" not in lgo("run", "--help").stdout
+
+
+def test_choices_stand_in_the_one_line_of_the_error(lgo: Lgo) -> None:
+    assert lgo("export", code=2).stderr == (
+        "lgo: error: missing option '--to'. Choose from: csv, vtk, h5\nhint: lgo export --help\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["datasets", "models --json", "verify small", "show small"])
+def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        line = [sys.executable, "-m", "lgo_cli", *command.split()]
+        done = subprocess.run(
+            line, cwd=small_run.parent, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_catalogue(lgo: Lgo) -> None:

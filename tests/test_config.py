@@ -34,14 +34,14 @@ from lgo_cli.errors import UsageError
         (TrainConfig, {"lr": "1"}, "--lr: input should be a valid number, got '1'"),
         (HessianConfig, {"top_k": -1}, "--top-k: input should be greater than or equal to 0"),
         (HessianConfig, {"rtol": 0.0}, "--rtol: input should be greater than 0"),
-        (InterpConfig, {"range": [1.0, -1.0]}, "--range needs MIN < MAX, got 1 -1"),
+        (InterpConfig, {"range": [1.0, -1.0]}, "--range: needs MIN < MAX, got 1 -1"),
         (InterpConfig, {"batchnorm_samples": 64}, "--batchnorm-samples goes with --batchnorm rec"),
         (ContourConfig, {"batchnorm": "eval"}, "--batchnorm: input should be 'frozen', 'recom"),
         (ContourConfig, {"resolution": "51x"}, "--resolution: must be like 51 or 51x31"),
         (ContourConfig, {"resolution": "1"}, "--resolution: needs at least 2 points"),
         (ContourConfig, {"to": ["a"]}, "a plane through checkpoints needs two"),
         (ContourConfig, {"plane": "pca", "to": ["a", "b"]}, "--to does not go with --plane pca"),
-        (ContourConfig, {"x_range": [0.0, 0.0]}, "--x-range needs MIN < MAX"),
+        (ContourConfig, {"x_range": [0.0, 0.0]}, "--x-range: needs MIN < MAX"),
         (ContourConfig, {"y_range": [0.0]}, "--y-range"),
     ],
 )
@@ -80,5 +80,5 @@ def test_grids_that_share_points_share_bits() -> None:
 def test_a_value_where_a_table_belongs_is_a_usage_error(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
     path.write_text("contour = 3")
-    with pytest.raises(UsageError, match=r"options\.toml: contour is no table"):
+    with pytest.raises(UsageError, match=r"options\.toml: contour is not a table"):
         read_config_file(path, ContourConfig, ())

@@ -17,7 +17,7 @@ def test_registries_import_nothing_heavy() -> None:
     code = (
         "import sys, pathlib, lgo_cli.data.registry as d, lgo_cli.models.registry as m\n"
         "d.resolve_dataset('synthetic', {}), m.resolve_model('mlp', {}), m.recipe_of('resnet20')\n"
-        "d.input_files('synthetic', {}, pathlib.Path())\n"
+        "d.input_files('synthetic', pathlib.Path())\n"
         "assert not {'torch', 'torchvision', 'numpy', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -96,7 +96,7 @@ def test_idx_files_are_found(tmp_path: Path, name: str, folder: str, suffix: str
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     for file in IDX_NAMES:
         (tmp_path / folder / f"{file}{suffix}").touch()
-    assert input_files(name, {}, tmp_path) == {
+    assert input_files(name, tmp_path) == {
         file: tmp_path / folder / f"{file}{suffix}" for file in IDX_NAMES
     }
 
@@ -106,11 +106,11 @@ def test_the_plain_file_and_the_particular_folder_win(tmp_path: Path) -> None:
     for file in IDX_NAMES:
         for path in (tmp_path / file, tmp_path / f"{file}.gz", tmp_path / "mnist" / f"{file}.gz"):
             path.touch()
-    found = input_files("mnist", {}, tmp_path)
+    found = input_files("mnist", tmp_path)
     assert set(found.values()) == {tmp_path / "mnist" / f"{file}.gz" for file in IDX_NAMES}
     for path in found.values():
         path.unlink()
-    found = input_files("mnist", {}, tmp_path)
+    found = input_files("mnist", tmp_path)
     assert set(found.values()) == {tmp_path / file for file in IDX_NAMES}
 
 
@@ -120,14 +120,14 @@ def test_cifar_root_may_be_the_folder_itself(tmp_path: Path, inside: bool) -> No
     folder.mkdir()
     for file in ("train", "test"):
         (folder / file).touch()
-    found = input_files("cifar100", {}, folder if inside else tmp_path)
+    found = input_files("cifar100", folder if inside else tmp_path)
     assert found == {"train_batch": folder / "train", "test_batch": folder / "test"}
 
 
-@pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.needs_files])
+@pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.layout])
 def test_missing_files_name_folders_and_flags(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as caught:
-        input_files(name, {}, tmp_path)
+        input_files(name, tmp_path)
     assert f"{name} is not on disk" in caught.value.message
     layout = DATASETS[name].layout
     assert layout is not None
@@ -141,21 +141,21 @@ def test_part_of_a_data_set_says_what_is_missing(tmp_path: Path) -> None:
     for file in IDX_NAMES[:3]:
         (tmp_path / file).touch()
     with pytest.raises(InputError, match=rf"{tmp_path} lacks t10k-labels-idx1-ubyte\.gz"):
-        input_files("mnist", {}, tmp_path)
+        input_files("mnist", tmp_path)
 
 
 def test_own_files(tmp_path: Path) -> None:
     npz, py = tmp_path / "d.npz", tmp_path / "d.py"
     for path in (npz, py):
         with pytest.raises(InputError, match="no such"):
-            input_files(f"{path}:make" if path == py else str(path), {}, tmp_path)
+            input_files(f"{path}:make" if path == py else str(path), tmp_path)
         path.touch()
-    assert input_files(str(npz), {}, tmp_path) == {"data.npz": npz}
-    assert input_files(f"{py}:make", {}, tmp_path) == {"data.py": py}
+    assert input_files(str(npz), tmp_path) == {"data.npz": npz}
+    assert input_files(f"{py}:make", tmp_path) == {"data.py": py}
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(InputError, match="is a directory"):
-        input_files(str(tmp_path / "folder.npz"), {}, tmp_path)
-    assert input_files("synthetic", {}, tmp_path) == input_files("digits", {}, tmp_path) == {}
+        input_files(str(tmp_path / "folder.npz"), tmp_path)
+    assert input_files("synthetic", tmp_path) == input_files("digits", tmp_path) == {}
 
 
 def test_downloads_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

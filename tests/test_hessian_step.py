@@ -171,10 +171,34 @@ def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:
     assert not loose["converged"]
     assert any("trace's standard error" in text for text in loose["warnings"])
     before = (small_run / "hessian.json").read_bytes()
-    error = lgo("hessian", small_run, *FEW, *asked, "--strict", "--force", code=4).stderr
-    assert "the trace did not converge" in error
-    assert "hint: lgo hessian with a larger --trace-rtol" in error
+    # One reading of what failed, of what is there already and of what is computed again.
+    for again in ((), ("--force",)):
+        error = lgo("hessian", small_run, *FEW, *asked, "--strict", *again, code=4).stderr
+        assert "the trace did not converge" in error
+        assert "hint: lgo hessian with a larger --trace-rtol" in error
     assert (small_run / "hessian.json").read_bytes() == before
+
+
+def test_strict_takes_the_audit_of_what_is_there_already_into_account(
+    lgo: Lgo, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Centred(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x - x.mean(dim=0))\n"
+        "def build(): return Centred(20, 10)\n"
+    )
+    named = ("--model", "net.py:build")
+    lgo("train", "--out", "run", *named, *SMALL[2:], "--quiet")
+    line = ("hessian", "run", *named, *FEW, "--micro-batch-size", 32)
+    assert "warning: the audit found: the mean loss depends" in lgo(*line).stderr
+    before = Path("run/hessian.json").read_bytes()
+    for again in ((), ("--dry-run",), ("--format", "pdf"), ("--force",)):
+        error = lgo(*line, "--strict", *again, code=4).stderr
+        assert error.startswith("lgo: error: the audit found: the mean loss depends on the size")
+    assert Path("run/hessian.json").read_bytes() == before
+    assert "up to date" in lgo(*line).stderr
 
 
 def test_small_subset_points_to_halves(lgo: Lgo, small_run: Path) -> None:

@@ -158,7 +158,7 @@ CASES = {
     "more eigenvalues than there are": Case(
         "hessian run --top-k 10000", 2, "10000 largest and 1 smallest eigenvalues are more than"
     ),
-    "inverted range": Case("contour run --x-range 1 -1", 2, "--x-range needs MIN < MAX, got 1 -1"),
+    "inverted range": Case("contour run --x-range 1 -1", 2, "--x-range: needs MIN < MAX, got 1 -1"),
     "one point": Case("contour run --resolution 1", 2, "--resolution: needs at least 2 points"),
     "bad resolution": Case("contour run --resolution 5by5", 2, "must be like 51 or 51x31"),
     "vast resolution": Case(
@@ -355,14 +355,14 @@ CASES = {
     "config not there": Case("train --config c.toml", 3, "cannot read c.toml"),
     "config not TOML": Case("train --config c.toml", 3, "is not TOML", _write("c.toml", b"a = ")),
     "config with unknown key": Case(
-        "train --config c.toml", 2, "epoch: extra inputs are not permitted",
+        "train --config c.toml", 2, "c.toml: epoch is no option of lgo train; did you mean epochs?",
         _write("c.toml", b"epoch = 3"),
     ),
     "config of another command": Case(
         "hessian --config run/train.json", 2, "is a manifest of lgo train, not lgo hessian"
     ),
     "run with a stray table": Case(
-        "run --config c.toml", 2, "hesian is not a table of lgo run",
+        "run --config c.toml", 2, "hesian is not a table of a command; did you mean hessian?",
         _write("c.toml", b"[hesian]\ntop_k = 3"),
     ),
 }  # fmt: skip
@@ -424,8 +424,16 @@ def test_out_of_memory(
         raise error
 
     monkeypatch.setattr("lgo_cli.objective.evaluate_model", fail)
-    result = lgo("interp", small_run, code=5)
-    assert result.stderr.startswith("lgo: error: out of memory\nhint: lower --micro-batch-size")
+    monkeypatch.setattr("lgo_cli.runs.steps.train.resolve_recipe", fail)
+    hint = "lower --micro-batch-size or --batch-size or --analysis-samples or --memory"
+    of_hessian = "lower --micro-batch-size or --analysis-samples or --memory or --max-basis"
+    for line, expected in (
+        (("interp", small_run), hint),
+        (("hessian", small_run), f"{of_hessian}, or --basis-device disk"),
+        (("train", "--epochs", 1, "--out", "new"), "lower --batch-size"),
+    ):
+        said = lgo(*line, code=5).stderr
+        assert said == f"lgo: error: out of memory\nhint: {expected}\n"
 
 
 def test_grid_that_is_too_large(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

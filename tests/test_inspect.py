@@ -89,6 +89,53 @@ def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> 
     assert f"warning: {run}: look at: hessian contour" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--dataset-arg", "seed=1"), "with another --dataset-arg than train"),
+        (("--dataset", "other.npz"), "with another --dataset than train"),
+        (("--train-samples", 100), "with another --train-samples than train"),
+        (("--loss", "squared_error"), "with another --loss than train"),
+    ],
+)
+def test_table_puts_no_other_data_beside_the_runs_own(
+    lgo: Lgo, run: Path, options: tuple[object, ...], why: str
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(64, 20)), np.arange(64) % 10
+    np.savez("other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    lgo("contour", run, *options, "--resolution", 3, "--analysis-samples", 64, "--quiet")
+    assert f"contour  {why}\n" in lgo("show", run).stdout
+    row = json.loads(lgo("table", run, "--format", "jsonl").stdout)
+    assert row["contour_loss_min"] is row["contour_loss_max"] is None
+    assert row["dataset"] == "synthetic"
+    assert row["lambda_max"] is not None
+    assert row["problems"] == "look at: contour"
+
+
+def test_data_of_one_name_and_other_content_are_other_data(
+    lgo: Lgo, small_run: Path, tmp_path: Path
+) -> None:
+    """Also where no training says what the run's own data are: the first step does."""
+    line = ("--model", "mlp", "--model-arg", "hidden=8", "--out", "found", "--quiet")
+    (small_run / "model.pth").rename("model.pth")
+    for seed, command in enumerate((("hessian", "--top-k", 1), ("contour", "--resolution", 3))):
+        (tmp_path / str(seed)).mkdir()
+        data = tmp_path / str(seed) / "data.npz"
+        x, y = np.random.default_rng(seed).normal(size=(64, 20)), np.arange(64) % 10
+        np.savez(data, x_train=x, y_train=y, x_test=x, y_test=y)
+        lgo(command[0], "model.pth", *command[1:], "--dataset", data, *line)
+    assert "contour  with another data.npz than hessian\n" in lgo("show", "found").stdout
+    row = json.loads(lgo("table", "found", "--format", "jsonl").stdout)
+    assert row["lambda_max"] is not None
+    assert row["contour_loss_min"] is None
+
+
+def test_a_file_is_no_run(lgo: Lgo, run: Path) -> None:
+    for command in ("show", "table", "verify"):
+        error = lgo(command, run / "model.pth", code=3).stderr
+        assert error.endswith(f"model.pth is a file\nhint: name its run: {run}\n")
+
+
 def test_table_goes_on_past_an_unreadable_run(lgo: Lgo, run: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train.json").write_text("{")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from lgo_cli.cli import options
+import typer
+
 from lgo_cli.cli.root import app
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+Json = Annotated[bool, typer.Option("--json", help="Print them as one JSON object.", metavar="")]
+
 
 @app.command()
-def models(json: options.Json = False) -> None:
+def models(json: Json = False) -> None:
     """List the models, with their arguments and parameter counts."""
     from lgo_cli.models.building import parameter_counts
     from lgo_cli.models.registry import MODELS
@@ -41,7 +43,7 @@ def models(json: options.Json = False) -> None:
 
 
 @app.command()
-def datasets(json: options.Json = False) -> None:
+def datasets(json: Json = False) -> None:
     """List the data sets, with their arguments."""
     from lgo_cli.data.registry import DATASETS
 
@@ -75,7 +77,9 @@ def _write_arguments(args: type[BaseModel]) -> None:
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    from lgo_cli.cli.output import write
+
+    write(line)
 
 
 def _write_json(value: object) -> None:

@@ -42,9 +42,8 @@ def export(
 
     The arrays are checked against their manifests first: exit 3 if they are not what was written.
     """
-    from lgo_cli.cli.output import Output
-    from lgo_cli.runs.exporting import export as write
+    from lgo_cli.cli.output import write
+    from lgo_cli.runs.exporting import export as export_run
 
-    output = Output(json=False, quiet=False, verbose=False)
-    for path in write(run, to, step=step, out=out, force=force):
-        output.write(str(path))
+    for path in export_run(run, to, step=step, out=out, force=force):
+        write(str(path))

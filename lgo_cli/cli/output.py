@@ -31,6 +31,15 @@ class Mode(Enum):
     QUIET = "quiet"
 
 
+def write(text: str) -> None:
+    """Write a line of data; a reader who has seen enough (`| head`) is no error."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
 class Output:
     """The two streams of one command.
 
@@ -62,14 +71,6 @@ class Output:
     def width(self) -> int | None:
         """Columns of the terminal that data go to; `None` if they go elsewhere."""
         return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-    def write(self, text: str) -> None:
-        """Write a line of data; a reader who has seen enough (`| head`) is no error."""
-        try:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
 
     def say(self, text: str) -> None:
         """Talk, unless quiet."""
@@ -116,12 +117,12 @@ class Output:
             for movement in manifest.results.movements:
                 self.detail(movement)
         if self.mode is Mode.JSON:
-            self.write(manifest_json(manifest, indent=None if one_line else 2))
+            write(manifest_json(manifest, indent=None if one_line else 2))
             return
         if self.mode is Mode.HUMAN:
             for line in summary_lines(manifest):
-                self.write(line)
-        self.write(str(outcome.path))
+                write(line)
+        write(str(outcome.path))
 
     def _audited(self, results: Results) -> None:
         """One line if the self-audit was clean; what it complains of are warnings already."""
@@ -144,10 +145,10 @@ class Output:
         plan = outcome.plan
         self.say(f"{plan.command}: {outcome.status.value} (nothing done: --dry-run)")
         if self.mode is Mode.JSON:
-            self.write(plan.request.model_dump_json(indent=None if one_line else 2))
+            write(plan.request.model_dump_json(indent=None if one_line else 2))
             return
         if self.mode is Mode.HUMAN:
-            self.write(f"fingerprint  {plan.fingerprint}")
+            write(f"fingerprint  {plan.fingerprint}")
             for name, path in plan.files.items():
-                self.write(f"input        {name}  {path}")
-        self.write(str(outcome.path))
+                write(f"input        {name}  {path}")
+        write(str(outcome.path))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import tomllib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel
+
+from lgo_cli.arguments import did_you_mean
+from lgo_cli.cli import MODULES
 from lgo_cli.config import (
     CONFIGS,
     Execution,
@@ -14,6 +21,7 @@ from lgo_cli.config import (
     StepConfig,
     parse_config,
 )
+from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory
 from lgo_cli.manifest import Manifest, read_manifest
@@ -22,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     import typer
-    from pydantic import BaseModel
 
 C = TypeVar("C", bound=StepConfig)
+M = TypeVar("M", bound=BaseModel)
 
 FILE_EXECUTION = ("out", "device", "num_threads", "data_root", "memory", "basis_device")
 """What a `--config` file may say of where and how to run; permissions are not among it."""
@@ -73,6 +81,22 @@ def _scalar(text: str) -> Any:
     return text if isinstance(value, dict) else value
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a `--config` file says to one command.
+
+    Attributes:
+        values: Of fields of the command's config, and of those of `Execution` and `FigureConfig`
+            that a file may set.
+        where: What stands before a name in an error.
+        run: The run to analyse, if a manifest names one.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "--"
+    run: Path | None = None
+
+
 class Asked:
     """What one command was asked for, file and command line put together.
 
@@ -92,43 +116,55 @@ class Asked:
         run: Path | None = None,
         file: Path | None = None,
     ) -> None:
-        values = explicit(ctx, cls)
-        execution = explicit(ctx, Execution)
-        figure = explicit(ctx, FigureConfig)
-        self.run = run
+        said = explicit(ctx, cls)
+        options = Options()
         self.inputs: dict[str, str] = {}
         if file is not None:
-            named = {*values, *(() if run is None else ("run",))}
+            named = {*said, *(() if run is None else ("run",))}
             trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
-            from_file = read_config_file(file, cls, trusted)
+            options = read_config_file(file, cls, trusted)
             if file.suffix == ".json":
                 self.inputs = _recorded_inputs(read_manifest(file), named)
-            located = from_file.pop("run", None)
-            self.run = run or located
-            figure = {**_take(from_file, FigureConfig.model_fields), **figure}
-            execution = {**_take(from_file, FILE_EXECUTION), **execution}
-            for name in ("model_arg", "dataset_arg"):
-                if name in values and name[: -len("_arg")] not in values:
-                    values[name] = {**_table(file, from_file, name), **values[name]}
-            values = {**from_file, **values}
-        self.config = parse_config(cls, values, "--" if file is None else f"{file}: ")
-        self.execution = parse_config(Execution, execution, "--")
-        self.figure = parse_config(FigureConfig, figure, "--")
+        self.run = run or options.run
+        self.config, self.execution, self.figure = put_together(ctx, cls, options, said)
 
 
-def _table(path: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a file's; empty if it has none of that name."""
-    table = values.get(name, {})
-    if not isinstance(table, dict):
-        raise UsageError(f"{path}: {name} is no table")
-    return table
+def put_together(
+    ctx: typer.Context, cls: type[C], options: Options, said: Mapping[str, Any]
+) -> tuple[C, Execution, FigureConfig]:
+    """What a file says to a command, and over it what stands on the command line.
+
+    Args:
+        ctx: Of the command line.
+        cls: Of the command's config.
+        options: Of the file.
+        said: Fields of that config on the command line.
+
+    Raises:
+        UsageError: naming what is wrong by its flag, or by the file and the table where it stands.
+    """
+    values = dict(options.values)
+    where = options.where
+
+    def over(model: type[M], said: Mapping[str, Any]) -> M:
+        from_file = {name: values.pop(name) for name in model.model_fields if name in values}
+        return parse_config(model, {**from_file, **said}, where, flags=said)
+
+    figure = over(FigureConfig, explicit(ctx, FigureConfig))
+    execution = over(Execution, explicit(ctx, Execution))
+    arguments = {}
+    for name in ("model_arg", "dataset_arg"):
+        if not isinstance(values.get(name, {}), dict):
+            raise UsageError(
+                f"{where}{name}: {values[name]!r} is no table",
+                hint=f"arguments stand in one: {name} = {{KEY = VALUE}}",
+            )
+        if name in said and name.removesuffix("_arg") not in said:
+            arguments[name] = {**values.get(name, {}), **said[name]}
+    return over(cls, {**said, **arguments}), execution, figure
 
 
-def _take(values: dict[str, Any], names: Any) -> dict[str, Any]:
-    return {name: values.pop(name) for name in names if name in values}
-
-
-def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str]) -> dict[str, Any]:
+def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str]) -> Options:
     """Read options for one command from a TOML file or from a manifest.
 
     A TOML file holds the command's options, or one table for each command.
@@ -140,13 +176,59 @@ def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str])
 
     Raises:
         InputError: if it cannot be read or parsed.
-        UsageError: if it is a manifest of another command, or names code that is not trusted.
+        UsageError: if it is a manifest of another command, names code that is not trusted, or says
+            something that the command does not take.
     """
     if path.suffix == ".json":
         return _from_manifest(path, cls, trusted)
     values = read_toml(path)
-    has_tables = values and set(values) <= set(CONFIGS)
-    return dict(_table(path, values, cls.command)) if has_tables else values
+    if any(name in CONFIGS for name in values):
+        return _table(path, _tables(path, values), cls.command)
+    return _checked(Options(values, f"{path}: "), cls.command)
+
+
+def _tables(path: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A file's tables, one for each command.
+
+    Raises:
+        UsageError: if it holds anything else.
+    """
+    for name, table in values.items():
+        if name not in CONFIGS or not isinstance(table, dict):
+            guess = "" if name in CONFIGS else did_you_mean(name, CONFIGS)
+            raise UsageError(
+                f"{path}: {name} is not a table of a command{guess}",
+                hint=f"options stand in {', '.join(f'[{command}]' for command in CONFIGS)}",
+            )
+    return values
+
+
+def _table(path: Path, tables: Mapping[str, dict[str, Any]], command: str) -> Options:
+    return _checked(Options(tables.get(command, {}), f"{path}: [{command}] "), command)
+
+
+def _checked(options: Options, command: str) -> Options:
+    """The same options, if the command has them all and a file may set them.
+
+    Raises:
+        UsageError: naming the first that is none, and the nearest that is one.
+    """
+    module = importlib.import_module(f"lgo_cli.cli.{MODULES[command]}")
+    flags = set(inspect.signature(getattr(module, command)).parameters)
+    fields = {*CONFIGS[command].model_fields, *FigureConfig.model_fields, *FILE_EXECUTION}
+    for name in options.values:
+        if name in fields & flags:
+            continue
+        if name in flags:
+            raise UsageError(
+                f"{options.where}{name} is not for a file", hint="say it on the command line"
+            )
+        guess = did_you_mean(name, sorted(fields & flags))
+        raise UsageError(
+            f"{options.where}{name} is no option of lgo {command}{guess}",
+            hint=f"lgo {command} --help",
+        )
+    return options
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -166,7 +248,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -> dict[str, Any]:
+def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -> Options:
     """The config of an earlier manifest, its stand-ins for paths replaced by where things were."""
     manifest = read_manifest(path)
     request = manifest.request
@@ -177,7 +259,7 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
         values[key] = _named(manifest, path, key, trusted=key in trusted)
     if "data.npz" in request.inputs:
         values["dataset"] = _place(manifest, path, "data.npz")
-    data = [name for name in request.inputs if name.endswith("ubyte") or "batch" in name]
+    data = [name for name in request.inputs if name in FILE_NAMES]
     if data:
         values["data_root"] = str(Path(_place(manifest, path, data[0])).parent)
     for key in ("to", "directions"):
@@ -188,9 +270,10 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
             ]
     if "warm_start.npz" in request.inputs:
         values["warm_start"] = str(Path(_place(manifest, path, "warm_start.npz")).parent)
-    if "model.pth" in request.inputs:
-        values["run"] = Path(_place(manifest, path, "model.pth"))
-    return values
+    named = "model.pth" in request.inputs
+    return Options(
+        values, f"{path}: ", Path(_place(manifest, path, "model.pth")) if named else None
+    )
 
 
 def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str]:
@@ -237,19 +320,25 @@ def _place(manifest: Manifest, path: Path, name: str) -> str:
     return str(path.parent / manifest.locations[name])
 
 
-def tables_for(file: Path | None) -> Mapping[str, dict[str, Any]]:
-    """The tables of a `--config` file of `lgo run`, one for each command.
+def options_of_run(file: Path | None) -> dict[str, Options]:
+    """What the `--config` file of `lgo run` says to each of its commands.
 
     Raises:
-        UsageError: if it holds anything else.
+        InputError: if it cannot be read or parsed.
+        UsageError: if it holds anything but their tables, or a table what its command does not
+            take, or a place of its own.
     """
     if file is None:
-        return {}
-    values = read_toml(file)
-    unknown = [key for key in values if key not in CONFIGS or not isinstance(values[key], dict)]
-    if unknown:
+        return {command: Options() for command in CONFIGS}
+    if file.suffix == ".json":
         raise UsageError(
-            f"{file}: {unknown[0]} is not a table of lgo run",
-            hint=f"its tables are {', '.join(f'[{name}]' for name in CONFIGS)}",
+            f"{file}: lgo run takes no manifest, which is of one step", hint="a TOML file of tables"
         )
-    return values
+    tables = _tables(file, read_toml(file))
+    found = {command: _table(file, tables, command) for command in CONFIGS}
+    for options in found.values():
+        if "out" in options.values:
+            raise UsageError(
+                f"{options.where}out: lgo run has one directory for all steps", hint="--out DIR"
+            )
+    return found

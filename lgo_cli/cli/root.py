@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from typing import Any
 
@@ -51,20 +52,32 @@ class ErrorBoundary(TyperGroup):
                 hint += ", with --resume to go on from the last saved epoch"
             _fail("interrupted", hint, ExitCode.INTERRUPTED)
         except MemoryError:
-            _fail("out of memory", _MEMORY_HINT, ExitCode.MACHINE)
+            _fail_memory(self.get_command(ctx, ctx.invoked_subcommand))
         except RuntimeError as error:
             # torch.OutOfMemoryError is one; the CPU's allocator raises the base class itself.
             text = str(error)
             if "out of memory" not in text and "can't allocate memory" not in text:
                 raise
-            _fail("out of memory", _MEMORY_HINT, ExitCode.MACHINE)
+            _fail_memory(self.get_command(ctx, ctx.invoked_subcommand))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
 
 
-_MEMORY_HINT = "lower --micro-batch-size, --batch-size or --analysis-samples"
+_LESS_MEMORY = (
+    "--micro-batch-size", "--batch-size", "--analysis-samples", "--memory", "--max-basis",
+)  # fmt: skip
+"""Options of which a lower number takes less."""
+
+
+def _fail_memory(command: Any) -> None:
+    """Say which of the command's own options make it take less."""
+    flags = [flag for parameter in command.params for flag in parameter.opts]
+    lower = [flag for flag in _LESS_MEMORY if flag in flags]
+    hint = f"lower {' or '.join(lower)}" if lower else "close other programs"
+    hint += ", or --basis-device disk" if "--basis-device" in flags else ""
+    _fail("out of memory", hint, ExitCode.MACHINE)
 
 
 def _fail(message: str, hint: str, code: int) -> None:
@@ -85,7 +98,9 @@ def _fail_usage(error: typer.TyperException) -> None:
         raise error
     path = context.command_path if context is not None else "lgo"
     message = message[:1].lower() + message[1:].rstrip(".")
-    message = message.replace(": Value error, ", ": ")  # pydantic's word, by way of Typer
+    message = re.sub(r"\.?\s*\n\s*", " ", message)  # Typer lists choices one a line
+    message = message.replace(": Value error, ", ": ")  # pydantic's words, by way of Typer
+    message = message.replace(": Input should", ": input should")
     _fail(message, f"{path} --help", ExitCode.USAGE)
 
 

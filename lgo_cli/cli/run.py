@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from lgo_cli.cli import options
@@ -14,8 +17,16 @@ from lgo_cli.config import (
     Execution,
     FigureConfig,
     TrainConfig,
-    parse_config,
 )
+
+TablesFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with one table of options for each command.",
+        rich_help_panel=options.EXECUTION,
+        metavar="FILE",
+    ),
+]
 
 # Default instances, without building the validators that only a real request needs.
 _C = TrainConfig.model_construct()
@@ -54,7 +65,7 @@ def run(
     device: options.Device = _E.device,
     num_threads: options.NumThreads = _E.num_threads,
     memory: options.Memory = _E.memory,
-    config: options.ConfigFile = None,
+    config: TablesFile = None,
     force: options.Force = _E.force,
     dry_run: options.DryRun = _E.dry_run,
     strict: options.Strict = _E.strict,
@@ -71,31 +82,28 @@ def run(
 
     A --config file has one table for each command: [train], [hessian], [interp], [contour].
     """
-    from lgo_cli.cli.request import explicit, tables_for
+    from lgo_cli.cli.request import explicit, options_of_run, put_together
 
     output = open_output(ctx)
-    tables = tables_for(config)
-    execution = parse_config(Execution, explicit(ctx, Execution), "--")
-    directory = execution.out or DEFAULT_RUN
-    configs = []
-    for command, cls in CONFIGS.items():
+    asked = []
+    for command, from_file in options_of_run(config).items():
+        cls = CONFIGS[command]
         said = explicit(ctx, cls)
         if command != "train":
             # The analyses take the run's own model, data and loss.
             said = {key: said[key] for key in ("analysis_samples", "seed") if key in said}
-        configs.append(parse_config(cls, {**tables.get(command, {}), **said}, "--"))
+        asked.append(put_together(ctx, cls, from_file, said))
+    directory = asked[0][1].out or DEFAULT_RUN
     # The code that the run names is the code that this very command line named.
-    analysis = execution.model_copy(
-        update={"out": None, "resume": False, "trust_code": True, "download_data": False}
-    )
-    for step in configs:
+    analysis = {"out": None, "resume": False, "trust_code": True, "download_data": False}
+    for step, execution, figure in asked:
         trains = isinstance(step, TrainConfig)
         outcome = carry_out(
             output,
             step,
             None if trains else directory,
-            execution if trains else analysis,
-            parse_config(FigureConfig, explicit(ctx, FigureConfig), "--"),
+            execution if trains else execution.model_copy(update=analysis),
+            figure,
         )
         output.outcome(outcome, one_line=True)
         if outcome.manifest is None:

@@ -7,24 +7,30 @@ from typing import Annotated
 
 import typer
 
-from lgo_cli.cli import options
 from lgo_cli.cli.root import app
 from lgo_cli.config import DEFAULT_RUN
 
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the manifests, one a line.", metavar="")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print the paths of those manifests alone that can be relied on.",
+        metavar="",
+    ),
+]
 
 
 @app.command()
 def show(
     run: RunDirectory = DEFAULT_RUN,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show what is in a run: its results, and what is stale or missing.
-
-    --json prints the manifests, one a line; --quiet only the paths of those that can be relied on.
-    """
-    from lgo_cli.cli.output import Mode, Output
+    """Show what is in a run: its results, and what is stale or missing."""
+    from lgo_cli.cli.output import Mode, Output, write
     from lgo_cli.cli.tables import summary_lines
     from lgo_cli.manifest import manifest_json
     from lgo_cli.runs.inspect import inspect_run
@@ -35,21 +41,20 @@ def show(
         path = run / f"{state.command}.json"
         if output.mode is Mode.QUIET:
             if state.manifest is not None and not state.problems:
-                output.write(str(path))
+                write(str(path))
             continue
         for problem in state.problems if state.error is None else ():
             output.say(f"warning: {state.command}: {problem}")
         if output.mode is Mode.JSON:
             if state.manifest is not None:
-                output.write(manifest_json(state.manifest, indent=None))
+                write(manifest_json(state.manifest, indent=None))
             continue
         status = "not run" if state.manifest is None else "ok"
-        if state.measured != "model.pth":
-            status = f"of {state.measured}, not of the final model.pth"
-        output.write(f"{state.command}  {'; '.join(state.problems) or status}")
+        status = state.aside or status
+        write(f"{state.command}  {'; '.join(state.problems) or status}")
         if state.manifest is not None:
             for line in summary_lines(state.manifest):
-                output.write(f"  {line}")
+                write(f"  {line}")
     for state in states:
         if state.error is not None:
             raise state.error

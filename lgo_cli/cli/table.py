@@ -31,7 +31,7 @@ TableFormat = Annotated[
 @app.command()
 def table(runs: Runs, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
-    from lgo_cli.cli.output import Output
+    from lgo_cli.cli.output import Output, write
     from lgo_cli.runs.inspect import COLUMNS, inspect_run, run_row
 
     output = Output(json=False, quiet=False, verbose=False)
@@ -49,17 +49,17 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
             output.say(f"warning: {row['run']}: {row['problems']}")
     if format == "jsonl":
         for row in rows:
-            output.write(json.dumps({key: _finite(value) for key, value in row.items()}))
+            write(json.dumps({key: _finite(value) for key, value in row.items()}))
     elif format == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, ["run", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        output.write(text.getvalue().rstrip("\n"))
+        write(text.getvalue().rstrip("\n"))
     else:
         names, said = fitting(rows, output.width)
         for line in aligned(rows, names):
-            output.write(line)
+            write(line)
         for remark in said:
             output.say(remark)
     if unreadable:

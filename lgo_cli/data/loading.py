@@ -54,7 +54,7 @@ def load_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: 
     if factory is not None:
         returned = call_factory(dataset, factory, arguments, {})
         return from_factory(dataset, returned).validate(dataset)
-    files = input_files(dataset, arguments, data_root)
+    files = input_files(dataset, data_root)
     if dataset.endswith(".npz"):
         return read_npz(files["data.npz"]).validate(dataset)
     spec = DATASETS[dataset]
@@ -77,7 +77,7 @@ def download_dataset(dataset: str, data_root: Path) -> None:
     if dataset not in TORCHVISION_NAMES:
         return
     with contextlib.suppress(InputError):
-        input_files(dataset, {}, data_root)
+        input_files(dataset, data_root)
         return
     import torchvision.datasets
 

@@ -94,11 +94,6 @@ class DatasetSpec:
     layout: FileLayout | None = None
     downloadable: bool = False
 
-    @property
-    def needs_files(self) -> bool:
-        """Whether it reads files from `--data-root`."""
-        return self.layout is not None
-
 
 def _idx_layout(*folders: str) -> FileLayout:
     names = [
@@ -168,6 +163,11 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+FILE_NAMES = frozenset(
+    name for spec in DATASETS.values() if spec.layout is not None for name in spec.layout.names
+)
+"""Logical names of all files of data sets by name."""
+
 OTHERS = "file.npz, file.py:factory"
 
 
@@ -197,14 +197,11 @@ def resolve_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue]) -> dict[
     return resolve_arguments("dataset", dataset, spec.args, dataset_arg)
 
 
-def input_files(
-    dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: Path
-) -> dict[str, Path]:
+def input_files(dataset: str, data_root: Path) -> dict[str, Path]:
     """Find, without reading them, the files on disk that determine the data.
 
     Args:
         dataset: A name in `DATASETS`, `file.npz`, or a factory's reference.
-        dataset_arg: Its arguments; they decide no file so far.
         data_root: Where named data sets are looked for.
 
     Returns:
@@ -214,7 +211,6 @@ def input_files(
         InputError: if a file is missing, naming each folder that was looked in.
         UsageError: if the name is unknown.
     """
-    del dataset_arg
     factory = parse_factory(dataset)
     if factory is not None:
         return {"data.py": source_file(factory)}

@@ -54,6 +54,11 @@ def find_checkpoint(named: Path) -> Checkpoint:
         return listed_checkpoint(named / "model.pth", read_manifest(manifest_path), named)
     if not named.exists():
         raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
+    if named.suffix == ".json":
+        raise InputError(
+            f"{named} holds no weights",
+            hint=f"name {named.parent}, or say --config {named} to run a manifest again",
+        )
     for directory in (named.parent, named.parent.parent):
         manifest_path = directory / "train.json"
         if manifest_path.is_file():

@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, StepConfig
-from lgo_cli.errors import (
-    AuditError,
-    ConvergenceError,
-    InputError,
-    LockedError,
-    NumericsError,
-    OutputError,
-    UsageError,
-)
+from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
 from lgo_cli.files import atomic_write, step_lock
 from lgo_cli.manifest import (
     Manifest,
@@ -29,10 +21,10 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
-from lgo_cli.results import ContourResults, HessianResults, InterpResults
 from lgo_cli.runs.claims import claim, own_files, publish, read_ours
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
+from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +103,7 @@ def execute(
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and execution.strict:
-        _refuse_unconverged(done)
+        refuse_failed(done.results)
     if done is not None and done.figure == figure and not damaged:
         # The manifest is Make's target: it must be newer than what it was found to agree with.
         with contextlib.suppress(OSError):
@@ -192,17 +184,6 @@ def _measure_share(
         with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
             return _compute(plan, figure, context)
     return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
-
-
-def _refuse_unconverged(manifest: Manifest) -> None:
-    """With `--strict`, a result that is there already must meet what a new one must."""
-    results = manifest.results
-    if isinstance(results, HessianResults) and results.audit and results.audit.complaints:
-        raise AuditError(results.audit.complaints)
-    if isinstance(results, HessianResults) and not results.converged:
-        raise ConvergenceError(results.num_matvecs)
-    if isinstance(results, ContourResults | InterpResults) and results.complaints:
-        raise NumericsError("; ".join(results.complaints))
 
 
 def _download(config: StepConfig, execution: Execution) -> None:

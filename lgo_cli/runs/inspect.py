@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import CONFIGS, Strict
+from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
@@ -30,14 +32,14 @@ class StepState:
         manifest: Its record, `None` if it was not run.
         problems: Why its results are not to be relied on; empty if they are.
         error: What was raised where there is a manifest that cannot be read.
-        measured: Which of the run's checkpoints it is of.
+        aside: Why it is not of the run's final model on the run's own data; `None` if it is.
     """
 
     command: str
     manifest: Manifest | None
     problems: tuple[str, ...]
     error: InputError | None = None
-    measured: str = "model.pth"
+    aside: str | None = None
 
 
 def inspect_run(directory: Path) -> list[StepState]:
@@ -47,7 +49,9 @@ def inspect_run(directory: Path) -> list[StepState]:
         InputError: if no step was ever run there.
     """
     if not directory.is_dir():
-        raise InputError(f"no such run directory: {directory}")
+        if directory.exists():
+            raise InputError(f"{directory} is a file", hint=f"name its run: {directory.parent}")
+        raise InputError(f"no such run directory: {directory}", hint=_made_by(directory))
     states = []
     for command in CONFIGS:
         path = directory / f"{command}.json"
@@ -62,23 +66,46 @@ def inspect_run(directory: Path) -> list[StepState]:
             states.append(StepState(command, None, (error.message,), error))
         else:
             states.append(StepState(command, manifest, tuple(problems(manifest, directory))))
-    states = [_with_measured(state, states[0].manifest) for state in states]
+    states = [replace(state, aside=_aside(state.manifest, states)) for state in states]
     if not any(state.manifest or state.problems for state in states):
         raise InputError(
             f"{directory} is no run: it has no manifest",
-            hint=f"make one: lgo train --out {directory}",
+            hint=_made_by(directory),
         )
     return states
 
 
-def _with_measured(state: StepState, trained: Manifest | None) -> StepState:
-    """Find out which of the run's checkpoints a step measured."""
-    if state.manifest is None or trained is None or state.command == "train":
-        return state
-    digest = state.manifest.request.inputs["model.pth"].sha256
-    names = [name for name, ref in trained.outputs.items() if ref.sha256 == digest]
-    # Weights that the run no longer has are stale, which `problems` says.
-    return replace(state, measured=names[0]) if names else state
+def _made_by(directory: Path) -> str:
+    return f"make one: lgo train --out {shlex.quote(str(directory))}"
+
+
+_OBJECTIVE = (
+    "model", "model_arg", "dataset", "dataset_arg", "train_samples", "loss", "label_smoothing",
+)  # fmt: skip
+"""What training and its analyses were asked alike, if their losses are of the same."""
+
+
+def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None:
+    """Why a step is not of what the run's first is of: its training, where it has one."""
+    first = next((state.manifest for state in states if state.manifest is not None), None)
+    if manifest is None or first is None or manifest is first:
+        return None
+    asked, run = manifest.request, first.request
+    digest = asked.inputs["model.pth"].sha256
+    if run.command == "train":
+        names = [name for name, ref in first.outputs.items() if ref.sha256 == digest]
+        # Weights that the run no longer has are stale, which `problems` says.
+        if names and names[0] != "model.pth":
+            return f"of {names[0]}, not of the final model.pth"
+    elif run.inputs["model.pth"].sha256 != digest:
+        return f"of other weights than {run.command}"
+    for name in _OBJECTIVE:
+        if asked.config[name] != run.config[name]:
+            return f"with another --{name.replace('_', '-')} than {run.command}"
+    for name in ("model.py", "data.py", "data.npz", *sorted(FILE_NAMES)):
+        if asked.inputs.get(name) != run.inputs.get(name):
+            return f"with another {name} than {run.command}"
+    return None
 
 
 def problems(manifest: Manifest, directory: Path) -> list[str]:
@@ -192,15 +219,15 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
     Values that no step has measured are `None`, also where one measured another checkpoint than the
-    run's final one; such steps, and those whose inputs or outputs have changed since, are named in
-    `problems`.
+    run's final one, or on other data; such steps, and those whose inputs or outputs have changed
+    since, are named in `problems`.
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     stale = []
     for state in states:
-        if state.problems or state.measured != "model.pth":
+        if state.problems or state.aside:
             stale.append(state.command)
-        if state.manifest is not None and state.measured == "model.pth":
+        if state.manifest is not None and not state.aside:
             row |= _columns(state.manifest)
     row["problems"] = f"look at: {' '.join(stale)}" if stale else None
     return row

@@ -131,7 +131,7 @@ class _Builder:
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
         arguments = resolve_dataset(dataset, dataset_arg)
         self.set("dataset_arg", arguments)
-        for name, path in input_files(dataset, arguments, self.data_root).items():
+        for name, path in input_files(dataset, self.data_root).items():
             self.add(name, path)
         factory = parse_factory(dataset)
         if factory is not None:

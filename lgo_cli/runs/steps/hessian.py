@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import AuditError, ConvergenceError, InputError, NumericsError
+from lgo_cli.errors import ConvergenceError, InputError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
+from lgo_cli.runs.strict import refuse_failed
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ class HessianStep(Step):
             setting = _setting(context, problem, preconditioner)
             spectrum = analyze_spectrum(problem, config, setting, context.progress)
             description = measured(problem, context.loaded)
-        if context.execution.strict:
-            _refuse_failed(spectrum)
-        save_arrays(context, "hessian.npz", arrays_of(spectrum))
         available = description.num_available
         if description.num_samples < available / 10 and not config.halves:
             spectrum = replace(
@@ -60,13 +58,17 @@ class HessianStep(Step):
                 ),
             )
         stability = _stability(context.plan, available, spectrum, preconditioner)
-        return HessianResults(
+        results = HessianResults(
             **common(context, spectrum.warnings),
             measured=description,
             weight_decay=setting.weight_decay if config.include_weight_decay else None,
             **describe_spectrum(spectrum, config),
             **stability,
         )
+        if context.execution.strict:
+            refuse_failed(results)
+        save_arrays(context, "hessian.npz", arrays_of(spectrum))
+        return results
 
     def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
         """Eigenvalues with their bounds, the density's nodes and the blocks' numbers."""
@@ -99,23 +101,6 @@ def _rows(**columns: Any) -> list[dict[str, Any]]:
     """Arrays of one length as one mapping for each entry."""
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
-
-
-def _refuse_failed(spectrum: Spectrum) -> None:
-    """With `--strict`, an audit that complains or numbers that did not converge are an error."""
-    if spectrum.audit is not None and spectrum.audit.complaints:
-        raise AuditError(spectrum.audit.complaints)
-    if not spectrum.eigenvalues_converged:
-        raise ConvergenceError(spectrum.num_matvecs)
-    for trace in spectrum.traces:
-        if trace.converged:
-            continue
-        if trace.exact is not None:
-            raise NumericsError("the exact trace and what probes say of it are too far apart")
-        raise NumericsError(
-            f"the trace did not converge within {trace.estimate.num_probes} probes",
-            hint="lgo hessian with a larger --trace-rtol",
-        )
 
 
 def _preconditioner(context: Context, problem: Objective) -> Preconditioner | None:
