@@ -302,6 +302,17 @@ def test_recheck_that_finds_worse_says_so() -> None:
     assert float(pairs.residual_bounds[0]) >= 0.5
 
 
+def test_search_for_copies_spends_no_more_than_the_limit() -> None:
+    matrix = with_spectrum(SPECTRA["repeated"], 0)
+    single = extreme_eigenpairs(DenseOperator(matrix), Wanted(2)).num_matvecs
+    for limit in (single - 1, single, single + 1):
+        wanted = Wanted(2, multiplicity=True, max_matvecs=limit)
+        pairs = extreme_eigenpairs(DenseOperator(matrix), wanted)
+        assert pairs.num_matvecs == limit
+        assert not pairs.converged
+        assert "--max-matvecs raises the limit" in pairs.warnings[-1]
+
+
 def test_basis_on_disk_moves_no_bit_and_leaves_no_file(tmp_path: Path) -> None:
     matrix = with_spectrum(SPECTRA["isolated"], 0, torch.float32)
     wanted = Wanted(3, 1, max_basis=16, max_matvecs=1000)

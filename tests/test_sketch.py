@@ -121,6 +121,16 @@ def test_none_beside_a_warm_start(
     assert sketches == []
 
 
+def test_warning_of_a_warm_start_is_given_once(
+    problem: tuple[torch.nn.Module, Samples, LossFunction],
+) -> None:
+    config = HessianConfig(**ALONE, layers=("0.*",), halves=True)
+    with Objective(*problem) as objective:
+        nothing = torch.zeros(1, objective.dim)
+        warnings = analyze_spectrum(objective, config, Setting(warm_start=nothing)).warnings
+    assert warnings == ("--warm-start has nothing in these layers: a cold start",)
+
+
 def test_a_matrix_of_few_steps_is_sketched_whole() -> None:
     """Where five steps are more than there are dimensions."""
     matrix = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))

@@ -105,9 +105,10 @@ class _Analysis:
             self.warnings += [f"the audit found: {what}" for what in checked.complaints]
         gradient = self.requested.gradient(network)
         scaled = scaled_gradient(gradient, operator)
+        guess = None
         if config.top_k and not config.density:  # whose quadrature is of a random vector
-            wanted = replace(wanted, guess=scaled if sketched is None else sketched)
-        pairs = self._with_process(operator, wanted)
+            guess = scaled if sketched is None else sketched
+        pairs = self._with_process(operator, replace(wanted, guess=guess))
         self._count_eigenpairs(pairs)
         share = _share(scaled, pairs)
         exact = self._exact_trace(objective, block)
@@ -140,7 +141,7 @@ class _Analysis:
             spectrum = replace(spectrum, audit=replace(checked, orthogonality=orthogonality))
         network.release()
         if config.halves:
-            spectrum = replace(spectrum, halves=self._halves(block))
+            spectrum = replace(spectrum, halves=self._halves(block, wanted))
         return replace(spectrum, warnings=tuple(self.warnings))
 
     def _wanted(self, block: Block) -> Wanted:
@@ -345,26 +346,28 @@ class _Analysis:
         self.warnings += [f"preconditioned: {warning}" for warning in pairs.warnings]
         return replace(pairs, process=None)
 
-    def _halves(self, block: Block) -> tuple[Half, Half]:
+    def _halves(self, block: Block, wanted: Wanted) -> tuple[Half, Half]:
         samples, middle = self.objective.samples, len(self.objective.samples) // 2
         first = samples.head(middle)
         second = Samples(samples.inputs[middle:], samples.labels[middle:])
-        halves = (self._half(first, block), self._half(second, block))
+        wanted = replace(wanted, multiplicity=False, recheck=False)
+        halves = (self._half(first, block, wanted), self._half(second, block, wanted))
         self.matvecs["halves"] = sum(
             half.eigenpairs.num_matvecs + (half.trace.estimate.num_matvecs if half.trace else 0)
             for half in halves
         )
         return halves
 
-    def _half(self, samples: Samples, block: Block) -> Half:
+    def _half(self, samples: Samples, block: Block, wanted: Wanted) -> Half:
         with on_samples(self.objective, samples) as objective:
             model = self.requested.rewritten(objective)
             rounding = self.requested.rounding(objective, block, model, difference=False)
             network = self.requested.network(objective, block, model, rounding)
             operator = self.requested.composed(network)
-            wanted = replace(self._wanted(block), multiplicity=False, recheck=False)
+            gradient = self.requested.gradient(network)
+            guess = scaled_gradient(gradient, operator) if wanted.top_k else None
             said = len(self.warnings)
-            pairs = self._with_process(operator, wanted)
+            pairs = self._with_process(operator, replace(wanted, guess=guess))
             self.warnings += pairs.warnings
             exact = self._exact_trace(objective, block)
             trace = self._trace(

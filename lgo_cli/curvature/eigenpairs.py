@@ -139,6 +139,9 @@ def extreme_eigenpairs(
         found = search.run()
         spent = search.num_steps
         while wanted.multiplicity and found.settled and not process.is_complete:
+            if search.num_steps >= limit:
+                found = replace(found, settled=False, converged=False)
+                break
             previous, (state, values) = found, (found.ritz, found.values)
             process.restart(state, kept_at_restart(process.size, wanted, 2 * wanted.num_pairs))
             process.begin_anew()

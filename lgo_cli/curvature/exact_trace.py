@@ -101,7 +101,7 @@ def exact_trace(
             task.advance(len(batch))
     parts = (totals / len(objective.samples)).tolist()
     why = "the network is piecewise linear: tr H = tr G" if operator == "hessian" else "closed form"
-    return ExactTrace(tuple(parts), why)
+    return ExactTrace(tuple(parts), f"{why}; {num_passes} backward passes")
 
 
 def _norms(objective: Objective, operator: OperatorName, block: Block) -> _GradientNorms | str:

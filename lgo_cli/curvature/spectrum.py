@@ -131,7 +131,8 @@ class Spectrum:
         layers: Each module's block, if asked.
         halves: The two halves of the samples, if asked.
         audit: What was checked, if it was.
-        matvecs: Products on all samples that each answer cost.
+        matvecs: Products that each answer cost. Those that measure rounding and those of a sketch,
+            on a few of the samples, are not counted.
         plan: Which path products took.
         rewriting: What was done to the model's graph.
         keeps_graph: Whether graphs were kept between products.
