@@ -20,6 +20,7 @@ from lgo_cli.curvature.audit import (
 )
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.objective import Objective, Samples
 
@@ -238,6 +239,16 @@ def test_sparse_embedding_is_refused_by_name() -> None:
         pytest.raises(InputError, match="embed is an embedding with sparse=True"),
     ):
         analyze_spectrum(objective, HessianConfig(top_k=1))
+
+
+def test_warning_of_a_warm_start_is_given_once() -> None:
+    model, samples, loss = make("relu")
+    with Objective(model, samples, loss) as objective:
+        nothing = Setting(warm_start=torch.zeros(1, objective.dim))
+        config = HessianConfig(top_k=1, layers=("0.*",), halves=True, audit=False)
+        warnings = analyze_spectrum(objective, config, nothing).warnings
+    assert warnings.count("--warm-start has nothing in these layers: a cold start") == 1
+    assert sum("warm-start" in text for text in warnings) == 1
 
 
 def test_what_cannot_be_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:

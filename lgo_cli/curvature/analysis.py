@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lgo_cli.curvature import sketch
 from lgo_cli.curvature.audit import audit, nonsmooth_operations, takes_differences
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.config import HessianConfig
-    from lgo_cli.curvature.folding import Rewritten
     from lgo_cli.objective import Objective
 
 
@@ -91,9 +89,7 @@ class _Analysis:
         kinks = nonsmooth_operations(objective) if config.audit else ()
         difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
         model = self.requested.rewritten(objective)
-        # Both on samples of their own, before the operator holds graphs.
         rounding = self.requested.rounding(objective, block, model, difference=difference)
-        sketched = self._sketched(wanted, block, model)
         network = self.requested.network(objective, block, model, rounding)
         if rounding.units is None:
             self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
@@ -105,9 +101,8 @@ class _Analysis:
             self.warnings += [f"the audit found: {what}" for what in checked.complaints]
         gradient = self.requested.gradient(network)
         scaled = scaled_gradient(gradient, operator)
-        guess = None
-        if config.top_k and not config.density:  # whose quadrature is of a random vector
-            guess = scaled if sketched is None else sketched
+        # A density's quadrature is of a random vector.
+        guess = scaled if config.top_k and not config.density else None
         pairs = self._with_process(operator, replace(wanted, guess=guess))
         self._count_eigenpairs(pairs)
         share = _share(scaled, pairs)
@@ -176,21 +171,6 @@ class _Analysis:
             max_basis=config.max_basis,
             seed=config.seed,
         )
-
-    def _sketched(self, wanted: Wanted, block: Block, model: Rewritten) -> Tensor | None:
-        """Where the largest eigenvector may lie, if that is all that is wanted [n, P].
-
-        Several take as many products from the gradient, a density none but random starts.
-        """
-        samples = self.objective.samples.head(len(self.objective.samples) // sketch.SHARE)
-        alone = (wanted.top_k, wanted.bottom_k) == (1, 0) and wanted.warm_start is None
-        if not alone or self.config.density or len(samples) < sketch.LEAST_SAMPLES:
-            return None
-        with on_samples(self.objective, samples) as objective:
-            network = self.requested.network(objective, block, model)
-            operator = self.requested.composed(network)
-            gradient = scaled_gradient(self.requested.gradient(network), operator)
-            return sketch.leading_vectors(operator, gradient, self.config.seed)
 
     def _with_process(self, operator: Operator, wanted: Wanted) -> Eigenpairs:
         """Eigenpairs and the space that they leave, empty if none are wanted."""

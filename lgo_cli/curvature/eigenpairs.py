@@ -161,20 +161,17 @@ def extreme_eigenpairs(
 
 
 def _start(operator: Operator, wanted: Wanted) -> Tensor:
-    noise = standard_normal(operator.dim, wanted.seed, "hessian", "start")
-    return mixed_start(noise, wanted.guess if wanted.warm_start is None else wanted.warm_start)
-
-
-def mixed_start(noise: Tensor, given: Tensor | None) -> Tensor:
-    """A Gaussian vector [P], and as much of the sum of given ones [P] or [n, P] if there are any.
+    """A Gaussian vector; with a warm start or a guess, as much of it as of these.
 
     Without it the start could stay in a space that misses the largest eigenvalue, and return
     another with a small residual.
     """
-    if given is None or len(noise) == 1:  # where the two are parallel, and may be opposite
+    noise = standard_normal(operator.dim, wanted.seed, "hessian", "start")
+    given = wanted.guess if wanted.warm_start is None else wanted.warm_start
+    if given is None or operator.dim == 1:  # where the two are parallel, and may be opposite
         return noise
     normalize = torch.nn.functional.normalize
-    directions = normalize(given.double().cpu().reshape(-1, len(noise)), dim=1)
+    directions = normalize(given.double().cpu().reshape(-1, operator.dim), dim=1)
     start: Tensor = normalize(directions.sum(dim=0), dim=0)
     start += noise * (NOISE / torch.linalg.vector_norm(noise))
     return start

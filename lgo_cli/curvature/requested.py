@@ -45,18 +45,14 @@ class Requested:
         return measure_rounding(objective, kind, model, block, difference=difference, seed=seed)
 
     def network(
-        self,
-        objective: Objective,
-        block: Block,
-        model: Rewritten,
-        rounding: Rounding | None = None,
+        self, objective: Objective, block: Block, model: Rewritten, rounding: Rounding
     ) -> NetworkOperator[Any]:
         """The bare operator."""
         kind, memory_bytes = OPERATORS[self.config.operator], self.setting.memory_bytes
         network: NetworkOperator[Any] = kind(
             objective, block=block, memory_bytes=memory_bytes, model=model
         )
-        network.measured_rounding = (rounding.units if rounding else None) or 0.0
+        network.measured_rounding = rounding.units or 0.0
         return network
 
     def composed(self, network: NetworkOperator[Any]) -> Operator:

@@ -80,8 +80,8 @@ class Wanted:
             fewer than three times what the search needs.
         multiplicity: Whether to search for further copies of repeated eigenvalues.
         warm_start: Vectors [n, P] to begin from, such as the eigenvectors of a step before.
-        guess: A vector [P] or several [n, P] that are thought to lie in the space of the largest,
-            such as the gradient; half of the start, unless there is a warm one. The rest is random.
+        guess: A vector [P] that is thought to lie in the space of the largest, such as the
+            gradient; half of the start, unless there is a warm one. The rest is random.
         recheck: Whether to spend one product on each eigenvalue to see its residual.
         seed: Of the starting vector.
         floor: Share of max|θ| below which an eigenvalue's size tightens its tolerance no further.

@@ -131,8 +131,7 @@ class Spectrum:
         layers: Each module's block, if asked.
         halves: The two halves of the samples, if asked.
         audit: What was checked, if it was.
-        matvecs: Products that each answer cost. Those that measure rounding and those of a sketch,
-            on a few of the samples, are not counted.
+        matvecs: Products that each answer cost; not those that measure rounding, on a few samples.
         plan: Which path products took.
         rewriting: What was done to the model's graph.
         keeps_graph: Whether graphs were kept between products.

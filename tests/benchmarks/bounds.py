@@ -7,8 +7,8 @@ may be), runs that did not converge and say so, ranks that the others skipped (n
 largest alone and for a warm start at another: theory.md, section 11), the share of error estimates
 that hold (95 %), that of two-standard-error intervals of the trace at 30 probes and by the rule
 that stops on the error, at about 40 of them, each with its own binomial deviation (95 %), products.
-Networks start at half a gradient, for the largest alone at half a sketch, as the command does.
-Cases share no random numbers, so that their shares may be pooled: the last line.
+Networks start at half a gradient, as the command does. Cases share no random numbers, so that their
+shares may be pooled: the last line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import DenseOperator, Operator
 from lgo_cli.curvature.search import Wanted
-from lgo_cli.curvature.sketch import leading_vectors
 from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.objective import Objective
 
@@ -154,13 +153,7 @@ def networks(num_seeds: int) -> Iterator[str]:
             fit(model, samples, loss, num_steps)
             with Objective(model, samples, loss, dtype=torch.float64) as objective:
                 truth = torch.linalg.eigvalsh(dense_hessian(objective))
-            total, alone = Tally(), Tally(1, 0)
-            few = samples.head(len(samples) // 4)  # of 40: a sixteenth would be two
-            with Objective(model, few, loss) as objective:
-                operator = HessianOperator(objective)
-                gradient = operator.gradient()
-                seeds = list(itertools.islice(numbers, max(1, num_seeds // 10)))
-                sketches = [leading_vectors(operator, gradient, seed) for seed in seeds]
+            total = Tally()
             with Objective(model, samples, loss) as objective:
                 rounding = measure_rounding(objective, HessianOperator, difference=False)
                 operator = HessianOperator(objective)
@@ -168,12 +161,9 @@ def networks(num_seeds: int) -> Iterator[str]:
                 # Its Hessian is that of one output, once for each of them.
                 repeated = name == "linear, squared error"
                 guess = operator.gradient()
-                for seed, sketch in zip(seeds, sketches, strict=True):
-                    total.add(operator, truth, seed, multiplicity=repeated, guess=guess)
-                    alone.add(operator, truth, seed, guess=sketch)
-            case = f"{name} in float32 after {num_steps} steps"
-            yield total.line(case)
-            yield alone.line(f"{case}, the largest alone from a sketch")
+                for number in itertools.islice(numbers, max(1, num_seeds // 10)):
+                    total.add(operator, truth, number, multiplicity=repeated, guess=guess)
+            yield total.line(f"{name} in float32 after {num_steps} steps")
 
 
 def main() -> None:
