@@ -265,7 +265,14 @@ def test_no_random_direction_beside_the_only_one() -> None:
             random_eigen_plane(objective, 1.0, only, 0)
 
 
-@pytest.mark.parametrize("plane", ["eigen", "random+eigen"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("contour", ("--plane", "eigen", "--resolution", 3)),
+        ("contour", ("--plane", "random+eigen", "--resolution", 3)),
+        ("interp", ("--direction", "eigen", "--num-points", 3)),
+    ],
+)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -275,12 +282,18 @@ def test_no_random_direction_beside_the_only_one() -> None:
     ],
 )
 def test_strict_holds_for_eigenvectors_that_are_there_already(
-    plane: str, name: str, value: Any, small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    options: tuple[Any, ...],
+    name: str,
+    value: Any,
+    small_run: Path,
+    lgo: Lgo,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(f"lgo_cli.{name}", value)
-    line = ("contour", small_run, "--plane", plane, "--resolution", 3, "--analysis-samples", 64)
+    line = (command, small_run, *options, "--analysis-samples", 64)
     assert "did not converge" in lgo(*line, "--strict", code=4).stderr
-    assert not (small_run / "contour.json").exists()
+    assert not (small_run / f"{command}.json").exists()
     printed = lgo(*line).stderr
     assert printed.startswith("warning: ")
     assert printed.count("did not converge") == 1

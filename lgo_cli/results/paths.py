@@ -138,7 +138,8 @@ class InterpResults(AnalysisResults):
     all. `point_plan` is which way the path's points took, `fast_path_difference` the largest
     relative difference from the model's own pass that was found of any fast path of the step that
     was taken. `num_nonfinite` counts the points whose loss is not, of the path and of those beside
-    it; a matrix has NaN for such pairs.
+    it; a matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector
+    that gives the direction.
     """
 
     along: str
@@ -162,6 +163,7 @@ class InterpResults(AnalysisResults):
     loss_at_end: Real | None = None
     loss_of_other: Real | None = None
     direction_norm: float | None = None
+    unconverged: tuple[str, ...] = ()
     matrix: BarrierMatrix | None = None
     alignment: AlignmentResults | None = None
     repair: RepairResults | None = None
@@ -198,7 +200,7 @@ class InterpResults(AnalysisResults):
             complaints.append(
                 "no barrier: no point between the two ends was measured; see --num-points, --range"
             )
-        return complaints
+        return [*complaints, *self.unconverged]
 
 
 def _numbers(value: object) -> Iterator[float]:

@@ -74,7 +74,7 @@ def _along_direction(
     plan, loaded = context.plan, context.loaded
     alphas = alpha_grid(config.range or (-1.0, 1.0), config.num_points, (0.0,))
     num_matvecs = 0
-    warnings: list[str] = []
+    unconverged: tuple[str, ...] = ()
     with context.stopwatch.phase("compute"), objective(plan, loaded) as problem:
         test = loaded.samples("test", config.analysis_samples).to(problem.device, problem.dtype)
         policy = BatchNorm(problem, config.batchnorm, num_samples=config.batchnorm_samples)
@@ -83,7 +83,7 @@ def _along_direction(
             top = top_eigenpairs(context, problem, 1)
             direction = top.vectors[0]
             num_matvecs += top.num_matvecs
-            warnings += top.warnings
+            unconverged = top.warnings
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
         else:
@@ -98,10 +98,11 @@ def _along_direction(
             progress=context.progress,
         )
     results = InterpResults(
-        **common(context, [*warnings, *path.warnings]),
+        **common(context, [*unconverged, *path.warnings]),
         **path_results(path),
         measured=description,
         along=str(config.direction),
+        unconverged=unconverged,
         shape="line",
         num_evaluations=path.num_evaluations,
         num_matvecs=num_matvecs + path.num_matvecs,
