@@ -171,6 +171,23 @@ def test_kinks_of_fused_layers_and_of_choices() -> None:
             assert set(nonsmooth_operations(objective)) == expected
 
 
+def test_input_within_rounding_of_a_kink_is_no_rounding() -> None:
+    """Of one sample it is zero in float32 and above zero in float64, where its ReLU is open."""
+    model, samples, loss = make("relu")
+    linear = model[0]
+    single = F.linear(samples.inputs[:8], linear.weight)
+    double = F.linear(samples.inputs[:8].double(), linear.weight.double())
+    row, unit = ((double - single) > 1e-8).nonzero()[0].tolist()
+    with torch.no_grad():
+        linear.bias[unit] = -single[row, unit]
+    units = []
+    for few in (samples.head(8), samples):  # of 128 in a micro-batch eight are measured
+        with Objective(model, few, loss, micro_batch_size=128) as objective:
+            units.append(measure_rounding(objective, HessianOperator, difference=False).units)
+    assert units[0] > 1e4
+    assert units[1] < 100
+
+
 def test_inputs_of_another_scale_are_no_complaint() -> None:
     _, samples, _ = make("relu")
     with torch.random.fork_rng():

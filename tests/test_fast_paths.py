@@ -131,8 +131,18 @@ def test_statistics_are_recomputed_once_for_both_sets(monkeypatch: pytest.Monkey
         batchnorm = BatchNorm(objective, "recompute")
         direction = torch.ones(objective.dim)
         interpolate(objective, TEST, ALPHAS, direction=direction, batchnorm=batchnorm)
-    # At each point, and to compare both ways on both sets at both ends of the grid.
-    assert len(counts) == len(ALPHAS) + 8
+    # At each point, and to compare both ways on both sets at 0 and both ends of the grid.
+    assert len(counts) == len(ALPHAS) + 12
+
+
+def test_ways_are_compared_where_the_loss_is_finite() -> None:
+    """At 0, where neither end of the line has a loss."""
+    with Objective(_convolutional(), TRAIN) as objective:
+        direction = torch.ones(objective.dim)
+        path = interpolate(objective, None, [-1e30, 0.0, 1e30], direction=direction)
+    assert not np.isfinite(path.train.loss[[0, 2]]).any()
+    assert path.fast_path_difference is not None
+    assert 0 < path.fast_path_difference < 1e-5
 
 
 def test_each_micro_batchs_own_statistics_are_no_fast_path() -> None:

@@ -226,6 +226,8 @@ def test_shares_that_do_not_add_up_are_said(small_run: Path, lgo: Lgo) -> None:
     assert "warning" not in lgo(*line, "0/2", "--num-threads", 1).stderr
     assert "warning" not in lgo(*line, "1/2", "--num-threads", 1).stderr
     assert (small_run / "contour.json").exists()
+    # The set is complete: another one, in other arithmetic, is none of its shares.
+    assert "warning" not in lgo(*line, "0/2", "--dtype", "float64").stderr
 
 
 def test_shares_draw_no_preview(small_run: Path, lgo: Lgo) -> None:

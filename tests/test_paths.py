@@ -641,8 +641,8 @@ def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
         "along the spherical arc",
         f"{aligned.num_moved} of 16 moved, and the distance fell from "
         f"{aligned.distance_before:.4g} to {aligned.distance_after:.4g}.",
-        "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations at "
-        "every point: of 1 layer.",
+        "REPAIR (Jordan et al. 2023): of 1 layer; each layer's weights are rescaled at every point "
+        "to restore the mean and spread of its units' activations.",
         f"Barrier of the same path without REPAIR: {found.value:.4g} (from {found.interval[0]:.4g}",
         "Barrier of the path before units were permuted: ",
         "Dash-dotted: the same path without REPAIR.",
@@ -668,8 +668,8 @@ def test_repair_of_batch_norm_recomputes_its_statistics_on_all_paths(pair: Path)
     assert "unrepaired_loss" not in arrays
     assert results.num_evaluations == recomputed.num_evaluations
     assert (
-        "of 1 batch norm; the statistics of batch norm are recomputed on all paths here. No layer "
-        "is left to rescale." in caption
+        "REPAIR (Jordan et al. 2023): of 1 batch norm; no layer is left to rescale; the statistics "
+        "of batch norm are recomputed on all paths here." in caption
     )
 
 

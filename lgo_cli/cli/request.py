@@ -221,7 +221,7 @@ def _checked(options: Options, command: str) -> Options:
             continue
         if name in flags:
             raise UsageError(
-                f"{options.where}{name} is not for a file", hint="say it on the command line"
+                f"{options.where}{name} is not for a file", hint=f"say it to lgo {command} itself"
             )
         guess = did_you_mean(name, sorted(fields & flags))
         raise UsageError(

@@ -287,9 +287,14 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
             if found[key]
         ]
         text.append(
-            "REPAIR (Jordan et al. 2023) restores the mean and spread of each unit's activations "
-            f"at every point: of {' and '.join(parts) or 'no layer'}"
+            f"REPAIR (Jordan et al. 2023): of {' and '.join(parts) or 'no layer'}"
             + (f", not of {', '.join(found['not_repaired'])}" if found["not_repaired"] else "")
+            + (
+                "; each layer's weights are rescaled at every point to restore the mean and spread "
+                "of its units' activations"
+                if found["layers"]
+                else "; no layer is left to rescale"
+            )
             + (
                 "; the statistics of batch norm are recomputed on all paths here"
                 if found["batch_norms"]
@@ -297,8 +302,6 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
             )
             + "."
         )
-        if not found["layers"]:
-            text.append("No layer is left to rescale.")
     if results.get("curve"):
         found = results["curve"]
         recipe = found["recipe"]

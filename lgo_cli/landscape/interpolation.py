@@ -162,7 +162,7 @@ def interpolate(
         evaluators = [Evaluator(objective, d[None], batchnorm=batchnorm)]
         evaluators += [evaluators[0].on(test)] if test is not None else []
         for evaluator in evaluators:
-            evaluator.verify([(alphas[0],), (alphas[-1],)])
+            evaluator.verify([(0.0,), (alphas[0],), (alphas[-1],)])  # at 0 the loss is finite
     train = _Points(objective, objective.samples, *evaluators[:1])
     held_out = _Points(objective, test, *evaluators[1:])
     with progress.task("line" if curve is None else "path", len(alphas), "points") as task:

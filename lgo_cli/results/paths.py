@@ -172,8 +172,8 @@ class InterpResults(AnalysisResults):
     num_points: int
     point_plan: str
     fast_path_difference: Real | None
-    num_nonfinite: int | None = None
-    test_num_nonfinite: int | None = None
+    num_nonfinite: int | None
+    test_num_nonfinite: int | None
     num_evaluations: int
     num_matvecs: int
 

@@ -245,6 +245,12 @@ def announce_share(plan: Plan, objective: Objective, index: int, count: int) -> 
             )
 
 
+def forget_shares(plan: Plan) -> None:
+    """Remove what shares wrote down, once there is a surface: another set may be measured anew."""
+    for path in (plan.out / BOOKKEEPING / "cells").glob("*.share"):
+        path.unlink(missing_ok=True)
+
+
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return sha256_bytes(flat.view(torch.uint8).numpy().tobytes())

@@ -123,6 +123,12 @@ class ContourStep(Step):
             found["curve_distance"] = float(arrays["plane_distances"].max())
         return found
 
+    def published(self, context: Context) -> None:
+        """Forget how the shares were measured: another set of them may follow."""
+        from lgo_cli.runs.journal import forget_shares
+
+        forget_shares(context.plan)
+
     def measure_share(self, context: Context, index: int, count: int) -> bool:
         """Measure one share of the cells, of each plane, into its journal.
 

@@ -104,6 +104,8 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         num_points=len(ends.alphas),
         point_plan=" | ".join(dict.fromkeys(path.plan for path in paths.values())),
         fast_path_difference=largest_difference(paths.values()),
+        num_nonfinite=None,
+        test_num_nonfinite=None,
         num_evaluations=sum(path.num_evaluations for path in paths.values()),
         num_matvecs=sum(path.num_matvecs for path in paths.values()),
     )
