@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lgo_cli.curvature.audit import Rounding, measure_rounding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
@@ -35,12 +33,7 @@ class Requested:
     def rounding(
         self, objective: Objective, block: Block, model: Rewritten, *, difference: bool
     ) -> Rounding:
-        """What products round on some samples; nothing in float64.
-
-        To be called before an operator holds graphs of the objective.
-        """
-        if not difference and objective.dtype != torch.float32:
-            return Rounding(0.0, None, None)
+        """What products round on some samples: `measure_rounding` of the bare operator."""
         kind, seed = OPERATORS[self.config.operator], self.config.seed
         return measure_rounding(objective, kind, model, block, difference=difference, seed=seed)
 

@@ -225,11 +225,9 @@ def _eigenpairs(
     Returns:
         The pairs, products spent, and units of rounding measured (NaN: not to be had).
     """
-    units: float | None = 0.0
-    if objective.dtype == torch.float32:
-        units = measure_rounding(
-            objective, HessianOperator, model, difference=False, seed=wanted.seed
-        ).units
+    units = measure_rounding(
+        objective, HessianOperator, model, difference=False, seed=wanted.seed
+    ).units
     operator = HessianOperator(objective, model=model, memory_bytes=memory_bytes)
     operator.measured_rounding = units or 0.0
     pairs: Eigenpairs | None = None

@@ -78,8 +78,8 @@ class Path:
         num_matvecs: Products.
         plan: Which way the points between the ends took (`Evaluator.plan`), and why.
         fast_path_difference: Largest relative difference of a fast path that was taken from the
-            model's own pass, at both ends of the grid, on one micro-batch of either set; `None`
-            where none was.
+            model's own pass, at 0 and both ends of the grid, on one micro-batch of either set;
+            `None` where none was.
         warnings: What a reader must know, such as points that are not finite.
     """
 
