@@ -205,6 +205,8 @@ def test_file_of_lgo_run_says_what_its_commands_take(
         ("hessian", "run = 'a'", "c.toml: run is not for a file"),
         ("hessian", "[hessian]\nforce = true", "c.toml: [hessian] force is not for a file"),
         ("contour", "basis_device = 'disk'", "c.toml: basis_device is no option of lgo contour"),
+        ("train", "[trains]\nlr = 1", "c.toml: trains is no table of lgo train; did you mean tra"),
+        ("train", "model_args = {}", "c.toml: model_args is no table of lgo train; did you"),
         ("contour", "seed = 1\n[contour]\ndpi = 9", "c.toml: seed is not a table of a command"),
     ],
 )

@@ -216,16 +216,18 @@ def _checked(options: Options, command: str) -> Options:
     module = importlib.import_module(f"lgo_cli.cli.{MODULES[command]}")
     flags = set(inspect.signature(getattr(module, command)).parameters)
     fields = {*CONFIGS[command].model_fields, *FigureConfig.model_fields, *FILE_EXECUTION}
-    for name in options.values:
+    for name, value in options.values.items():
         if name in fields & flags:
             continue
         if name in flags:
             raise UsageError(
                 f"{options.where}{name} is not for a file", hint=f"say it to lgo {command} itself"
             )
-        guess = did_you_mean(name, sorted(fields & flags))
+        what, known = "option", sorted(fields & flags)
+        if isinstance(value, dict):
+            what, known = "table", [*CONFIGS, *(name for name in known if name.endswith("_arg"))]
         raise UsageError(
-            f"{options.where}{name} is no option of lgo {command}{guess}",
+            f"{options.where}{name} is no {what} of lgo {command}{did_you_mean(name, known)}",
             hint=f"lgo {command} --help",
         )
     return options
