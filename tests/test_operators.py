@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_networks import NETWORKS, dense_hessian, fit, make
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lgo_cli.curvature import networks, operators
+from lgo_cli.curvature.folding import Rewritten
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator, total_memory_bytes
 from lgo_cli.curvature.operators import (
     ROUNDING_UNITS,
@@ -270,10 +273,23 @@ def test_memory_is_the_machines_total(tmp_path: Path, monkeypatch: pytest.Monkey
     assert total_memory_bytes(device) == 1048576
 
 
-def test_leaves_no_graph() -> None:
-    model, samples, loss = make("relu")
+@each_network
+def test_leaves_no_graph(name: str) -> None:
+    model, samples, loss = make(name)
+    activations = []
+
+    def note(module: nn.Module, inputs: object, output: Any) -> None:
+        del module, inputs
+        output = output[0] if isinstance(output, tuple) else output
+        activations.append(StorageWeakRef(output.untyped_storage()))
+
+    for module in model.modules():
+        if [*module.parameters()]:  # others may put out a view of the inputs
+            module.register_forward_hook(note)
     with Objective(model, samples, loss) as objective:
-        operator = HessianOperator(objective)
+        activations.clear()
+        operator = HessianOperator(objective, model=Rewritten(model, "as it is"))
+        assert activations
         assert operator.keeps_graph
         graph = weakref.ref(operator._kept[0][0])
         assert all(parameter.grad is None for parameter in model.parameters())
@@ -281,6 +297,7 @@ def test_leaves_no_graph() -> None:
         try:
             del operator
             assert graph() is None
+            assert all(activation.expired() for activation in activations)
         finally:
             gc.enable()
 

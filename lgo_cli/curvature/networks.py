@@ -150,7 +150,9 @@ class NetworkOperator(Operator, Generic[G]):
             if storage.data_ptr() not in known:
                 known.add(storage.data_ptr())
                 num_bytes += storage.nbytes()
-            return tensor
+            # The tensor itself, where it is its operation's own output, would hold that operation
+            # and be held by it: a cycle that no garbage collector sees.
+            return tensor.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             graph = self._graph(batch)
