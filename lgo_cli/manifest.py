@@ -80,7 +80,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 3, "hessian": 8, "interp": 9, "contour": 9}
+ALGORITHM_VERSIONS = {"train": 4, "hessian": 9, "interp": 10, "contour": 10}
 """Raised when a command's results can change for an equal config."""
 
 

@@ -159,7 +159,7 @@ def test_naive_loop_over_the_saved_direction() -> None:
         ):
             with torch.no_grad():
                 outputs = twin(samples.inputs)
-            losses = F.cross_entropy(outputs, samples.labels, reduction="none").double()
+            losses = F.cross_entropy(outputs.double(), samples.labels, reduction="none")
             # Parameters and activations are float32, rounded in another order.
             assert loss[index] == pytest.approx(float(losses.mean()), rel=1e-5)
             expected = float(losses.std()) / math.sqrt(len(samples))

@@ -60,7 +60,7 @@ def test_centre_is_the_untouched_model_to_the_bit() -> None:
     model.eval()
     with torch.no_grad():
         total = sum(
-            F.cross_entropy(model(x), y, reduction="none").double().sum()
+            F.cross_entropy(model(x).double(), y, reduction="none").sum()
             for x, y in zip(samples.inputs.split(32), samples.labels.split(32), strict=True)
         )
     expected = float(total) / 100
@@ -123,6 +123,18 @@ def test_losses_are_as_documented(smoothing: float) -> None:
     )
     squared = LossFunction("squared_error", smoothing)(outputs, labels)
     torch.testing.assert_close(squared, ((outputs - targets) ** 2).sum(1) / 2, rtol=1e-14, atol=0)
+
+
+def test_a_loss_far_below_float32s_steps_has_its_digits() -> None:
+    samples = Samples(torch.tensor([[16.0, 0.0, 0.0], [0.5, 17.5, -0.5]]), torch.tensor([0, 1]))
+    network = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.eye(3))
+    with Objective(network, samples) as objective:
+        found = objective.center
+    losses = (math.log1p(2 * math.exp(-16)), math.log1p(math.exp(-17) + math.exp(-18)))
+    assert found.loss == pytest.approx(sum(losses) / 2, rel=1e-8)  # 1 − p cancels 8 of 16 digits
+    assert found.standard_error == pytest.approx((losses[0] - losses[1]) / 2, rel=1e-7)
 
 
 class _AlwaysDropout(nn.Module):

@@ -146,7 +146,7 @@ def test_naive_loop_over_the_saved_directions(nx: int, ny: int) -> None:
             nn.utils.vector_to_parameters(point, twin.parameters())
             with torch.no_grad():
                 outputs = twin(SAMPLES.inputs)
-            losses = F.cross_entropy(outputs, SAMPLES.labels, reduction="none").double()
+            losses = F.cross_entropy(outputs.double(), SAMPLES.labels, reduction="none")
             # Parameters and activations are float32, rounded in another order.
             assert surface.loss[i, j] == pytest.approx(float(losses.mean()), rel=1e-5)
             expected = float(losses.std()) / math.sqrt(len(SAMPLES))
@@ -173,8 +173,8 @@ def test_centre_is_the_untouched_model_to_the_bit() -> None:
     surface = _measure(model)
     model.eval()
     with torch.no_grad():
-        losses = F.cross_entropy(model(SAMPLES.inputs), SAMPLES.labels, reduction="none")
-    expected = float(losses.double().sum()) / len(SAMPLES)
+        losses = F.cross_entropy(model(SAMPLES.inputs).double(), SAMPLES.labels, reduction="none")
+    expected = float(losses.sum()) / len(SAMPLES)
     assert (surface.x[2], surface.y[1]) == (0.0, 0.0)
     assert surface.loss[1, 2] == surface.loss_at_center == expected
     assert surface.self_check.center_difference == 0.0

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.objective import Objective, Samples
 
-VERSION = 2
+VERSION = 3
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
 
 TOLERANCE = 1e-5
