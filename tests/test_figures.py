@@ -437,6 +437,12 @@ def test_trajectory_goes_through_its_points() -> None:
     assert np.array_equal(line.get_xydata(), [[p["x"], p["y"]] for p in points])
 
 
+def test_ones_own_files_are_called_what_they_are() -> None:
+    arrays, results = _surface(_bowl())
+    figure = draw_contour(arrays, {**results, "model": "model.py:build", "dataset": "data.npz"})
+    assert "build (a user's model) on a user's data\n" in _texts(figure)
+
+
 def test_circles_are_as_wide_as_checkpoints_are_off_the_plane() -> None:
     figure = draw_contour(*_everything())
     assert "off the plane by ≤ 3" in _texts(figure)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from lgo_cli.results import counted
+from lgo_cli.results import counted, spelled_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -163,7 +163,7 @@ def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
     """State under a figure what was measured, in as many lines as its width asks for."""
-    parts = [f"{results['model']} on {results['dataset']}"]
+    parts = [f"{spelled_out(results['model'])} on {spelled_out(results['dataset'])}"]
     if "measured" in results:
         measured = results["measured"]
         parts.append(
