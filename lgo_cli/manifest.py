@@ -18,6 +18,7 @@ from lgo_cli.config import CONFIGS, Command, FigureConfig, Strict, describe
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from lgo_cli.results import (
+    STAND_INS,
     ContourResults,
     HessianResults,
     InterpResults,
@@ -100,12 +101,12 @@ class Manifest(Strict):
     def called(self, key: Literal["model", "dataset"]) -> str:
         """What a person calls the model or data set: a file of one's own by that file's name.
 
-        Request, results and all that is drawn of them call it by what it is for (`model.py:build`),
-        so that their bytes do not depend on its name.
+        Request and results call it by what it is for (`model.py:build`), figures and captions by
+        what that is (`build (a user's model)`), so that their bytes do not depend on its name.
         """
         recorded = str(self.request.config[key])
         role, separator, factory = recorded.partition(":")
-        if role not in ("model.py", "data.py", "data.npz"):
+        if role not in STAND_INS:
             return recorded
         return f"{PurePosixPath(self.locations.get(role, role)).name}{separator}{factory}"
 

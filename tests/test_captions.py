@@ -13,6 +13,7 @@ import pytest
 from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig, parse_config
 from lgo_cli.errors import UsageError
 from lgo_cli.figures.captions import describe
+from lgo_cli.results import spelled_out
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.names import FIGURES
 
@@ -159,6 +160,48 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     results["explained_variance"] = [0.75, 0.125]
     results["test"] = {"loss_at_center": 1.25, "accuracy_at_center": 0.875, "num_measured": 9}
     return arrays, results, {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("is_measured", "cells", "errors"),
+    [
+        (
+            lambda loss: np.ones(loss.shape, bool),
+            "All 4 × 3 = 12 cells were measured: filling in to a tolerance of 1 % of each cell's "
+            "loss would have saved nothing. ",
+            "contour_error: No cell was filled in; dots were measured.",
+        ),
+        (
+            np.isfinite,
+            "Of 4 × 3 = 12 cells 11 were measured, at a tolerance of 1 % of each cell's loss; the "
+            "others lie among cells that are not finite. ",
+            "contour_error: No cell was filled in; dots were measured.",
+        ),
+        (
+            lambda loss: loss == np.inf,
+            "the others are filled by a spline",
+            "contour_error: Error estimate of each filled cell as a share of its loss; dots were",
+        ),
+    ],
+)
+def test_caption_says_of_no_cell_that_it_was_filled_if_none_was(
+    is_measured: Any, cells: str, errors: str
+) -> None:
+    arrays, results, config = _adaptive()
+    arrays["measured"] = is_measured(arrays["loss"])
+    results["filling"] |= {"converged": True, "check": None}
+    text = describe("contour", FIGURES["contour"], arrays, results, config)
+    assert cells in text
+    assert errors in text
+
+
+def test_caption_calls_no_file_by_a_name_that_it_has_not() -> None:
+    arrays, results, config = _adaptive()
+    own = {**results, "model": "model.py:build", "dataset": "data.npz"}
+    text = describe("contour", [], arrays, own, config)
+    assert "Model: build (a user's model) with 272,474 parameters, on a user's data." in text
+    assert spelled_out("data.py:make") == "make (a user's data)"
+    assert spelled_out("package.model:build") == "package.model:build"
 
 
 def test_caption_of_all_that_a_surface_may_have() -> None:

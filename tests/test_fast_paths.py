@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lgo_cli.config import Execution, TrainConfig
 from lgo_cli.landscape.batchnorm import BatchNorm, statistics_at
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
-from lgo_cli.landscape.interpolation import OWN_PASS, Path, Series, interpolate
+from lgo_cli.landscape.interpolation import CHANGED, OWN_PASS, Path, Series, interpolate
 from lgo_cli.objective import Evaluation, LossFunction, Objective, Samples
 from lgo_cli.runs import execute
 
@@ -105,7 +105,7 @@ def test_points_are_those_of_the_models_own_pass(
         )  # type: ignore[arg-type]
         assert objective.evaluate() == objective.center
     assert said in fast.plan
-    assert (plain.plan, plain.fast_path_difference) == (OWN_PASS, None)
+    assert (plain.plan, plain.fast_path_difference) == (CHANGED, None)
     assert fast.fast_path_difference is not None
     assert 0 < fast.fast_path_difference <= TOLERANCE
     # The run's own loss, and the other's along a path to it, are the model's to the bit.
@@ -243,6 +243,29 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     assert f"\n            cells took {own}\n" in plane.stdout
     for told in (arc, line, plane):
         assert "fast path" not in told.stdout
+
+
+def test_fast_path_of_the_paths_beside_a_repaired_one_is_called_theirs(
+    tmp_path: FilePath, lgo: Lgo
+) -> None:
+    run, other = (_trained(tmp_path, 40, seed) for seed in (0, 1))
+    line = ("interp", run, "--to", other, "--num-points", "3")
+    route = "along the straight line to the other checkpoint"
+    for options, end, plan in (
+        (("--align", "--repair"), f"{route}, repaired at each point", CHANGED),
+        (("--curve", "bezier", "--epochs", "1"), "along the trained Bezier curve", OWN_PASS),
+        (("--align",), route, None),
+    ):
+        told = lgo(*line, *options).stdout
+        results = json.loads((run / "interp.json").read_text())["results"]
+        for text in (told, (run / "interp_caption.txt").read_text()):
+            assert end in text
+            assert text.count("repaired at each point, 3 points on [") == (plan == CHANGED)
+        beside = f"of the paths beside it equal to {results['fast_path_difference_beside']:.1e}\n"
+        assert f"fast path {beside}" in told
+        assert (results["fast_path_difference"] is None) == (plan is not None)
+        rows = [row.partition(" ")[2].strip() for row in told.splitlines() if "points " in row[:7]]
+        assert rows == ([plan] if plan else [])
 
 
 def test_rejected_fast_path_is_not_called_equal(

@@ -336,7 +336,25 @@ def test_names_of_ticks() -> None:
     assert tick_names(np.array([-1e6, 0, 5e5])) == ["-10⁶", "0", "5×10⁵"]
     assert tick_names(np.array([1.25e-12, 3e5, 3.5e5])) == ["1.25×10⁻¹²", "3×10⁵", "3.5×10⁵"]
     assert tick_names(np.array([2.3001, 2.3002])) == ["2.3001", "2.3002"]
+    # Three digits would tell these apart, and call them what they are not.
+    quarters = np.array([1.275, 1.3, 1.325, 1.35, 1.375, 1.4])
+    assert tick_names(quarters) == ["1.275", "1.3", "1.325", "1.35", "1.375", "1.4"]
+    assert tick_names(1e-6 * quarters)[:2] == ["1.275×10⁻⁶", "1.3×10⁻⁶"]
+    assert tick_names(quarters[:1]) == ["1.275"]
     assert tick_names(np.array([2.30258490, 2.30258492])) == ["2.3025849", "+2e-08"]
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_names_of_levels_are_the_levels(logarithmic: bool) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        low = 10 ** generator.uniform(-3, 3)
+        high = low * (1 + 10 ** generator.uniform(-6 if not logarithmic else -1, 1.5))
+        levels = round_levels(low, high, logarithmic=logarithmic, about=10)
+        names = tick_names(levels)
+        start = [float(name) for name in names[:1]]
+        found = [float(name) + start[0] * name.startswith("+") for name in names]
+        assert np.allclose(found, levels, rtol=1e-9, atol=1e-4 * (high - low))
 
 
 def test_levels_are_round_and_inside() -> None:
@@ -419,15 +437,36 @@ def test_trajectory_goes_through_its_points() -> None:
     assert np.array_equal(line.get_xydata(), [[p["x"], p["y"]] for p in points])
 
 
+def test_ones_own_files_are_called_what_they_are() -> None:
+    arrays, results = _surface(_bowl())
+    figure = draw_contour(arrays, {**results, "model": "model.py:build", "dataset": "data.npz"})
+    assert "build (a user's model) on a user's data\n" in _texts(figure)
+
+
 def test_circles_are_as_wide_as_checkpoints_are_off_the_plane() -> None:
     figure = draw_contour(*_everything())
     assert "off the plane by ≤ 3" in _texts(figure)
-    (circles,) = (
-        c for c in figure.axes[0].collections if str(c.get_label()).startswith("off the plane")
-    )
-    # Areas are squares of diameters, which are in proportion to 3, 1.5 and 0.
-    areas = circles.get_sizes()  # type: ignore[attr-defined]
-    np.testing.assert_allclose(areas / areas[0], [1, 0.25, 0], rtol=1e-12)
+    circles = [line for line in figure.axes[0].lines if line.get_color() == "none"]
+    diameters = np.array([circle.get_markersize() for circle in circles])
+    np.testing.assert_allclose(diameters / diameters[0], [1, 0.5, 0], rtol=1e-12)
+
+
+def test_labels_of_lines_keep_clear_of_checkpoints() -> None:
+    """Wherever a label would stand, a checkpoint is put in its way."""
+    free = draw_contour(*_surface(_bowl()))
+    spots = [text.get_position() for text in _contour_set(free, filled=False).labelTexts]
+    points = [
+        {"label": "init", "x": float(x), "y": float(y), "distance": float(rank)}
+        for rank, (x, y) in enumerate(spots)
+    ]
+    assert len(points) >= 3
+    figure = draw_contour(*_surface(_bowl(), trajectory=points, plane="pca"))
+    figure.draw_without_rendering()
+    circles = [line for line in figure.axes[0].lines if line.get_color() == "none"]
+    boxes = [circle.get_window_extent() for circle in circles]
+    assert len(boxes) == len(points)
+    for text in _contour_set(figure, filled=False).labelTexts:
+        assert text.axes is None or not text.get_window_extent().count_overlaps(boxes)
 
 
 def test_stems_stand_on_the_surface_and_end_at_the_loss_of_the_checkpoint() -> None:

@@ -85,8 +85,20 @@ def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> 
     result = lgo("table", run, "--format", "jsonl")
     row = json.loads(result.stdout)
     assert row["lambda_max"] is None
-    assert row["problems"] == "look at: hessian contour"
-    assert f"warning: {run}: look at: hessian contour" in result.stderr
+    why = "hessian: of init.pth, not of the final model.pth; contour: stale: input hessian.npz"
+    assert row["problems"].startswith(why)
+    assert f"warning: {run}: {row['problems']}" in result.stderr
+
+
+def test_analysis_of_another_checkpoint_says_what_it_replaces(lgo: Lgo, small_run: Path) -> None:
+    line = ["--top-k", 1, "--analysis-samples", 64]
+    assert "keeps both" not in lgo("hessian", small_run, *line).stderr
+    path = small_run / "hessian.json"
+    told = f"warning: {path} was of model.pth and will be of init.pth: --out DIR keeps both\n"
+    assert told in lgo("hessian", small_run / "init.pth", *line).stderr
+    assert lgo("hessian", small_run, *line, "--quiet").stderr == ""
+    # The run's own weights take the place of nothing but themselves.
+    assert "keeps both" not in lgo("hessian", small_run, "--top-k", 2).stderr
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_table_puts_no_other_data_beside_the_runs_own(
     assert row["contour_loss_min"] is row["contour_loss_max"] is None
     assert row["dataset"] == "synthetic"
     assert row["lambda_max"] is not None
-    assert row["problems"] == "look at: contour"
+    assert row["problems"] == f"contour: {why}"
 
 
 def test_data_of_one_name_and_other_content_are_other_data(
@@ -159,7 +171,7 @@ def test_one_damaged_manifest_hides_no_other_step(lgo: Lgo, run: Path) -> None:
     row = json.loads(table.stdout)
     hessian = json.loads((run / "hessian.json").read_text())["results"]
     assert row["lambda_max"] == hessian["largest"][0]["value"]
-    assert row["problems"] == "look at: contour"
+    assert row["problems"].startswith(f"contour: {path} is not a manifest")
     assert f"{path} is not a manifest" in table.stderr
     assert f"{path} is not a manifest" in lgo("verify", run, code=3).stderr
     lgo("export", run, "--to", "csv", "--step", "hessian")
@@ -356,4 +368,5 @@ def test_table_has_no_barrier_of_a_direction_or_a_matrix(lgo: Lgo, small_run: Pa
 def test_table_warns_of_what_cannot_be_relied_on(lgo: Lgo, run: Path) -> None:
     (run / "hessian.npz").write_bytes(b"x")
     result = lgo("table", run)
-    assert f"warning: {run}: look at: hessian contour" in result.stderr
+    why = f"hessian: {run / 'hessian.npz'} is not what lgo hessian wrote; contour: stale: input"
+    assert f"warning: {run}: {why}" in result.stderr

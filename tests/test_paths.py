@@ -27,6 +27,7 @@ from lgo_cli.runs.steps import curve as curve_step
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
 SMALL: dict[str, Any] = {"num_points": 9, "analysis_samples": 128}
+DATA_OPTIONS = ("--dataset-arg", "num_train=256", "--dataset-arg", "num_test=128")
 DATA: dict[str, Any] = {"dataset_arg": {"num_train": 256, "num_test": 128}, "batch_size": 32}
 
 
@@ -609,6 +610,50 @@ def test_statistics_of_batch_norm_follow_the_policy(pair: Path) -> None:
     assert aligned.loss_at_end == pytest.approx(between.loss_at_end, rel=1e-5)
     curve, _ = _measure(pair, "normed", curve="bezier", epochs=1)
     assert "measure it with --batchnorm recompute" in curve.warnings[-1]
+
+
+KEPT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(inputs, 8), nn.Linear(8, classes)
+        self.inner.requires_grad_(False)
+        self.register_buffer("scale", torch.ones(inputs))
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(self.scale * x)))
+
+def build(input_shape, num_classes):
+    return Net(input_shape[0], num_classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "kinds"),
+    [
+        (("scale",), "buffers"),
+        (("inner.weight",), "frozen parameters"),
+        (("scale", "inner.bias"), "buffers and frozen parameters"),
+        (("outer.weight",), None),
+    ],
+)
+def test_warning_names_what_the_other_end_has_of_its_own(
+    lgo: Lgo, changed: tuple[str, ...], kinds: str | None
+) -> None:
+    Path("kept.py").write_text(KEPT)
+    lgo("train", "--model", "kept.py:build", *DATA_OPTIONS, "--epochs", 1, "--out", "run", "-q")
+    state = checkpoint.load_state_dict(Path("run/model.pth"))
+    other = {name: 1.5 * t if name in changed else t for name, t in state.items()}
+    checkpoint.save(other, Path("other.pth"))
+    result = lgo("interp", "run", "--to", "other.pth", "--trust-code", "--num-points", 3)
+    said = [line for line in result.stderr.splitlines() if "the run's own" in line]
+    loss = json.loads(Path("run/interp.json").read_text())["results"]["loss_of_other"]
+    expected = f"warning: {kinds} are the run's own all along the path: with its own, the other "
+    assert [line.startswith(expected) for line in said] == ([True] if kinds else [])
+    assert all(f"end's loss is {loss:.4g}, not " in line for line in said)
 
 
 def test_matrix_says_whose_statistics_are_frozen(pair: Path, lgo: Lgo) -> None:

@@ -21,8 +21,9 @@ def path_rows(results: InterpResults) -> Rows:
     if results.matrix is not None:
         return _matrix(results, results.matrix)
     bounds = f"{results.num_points} points on {interval(results.range)}"
+    is_repaired = results.repair is not None and bool(results.repair.layers)
     rows: Rows = [
-        ("path", f"{route(results.along, results.shape)}, {bounds}"),
+        ("path", f"{route(results.along, results.shape, is_repaired=is_repaired)}, {bounds}"),
         ("loss", f"{results.loss_at_start:.6g} at 0, {results.loss_at_end:.6g} at the end"),
     ]
     if results.alignment is not None:
@@ -70,10 +71,16 @@ def path_rows(results: InterpResults) -> Rows:
 
 
 def _self_check(results: InterpResults) -> Rows:
-    """How far a fast path is off the model's own pass, and why points took that itself."""
-    rows: Rows = []
-    if results.fast_path_difference is not None:
-        rows.append(("self-check", f"fast path equal to {results.fast_path_difference:.1e}"))
+    """How far fast paths are off the model's own pass, and why points took that itself."""
+    found = [
+        f"fast path{whose} equal to {difference:.1e}"
+        for difference, whose in (
+            (results.fast_path_difference, ""),
+            (results.fast_path_difference_beside, " of the paths beside it"),
+        )
+        if difference is not None
+    ]
+    rows: Rows = [("self-check", ", ".join(found))] if found else []
     if OWN_PASS in results.point_plan:
         rows.append(("points", results.point_plan))
     return rows

@@ -50,8 +50,7 @@ def show(
                 write(manifest_json(state.manifest, indent=None))
             continue
         status = "not run" if state.manifest is None else "ok"
-        status = state.aside or status
-        write(f"{state.command}  {'; '.join(state.problems) or status}")
+        write(f"{state.command}  {state.reason or status}")
         if state.manifest is not None:
             for line in summary_lines(state.manifest):
                 write(f"  {line}")

@@ -10,7 +10,14 @@ import numpy as np
 from lgo_cli.figures.maps import RATIO_ERROR
 from lgo_cli.figures.plane import ON_PLANE
 from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
-from lgo_cli.results import DIRECTIONS, SHAPES, batchnorm_statistics, counted, route
+from lgo_cli.results import (
+    DIRECTIONS,
+    SHAPES,
+    batchnorm_statistics,
+    counted,
+    route,
+    spelled_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,8 +64,9 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
         whose = batchnorm_statistics(measured, pairs=bool(results.get("matrix")))
         policy = f"Batch-norm statistics are {whose}."
     return [
-        f"Model: {results['model']} with {counted(results['num_parameters'], 'parameter')}, on "
-        f"{results['dataset']}.",
+        f"Model: {spelled_out(results['model'])} with "
+        f"{counted(results['num_parameters'], 'parameter')}, on "
+        f"{spelled_out(results['dataset'])}.",
         f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
         f"decay, over the first {measured['num_samples']:,} of "
         f"{counted(measured['num_available'], samples)}, in evaluation mode "
@@ -116,11 +124,21 @@ def _cells(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
         key: f"{100 * number(filling[key]):.2g} %"
         for key in ("tolerance", "largest_relative_estimate")
     }
+    tolerance = f"a tolerance of {percent['tolerance']} of each cell's loss"
+    if arrays["measured"].all():
+        return [
+            f"All {nx} × {ny} = {nx * ny:,} cells were measured: filling in to {tolerance} would "
+            "have saved nothing."
+        ]
+    others = (
+        "are filled by a spline of the logarithm of the loss, and the largest error estimate is "
+        f"{percent['largest_relative_estimate']}"
+    )
+    if not _filled(arrays).any():
+        others = "lie among cells that are not finite"
     text = [
-        f"Of {nx} × {ny} = {nx * ny:,} cells {int(arrays['measured'].sum()):,} were measured, at a "
-        f"tolerance of {percent['tolerance']} of each cell's loss; the others are filled by a "
-        "spline of the logarithm of the loss, and the largest error estimate is "
-        f"{percent['largest_relative_estimate']}."
+        f"Of {nx} × {ny} = {nx * ny:,} cells {int(arrays['measured'].sum()):,} were measured, at "
+        f"{tolerance}; the others {others}."
     ]
     if not filling["converged"]:
         text.append(
@@ -134,6 +152,11 @@ def _cells(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
             f"largest error was {100 * number(check['worst_error']):.2g} %."
         )
     return text
+
+
+def _filled(arrays: Mapping[str, Any]) -> Any:
+    """Cells [ny, nx] whose loss was filled in; those with a hole around them have none."""
+    return ~arrays["measured"] & np.isfinite(arrays["loss"])
 
 
 def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -165,9 +188,11 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
     figures = {
         "contour_2d": flat,
         "contour_3d": [f"The same surface in perspective; its height is {scale}."],
-        "contour_error": ["Error estimate of each filled cell as a share of its loss; dots were "
-                          "measured."],
-    }  # fmt: skip
+    }
+    if "measured" in arrays:
+        what = "Error estimate of each filled cell as a share of its loss"
+        what = what if _filled(arrays).any() else "No cell was filled in"
+        figures["contour_error"] = [f"{what}; dots were measured."]
     if "test_loss" in arrays:
         test_scale = "logarithmic" if spans_decades(arrays["test_loss"]) else "linear"
         figures["contour_test"] = [
@@ -210,8 +235,10 @@ def _interp(
         ]
     along = results["along"]
     low, high = results["range"]
+    repaired = bool((results.get("repair") or {}).get("layers"))
     text.append(
-        f"Path: {route(along, results.get('shape', 'line'))}, {results['num_points']} points on "
+        f"Path: {route(along, results.get('shape', 'line'), is_repaired=repaired)}, "
+        f"{results['num_points']} points on "
         f"[{low:g}, {high:g}], where the run is at 0"
         f"{'' if along in DIRECTIONS else ' and the other end at 1'}."
     )

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -174,16 +175,22 @@ def _draw_trajectory(
     handles += line
     distances = np.array([number(point["distance"]) for point in points])
     farthest = float(np.nanmax(distances, initial=0.0))
+    diameters = FARTHEST * np.nan_to_num(distances / (farthest or 1.0))
+    style: dict[str, Any] = {
+        "marker": "o", "linestyle": "", "color": "none", "markeredgecolor": TRAJECTORY,
+        "markeredgewidth": 0.9, "zorder": 3,
+    }  # fmt: skip
+    # Each by itself, so that labels keep clear of it and not of all that lies between.
+    circles = [
+        axes.plot(x, y, markersize=diameter, **style)[0]
+        for x, y, diameter in zip(xs, ys, diameters, strict=True)
+    ]
     if farthest > 0:
-        diameters = FARTHEST * distances / farthest
-        circles = axes.scatter(
-            xs, ys, s=diameters**2, facecolors="none", edgecolors=TRAJECTORY, linewidths=0.9,
-            label=f"off the plane by ≤ {farthest:.3g}", zorder=3,
-        )  # fmt: skip
-        handles.append(circles)
+        label = f"off the plane by ≤ {farthest:.3g}"
+        handles.append(Line2D([], [], markersize=0.7 * FARTHEST, label=label, **style))
     # The first name stands where the line does not go on.
     goes_up = len(points) > 1 and points[1]["y"] > points[0]["y"]
-    return [_name(axes, points[0], below=goes_up)]
+    return [*circles, _name(axes, points[0], below=goes_up)]
 
 
 def _name(axes: Axes, point: Mapping[str, Any], *, below: bool) -> Any:

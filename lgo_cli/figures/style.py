@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from lgo_cli.results import counted
+from lgo_cli.results import counted, spelled_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -163,7 +163,7 @@ def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
     """State under a figure what was measured, in as many lines as its width asks for."""
-    parts = [f"{results['model']} on {results['dataset']}"]
+    parts = [f"{spelled_out(results['model'])} on {spelled_out(results['dataset'])}"]
     if "measured" in results:
         measured = results["measured"]
         parts.append(
@@ -249,16 +249,19 @@ def write_powers(figure: Figure) -> None:
 
 
 def tick_names(values: Array) -> list[str]:
-    """The fewest digits, three or more, that tell ascending values apart, in one notation.
+    """The fewest digits, three or more, that are ascending values themselves, in one notation.
 
-    Where that takes more than six, the first is written in full and the others as what they exceed
-    it by. Where one value takes a power of ten to write, all have theirs.
+    What is written differs from a value by a thousandth of the way to the next one, or to zero, at
+    most. Where that takes more than six digits, the first is written in full and the others as what
+    they exceed it by. Where one value takes a power of ten to write, all have theirs.
     """
     powers = any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
+    gaps = np.abs(np.diff(values, prepend=0.0, append=np.inf))
+    room = np.minimum(gaps[:-1], gaps[1:]) / 1000
     for digits in range(3, 7):
-        names = [_name(float(value), digits, power=powers) for value in values]
-        if len(set(names)) == len(names):
-            return names
+        named = np.array([float(f"{value:.{digits - 1}e}") for value in values])
+        if np.all(np.abs(named - values) <= room):
+            return [_name(float(value), digits, power=powers) for value in values]
     return [f"{values[0]:.12g}", *(f"+{value - values[0]:.3g}" for value in values[1:])]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 OWN_PASS = "the model's own pass: the path is no straight line between parameters"
+CHANGED = "the model's own pass: each point is changed by itself, as by REPAIR"
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def interpolate(
         loss_at_end=train.evaluations[alphas.index(1.0) if has_end else -1].loss,
         num_evaluations=len(alphas) * (1 if test is None else 2),
         num_matvecs=int(straight),
-        plan="; on the test samples, ".join({each.plan: None for each in evaluators}) or OWN_PASS,
+        plan="; on the test samples, ".join({each.plan: None for each in evaluators})
+        or (CHANGED if around else OWN_PASS),
         fast_path_difference=max((e.difference for e in evaluators if e.is_fast), default=None),
         warnings=tuple(_warnings(on_train, on_test, (objective.samples, test), has_end=has_end)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lgo_cli.results.base import (
+    STAND_INS,
     AnalysisResults,
     Measured,
     Real,
@@ -11,6 +12,7 @@ from lgo_cli.results.base import (
     TrainResults,
     batchnorm_statistics,
     counted,
+    spelled_out,
 )
 from lgo_cli.results.paths import (
     DIRECTIONS,
@@ -57,6 +59,7 @@ __all__ = [
     "DIRECTIONS",
     "ENDS",
     "SHAPES",
+    "STAND_INS",
     "AlignmentResults",
     "AnalysisResults",
     "AuditResults",
@@ -96,4 +99,5 @@ __all__ = [
     "batchnorm_statistics",
     "counted",
     "route",
+    "spelled_out",
 ]

@@ -99,6 +99,23 @@ def batchnorm_statistics(measured: Mapping[str, Any], *, pairs: bool = False) ->
     }[measured["batchnorm"]]
 
 
+STAND_INS = {
+    "model.py": "a user's model",
+    "data.py": "a user's data",
+    "data.npz": "a user's data",
+}
+"""What requests and results call a file of one's own, so that their bytes do not depend on its
+name, and what that is."""
+
+
+def spelled_out(name: str) -> str:
+    """The model or data set of results in words that call no file by a name that it has not."""
+    role, _, factory = name.partition(":")
+    if role not in STAND_INS:
+        return name
+    return f"{factory} ({STAND_INS[role]})" if factory else STAND_INS[role]
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things in words: `1 parameter`, `39,562 parameters`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

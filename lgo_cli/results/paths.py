@@ -27,11 +27,18 @@ DIRECTIONS = {
 }
 
 
-def route(along: str, shape: str) -> str:
-    """Where a path goes, from `along` and `shape` of `InterpResults`."""
+def route(along: str, shape: str, *, is_repaired: bool) -> str:
+    """Where a path goes, from `along` and `shape` of `InterpResults`.
+
+    Args:
+        along: See there.
+        shape: Likewise.
+        is_repaired: Whether REPAIR rescales layers at each of its points.
+    """
     if along in DIRECTIONS:
         return f"along {DIRECTIONS[along]}"
-    return f"along the {SHAPES[shape]} to the {ENDS[along]}"
+    repaired = ", repaired at each point" if is_repaired else ""
+    return f"along the {SHAPES[shape]} to the {ENDS[along]}{repaired}"
 
 
 class Barrier(Strict):
@@ -136,10 +143,11 @@ class InterpResults(AnalysisResults):
     barrier, along a direction and where no point between the ends was measured.
     Without a layer to rescale there is no such other path: batch norm has the same statistics on
     all. `point_plan` is which way the path's points took, `fast_path_difference` the largest
-    relative difference from the model's own pass that was found of any fast path of the step that
-    was taken. `num_nonfinite` counts the points whose loss is not, of the path and of those beside
-    it; a matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector
-    that gives the direction.
+    relative difference from the model's own pass that was found of a fast path among them, of any
+    path of a matrix, and `fast_path_difference_beside` that of the paths beside it.
+    `num_nonfinite` counts the points whose loss is not, of the path and of those beside it; a
+    matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector that
+    gives the direction.
     """
 
     along: str
@@ -172,6 +180,7 @@ class InterpResults(AnalysisResults):
     num_points: int
     point_plan: str
     fast_path_difference: Real | None
+    fast_path_difference_beside: Real | None = None
     num_nonfinite: int | None
     test_num_nonfinite: int | None
     num_evaluations: int

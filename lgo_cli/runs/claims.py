@@ -85,12 +85,15 @@ def own_files(
 
 
 @contextlib.contextmanager
-def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
+def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[Manifest | OtherVersion | None]:
     """Say which files this step is about to write, and set the old manifest aside.
 
     Until the new manifest stands, the claim is what tells our files from somebody else's; it is
     written before anything is taken away, and lists the old files too. Those that the new request
     does not write again go when it is done.
+
+    Yields:
+        The old manifest, if there is one.
 
     Raises:
         OutputError: as `own_files`.
@@ -112,7 +115,7 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[None]:
     except OSError as error:
         raise write_error(plan.out, error) from error
     try:
-        yield
+        yield old
     except BaseException:
         # A refusal that came before the first output changes nothing: the old results still stand.
         if old and not damaged_outputs(old, plan.out):

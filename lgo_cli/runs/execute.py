@@ -234,7 +234,9 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
     step, stopwatch = STEPS[plan.command], context.stopwatch
     payloads = step.payload_names(plan, context.loaded)
     names = [*payloads, *figure_names(plan.request, figure)]
-    with claim(plan, names, force=context.execution.force):
+    with claim(plan, names, force=context.execution.force) as old:
+        if isinstance(old, Manifest):
+            _note_other_checkpoint(context, old)
         results = step.compute(context)
         with stopwatch.phase("figures"):
             drawn_names = _write_figures(plan, figure, results.model_dump(mode="json"))
@@ -256,6 +258,16 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
         publish(plan, manifest)
         step.published(context)
     return Outcome(Status.COMPUTED, plan.manifest_path, manifest, plan)
+
+
+def _note_other_checkpoint(context: Context, old: Manifest) -> None:
+    """Say that a step takes the place of what it found on weights that lie elsewhere."""
+    plan, key = context.plan, "model.pth"
+    was, now = old.locations.get(key), plan.locations.get(key)
+    if was != now and old.request.inputs.get(key) != plan.request.inputs.get(key):
+        context.progress.note(
+            f"warning: {plan.manifest_path} was of {was} and will be of {now}: --out DIR keeps both"
+        )
 
 
 def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:

@@ -41,6 +41,11 @@ class StepState:
     error: InputError | None = None
     aside: str | None = None
 
+    @property
+    def reason(self) -> str | None:
+        """Why its results are not the run's to be relied on; `None` if they are."""
+        return "; ".join(self.problems) or self.aside
+
 
 def inspect_run(directory: Path) -> list[StepState]:
     """Look at each step in a run directory.
@@ -220,16 +225,14 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 
     Values that no step has measured are `None`, also where one measured another checkpoint than the
     run's final one, or on other data; such steps, and those whose inputs or outputs have changed
-    since, are named in `problems`.
+    since, are named in `problems`, each with its reason.
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
-    stale = []
     for state in states:
-        if state.problems or state.aside:
-            stale.append(state.command)
         if state.manifest is not None and not state.aside:
             row |= _columns(state.manifest)
-    row["problems"] = f"look at: {' '.join(stale)}" if stale else None
+    reasons = [f"{state.command}: {state.reason}" for state in states if state.reason]
+    row["problems"] = "; ".join(reasons) or None
     return row
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Mapping
 
-    from lgo_cli.landscape.curve_training import TrainedCurve
     from lgo_cli.landscape.interpolation import Path
     from lgo_cli.manifest import Manifest
 
@@ -138,13 +137,19 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                     beside["unrepaired"] = path
                     path = ends.straight(other, repair)
             description = ends.measured(other)
-            fixed = any(not parameter.requires_grad for parameter in loaded.model.parameters())
-            if description.batchnorm == "frozen" or fixed:
+            own = ends.own_all_along(other)
+            if own:
                 loss_of_other = ends.loss_of(other)
     paths = (path, *beside.values())
     warnings += dict.fromkeys(text for each in paths for text in each.warnings)
     if loss_of_other is not None:
-        warnings += _of_statistics(path, loss_of_other, trained)
+        differing = [kind for kind, differs in own.items() if differs]
+        warnings += _of_what_stands(path, differing, loss_of_other)
+    if trained is not None and trained.uses_batch_statistics and description.batchnorm == "frozen":
+        warnings.append(
+            "the curve was trained with each batch's own statistics, and the run's are of no point "
+            "inside it: measure it with --batchnorm recompute"
+        )
     arrays = path_arrays(path)
     for name, each in beside.items():
         arrays |= path_arrays(each, f"{name}_")
@@ -241,24 +246,18 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
         "point_plan": path.plan,
-        "fast_path_difference": largest_difference(paths),
+        "fast_path_difference": path.fast_path_difference,
+        "fast_path_difference_beside": largest_difference(paths[1:]),
         "num_nonfinite": sum(each.train.num_nonfinite for each in paths),
         "test_num_nonfinite": sum(each.test.num_nonfinite for each in paths),
     }
 
 
-def _of_statistics(path: Path, loss_of_other: float, trained: TrainedCurve | None) -> list[str]:
-    """What to say of statistics that are the run's own at every point."""
-    warnings = []
-    if not math.isclose(loss_of_other, path.loss_at_end, rel_tol=1e-5):
-        warnings.append(
-            "batch-norm statistics are the run's own all along the path, and so are frozen "
-            "parameters: with its own, "
-            f"the other end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
-        )
-    if trained is not None and trained.uses_batch_statistics:
-        warnings.append(
-            "the curve was trained with each batch's own statistics, and the run's are of no point "
-            "inside it: measure it with --batchnorm recompute"
-        )
-    return warnings
+def _of_what_stands(path: Path, differing: list[str], loss_of_other: float) -> list[str]:
+    """What to say of what is the run's own at every point, where the other end has another."""
+    if not differing or math.isclose(loss_of_other, path.loss_at_end, rel_tol=1e-5):
+        return []
+    return [
+        f"{' and '.join(differing)} are the run's own all along the path: with its own, the other "
+        f"end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
+    ]
