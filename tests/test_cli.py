@@ -253,6 +253,23 @@ def test_init_is_the_runs_own_in_a_plane_too(lgo: Lgo, small_run: Path) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("train", "--out", ""), ("train", "--out", " "), ("train", "-o", ""), ("hessian", ""),
+        ("interp", "small", "--to", ""), ("interp", "small", "--to="), ("show", ""),
+        ("hessian", "small", "--warm-start", "\t"), ("verify", "small", ""), ("run", "--config="),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_directory(
+    lgo: Lgo, small_run: Path, line: tuple[str, ...]
+) -> None:
+    """It is a shell variable that is not set."""
+    before = sorted(Path().rglob("*"))
+    assert lgo(*line, code=2).stderr.startswith("lgo: error: an argument is empty: lgo ")
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> None:
     for line in (("hessian", "no.pth"), ("interp", small_run, "--to", "no.pth")):
         error = lgo(*line, code=3).stderr
@@ -413,6 +430,28 @@ def test_interrupt_while_modules_are_loaded() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 130
+    assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
+
+
+def test_interrupt_that_an_import_swallows(tmp_path: Path) -> None:
+    """As PyTorch's extension does where it does not abort."""
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    code = (
+        "import signal, sys\nimport lgo_cli.__main__ as entry\n"
+        # A suite in the background has it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def load(commands):\n    import swallows\n    return lambda prog_name: print('done')\n"
+        "entry.load = load\n"
+        "entry.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
 
 

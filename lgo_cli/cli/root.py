@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import sys
 from typing import Any
 
@@ -31,10 +32,16 @@ class ErrorBoundary(TyperGroup):
         del ctx
         return sorted(self.commands, key=list(MODULES).index)
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse the options before the sub-command."""
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Parse the options before the sub-command.
+
+        Nothing that lgo takes is empty, and an empty path would be the current directory.
+        """
+        if any(re.fullmatch(r"(--[\w-]+=)?\s*", argument) for argument in args):
+            hint = "say what is meant, or leave it out; a shell variable may not be set"
+            _fail(f"an argument is empty: {shlex.join(['lgo', *args])}", hint, ExitCode.USAGE)
         try:
-            return super().make_context(*args, **kwargs)
+            return super().make_context(info_name, args, *more, **extra)
         except typer.TyperException as error:
             _fail_usage(error)
 
