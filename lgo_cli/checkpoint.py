@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shlex
 import struct
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +16,7 @@ from lgo_cli.errors import InputError, a_kind
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
     from pathlib import Path
 
 
@@ -22,6 +25,8 @@ _ACCIDENTS = (
     struct.error,
 )  # fmt: skip
 """What any bytes raise that are read as a pickle; their texts say nothing to a user."""
+
+_SAVE = "torch.save(model.state_dict(), path)"
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -49,19 +54,38 @@ def load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it was not run",
-            hint="save the weights alone: torch.save(model.state_dict(), path)",
+            hint=f"save the weights alone: {_SAVE}",
         ) from error
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} is not a readable checkpoint: {reason}") from error
-    except _ACCIDENTS as error:
+    except (RuntimeError, *_ACCIDENTS) as error:
+        reason = "torch.save wrote no such bytes"
+        if isinstance(error, RuntimeError):  # PyTorch's own words, of which the first sentence does
+            reason = str(error).partition("\n")[0].partition(". ")[0]
         raise InputError(
-            f"{path} is not a readable checkpoint: torch.save wrote no such bytes",
-            hint="take another copy of it, or save it again: torch.save(model.state_dict(), path)",
+            f"{path} is not a readable checkpoint: {reason}",
+            hint=f"take another copy of it, or save it again: {_SAVE}",
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds {a_kind(state)}, not a state_dict")
+        raise InputError(
+            f"{path} holds {a_kind(state)}, not a state_dict", hint=f"save the weights: {_SAVE}"
+        )
     return state
+
+
+def _rewritten(path: Path, weights: str) -> str:
+    """The command that writes anew what a file holds beside a plain state_dict, or as another.
+
+    Args:
+        path: The file; what is written stands beside it.
+        weights: The state_dict, as an expression in which `state` is what the file holds.
+    """
+    new = json.dumps(str(path.with_name(f"{path.stem}_weights.pth")), ensure_ascii=False)
+    old = json.dumps(str(path), ensure_ascii=False)
+    read = f'torch.load({old}, map_location="cpu", weights_only=True)'
+    packages = "torch"
+    if path.suffix == ".safetensors":
+        read, packages = f"safetensors.torch.load_file({old})", "torch, safetensors.torch"
+    script = f"import {packages}; state = {read}; torch.save({weights}, {new})"
+    return f"python -c {shlex.quote(script)}"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -70,18 +94,35 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: as `load`; also if a value is no tensor, or a weight is NaN or infinite.
     """
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"{path} is a file of safetensors, not of torch.save", hint=_rewritten(path, "state")
+        )
     state = load(path)
+    for name, value in state.items():
+        if isinstance(name, str) and isinstance(value, dict) and _all_tensors(value):
+            raise InputError(
+                f"{path} is not a plain state_dict, but holds one as {name!r}",
+                hint=_rewritten(path, f"state[{json.dumps(name)}]"),
+            )
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if others or not state:
         found = f"it also holds {', '.join(others[:4])}" if others else "it is empty"
         raise InputError(
             f"{path} is not a plain state_dict: {found}",
-            hint="save the weights alone: torch.save(model.state_dict(), path)",
+            hint=f"save the weights alone: {_SAVE}",
         )
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: {name} has values that are not finite")
+            raise InputError(
+                f"{path}: {name} has values that are not finite",
+                hint="take weights from before the training diverged",
+            )
     return state
+
+
+def _all_tensors(state: dict[Any, Any]) -> bool:
+    return bool(state) and all(isinstance(value, Tensor) for value in state.values())
 
 
 def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -96,13 +137,24 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """
     state = load_state_dict(path)
     own = model.state_dict()
-    complaints = [f"{name} is missing" for name in own if name not in state]
-    complaints += [f"{name} is unknown to the model" for name in state if name not in own]
-    complaints += [
+    prefix = _wrapper(list(state), own)
+    if prefix:
+        raise InputError(
+            f"{path} does not fit the model: its names begin with {prefix}, as of a wrapped module",
+            hint=_rewritten(
+                path, f"{{name.removeprefix({json.dumps(prefix)}): state[name] for name in state}}"
+            ),
+        )
+    missing = [f"{name} is missing" for name in own if name not in state]
+    unknown = [f"{name} is unknown to the model" for name in state if name not in own]
+    shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model wants {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    # One of each kind before the second of any: together they say what is wrong.
+    ranks = zip_longest(missing, unknown, shapes)
+    complaints = [complaint for rank in ranks for complaint in rank if complaint is not None]
     if complaints:
         more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
         raise InputError(
@@ -110,3 +162,13 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
             hint="give the model and data set it was made with: --model, --model-arg, --dataset",
         )
     return state
+
+
+def _wrapper(names: list[str], own: Container[str]) -> str:
+    """What wrapping a module (`DataParallel`, `torch.compile`) put before all of its names."""
+    parts = names[0].split(".")
+    for count in range(1, len(parts)):
+        prefix = ".".join(parts[:count]) + "."
+        if all(name.startswith(prefix) and name.removeprefix(prefix) in own for name in names):
+            return prefix
+    return ""

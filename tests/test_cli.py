@@ -208,6 +208,17 @@ def test_file_of_lgo_run_says_what_its_commands_take(
         ("train", "[trains]\nlr = 1", "c.toml: trains is no table of lgo train; did you mean tra"),
         ("train", "model_args = {}", "c.toml: model_args is no table of lgo train; did you"),
         ("contour", "seed = 1\n[contour]\ndpi = 9", "c.toml: seed is not a table of a command"),
+        (
+            "contour",
+            "seed = 1\n[contour]\ndpi = 9",
+            "c.toml: seed is not a table of a command\n"
+            "hint: options stand either all at the top, or in [train], [hessian], ",
+        ),
+        (
+            "run",
+            "seed = 1\n[contour]\ndpi = 90",
+            "c.toml: seed is not a table of a command\nhint: options stand in [train], [hessian], ",
+        ),
     ],
 )
 def test_file_that_says_what_it_cannot(
@@ -253,11 +264,58 @@ def test_init_is_the_runs_own_in_a_plane_too(lgo: Lgo, small_run: Path) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("train", "--out", ""), ("train", "--out", " "), ("train", "-o", ""), ("hessian", ""),
+        ("interp", "small", "--to", ""), ("interp", "small", "--to="), ("show", ""),
+        ("hessian", "small", "--warm-start", "\t"), ("verify", "small", ""), ("run", "--config="),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_directory(
+    lgo: Lgo, small_run: Path, line: tuple[str, ...]
+) -> None:
+    """It is a shell variable that is not set."""
+    before = sorted(Path().rglob("*"))
+    assert lgo(*line, code=2).stderr.startswith("lgo: error: an argument is empty: lgo ")
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> None:
     for line in (("hessian", "no.pth"), ("interp", small_run, "--to", "no.pth")):
         error = lgo(*line, code=3).stderr
         assert "lgo: error: no such run or checkpoint: no.pth\n" in error
         assert "lgo train" not in error
+
+
+def test_what_is_no_run_is_not_to_be_trained_into(lgo: Lgo, small_run: Path) -> None:
+    hint = "hint: name the directory of a run, or a checkpoint\n"
+    Path("full").mkdir()
+    Path("full", "notes.txt").touch()
+    for named in ("full", "a/none.json", "none.pth"):
+        assert lgo("hessian", named, code=3).stderr.endswith(hint)
+    assert "lgo train --out" not in lgo("show", "full", code=3).stderr
+    kept = small_run / "checkpoints"
+    assert lgo("hessian", kept, code=3).stderr.endswith(
+        f"hint: name a checkpoint in it: {kept / 'step-00000016.pth'}\n"
+    )
+    for named in ("sweep/0.1", "none"):
+        error = lgo("hessian", named, code=3).stderr
+        assert error.endswith(f"hint: train one first: lgo train --out {named}\n")
+    (small_run / "train.json").unlink()
+    error = lgo("hessian", small_run, code=3).stderr
+    assert error.endswith(f"hint: train it again: lgo train --out {small_run}\n")
+
+
+@pytest.mark.parametrize("link", ["link.pth", "small/best.pth"])
+def test_link_to_weights_of_a_run_is_followed(lgo: Lgo, small_run: Path, link: str) -> None:
+    Path(link).symlink_to(small_run / "model.pth")
+    line = ("--top-k", 1, "--bottom-k", 0, "--analysis-samples", 64, "--no-audit", "--json")
+    linked = json.loads(lgo("hessian", link, *line).stdout)
+    assert (small_run / "hessian.json").is_file()
+    named = json.loads(lgo("hessian", small_run, *line, "--force").stdout)
+    assert linked["request"] == named["request"]
+    assert linked["locations"] == named["locations"]
 
 
 def test_a_manifest_is_no_checkpoint(lgo: Lgo, small_run: Path) -> None:
@@ -416,6 +474,28 @@ def test_interrupt_while_modules_are_loaded() -> None:
     assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
 
 
+def test_interrupt_that_an_import_swallows(tmp_path: Path) -> None:
+    """As PyTorch's extension does where it does not abort."""
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    code = (
+        "import signal, sys\nimport lgo_cli.__main__ as entry\n"
+        # A suite in the background has it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def load(commands):\n    import swallows\n    return lambda prog_name: print('done')\n"
+        "entry.load = load\n"
+        "entry.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
+
+
 def test_run_does_all_four_and_then_none(lgo: Lgo, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         "[hessian]\ntop_k = 2\nmax_matvecs = 40\n[interp]\nnum_points = 3\n"
@@ -465,13 +545,42 @@ def test_help_says_what_each_command_prints(lgo: Lgo, monkeypatch: pytest.Monkey
     assert "or a manifest" not in lgo("run", "--help").stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "error", "asked"),
+    [
+        ("interp --range 1", "option '--range' requires 2 arguments", "interp"),
+        ("interp --num-point 1", "no such option: --num-point", "interp"),
+        ("hessian --quiet --verbose", "--verbose and --quiet exclude each other", "hessian"),
+        ("hessian --quiet --json", "--json and --quiet exclude each other", "hessian"),
+        ("nope", "no such command 'nope'", ""),
+        ("--nope", "no such option: --nope", ""),
+    ],
+)
+def test_usage_errors_name_the_help_of_their_command(
+    lgo: Lgo, line: str, error: str, asked: str
+) -> None:
+    stderr = lgo(*line.split(), code=2).stderr
+    assert stderr.startswith(f"lgo: error: {error}")
+    assert stderr.endswith(f"\nhint: lgo {asked} --help\n".replace("  ", " "))
+
+
+def test_resume_where_nothing_is_says_so(lgo: Lgo) -> None:
+    line = ("train", "--resume", *SMALL)
+    said = "out has no saved state: training from the start\n"
+    assert lgo(*line, "--out", "out").stderr == said
+    assert said not in lgo(*line, "--out", "out", "--force").stderr
+    assert lgo(*line, "--out", "other", "--quiet").stderr == ""
+
+
 def test_choices_stand_in_the_one_line_of_the_error(lgo: Lgo) -> None:
     assert lgo("export", code=2).stderr == (
         "lgo: error: missing option '--to'. Choose from: csv, vtk, h5\nhint: lgo export --help\n"
     )
 
 
-@pytest.mark.parametrize("command", ["datasets", "models --json", "verify small", "show small"])
+@pytest.mark.parametrize(
+    "command", ["datasets", "models --json", "verify small", "show small", "--version"]
+)
 def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -156,6 +156,16 @@ def test_table_goes_on_past_an_unreadable_run(lgo: Lgo, run: Path, tmp_path: Pat
     assert "bad/train.json is not a manifest" in result.stderr.splitlines()[-2]
 
 
+def test_table_says_once_that_there_is_no_run(lgo: Lgo, run: Path) -> None:
+    result = lgo("table", "none", run, "neither", code=3)
+    assert result.stderr == (
+        "warning: neither: no such run directory: neither\n"
+        "lgo: error: no such run directory: none\n"
+        "hint: make one: lgo train --out none\n"
+    )
+    assert result.stdout.count("no such run directory: none\n") == 1
+
+
 def test_one_damaged_manifest_hides_no_other_step(lgo: Lgo, run: Path) -> None:
     path = run / "contour.json"
     path.write_bytes(path.read_bytes()[:400])

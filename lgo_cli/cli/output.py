@@ -46,12 +46,13 @@ class Output:
     stdout never goes through Rich, which wraps paths and reads `[seed=0]` as markup.
 
     Raises:
-        UsageError: if both `--json` and `--quiet` are given.
+        UsageError: if `--quiet` is given with `--json` or `--verbose`.
     """
 
     def __init__(self, *, json: bool, quiet: bool, verbose: bool) -> None:
-        if json and quiet:
-            raise UsageError("--json and --quiet exclude each other")
+        for flag, given in {"--json": json, "--verbose": verbose}.items():
+            if given and quiet:
+                raise UsageError(f"{flag} and --quiet exclude each other")
         self.mode = Mode.JSON if json else Mode.QUIET if quiet else Mode.HUMAN
         self.verbose = verbose
 

@@ -183,12 +183,17 @@ def read_config_file(path: Path, cls: type[StepConfig], trusted: Container[str])
         return _from_manifest(path, cls, trusted)
     values = read_toml(path)
     if any(name in CONFIGS for name in values):
-        return _table(path, _tables(path, values), cls.command)
+        return _table(path, _tables(path, values, "either all at the top, or in"), cls.command)
     return _checked(Options(values, f"{path}: "), cls.command)
 
 
-def _tables(path: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _tables(path: Path, values: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """A file's tables, one for each command.
+
+    Args:
+        path: Of the file.
+        values: What it holds.
+        where: Where options stand, up to the names of the tables.
 
     Raises:
         UsageError: if it holds anything else.
@@ -198,7 +203,7 @@ def _tables(path: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
             guess = "" if name in CONFIGS else did_you_mean(name, CONFIGS)
             raise UsageError(
                 f"{path}: {name} is not a table of a command{guess}",
-                hint=f"options stand in {', '.join(f'[{command}]' for command in CONFIGS)}",
+                hint=f"options stand {where} {', '.join(f'[{command}]' for command in CONFIGS)}",
             )
     return values
 
@@ -336,7 +341,7 @@ def options_of_run(file: Path | None) -> dict[str, Options]:
         raise UsageError(
             f"{file}: lgo run takes no manifest, which is of one step", hint="a TOML file of tables"
         )
-    tables = _tables(file, read_toml(file))
+    tables = _tables(file, read_toml(file), "in")
     found = {command: _table(file, tables, command) for command in CONFIGS}
     for options in found.values():
         if "out" in options.values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import sys
 from typing import Any
 
@@ -31,21 +32,27 @@ class ErrorBoundary(TyperGroup):
         del ctx
         return sorted(self.commands, key=list(MODULES).index)
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse the options before the sub-command."""
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Parse the options before the sub-command.
+
+        Nothing that lgo takes is empty, and an empty path would be the current directory.
+        """
+        if any(re.fullmatch(r"(--[\w-]+=)?\s*", argument) for argument in args):
+            hint = "say what is meant, or leave it out; a shell variable may not be set"
+            _fail(f"an argument is empty: {shlex.join(['lgo', *args])}", hint, ExitCode.USAGE)
         try:
-            return super().make_context(*args, **kwargs)
+            return super().make_context(info_name, args, *more, **extra)
         except typer.TyperException as error:
-            _fail_usage(error)
+            _fail_usage(error, "lgo")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the sub-command."""
         try:
             return super().invoke(ctx)
         except LgoError as error:
-            _fail(error.message, error.hint or _help(ctx), error.exit_code)
+            _fail(error.message, error.hint or f"{_command(ctx)} --help", error.exit_code)
         except typer.TyperException as error:
-            _fail_usage(error)
+            _fail_usage(error, _command(ctx))
         except KeyboardInterrupt:
             hint = "nothing is half-written; run the same again"
             if ctx.invoked_subcommand in ("train", "run"):
@@ -85,23 +92,21 @@ def _fail(message: str, hint: str, code: int) -> None:
     raise typer.Exit(int(code))
 
 
-def _help(ctx: Any) -> str:
-    """Where to read on, for an error that has no better advice."""
-    return f"lgo {ctx.invoked_subcommand} --help"
+def _command(ctx: Any) -> str:
+    """What asks for help: the sub-command, or `lgo` where there is none of that name."""
+    return f"lgo {ctx.invoked_subcommand or ''}".rstrip()
 
 
-def _fail_usage(error: typer.TyperException) -> None:
+def _fail_usage(error: typer.TyperException, command: str) -> None:
     """Say what is wrong with the command line, in the same two lines as every other error."""
-    context = getattr(error, "ctx", None)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     if not message or type(error).__name__ == "NoArgsIsHelpError":
         raise error
-    path = context.command_path if context is not None else "lgo"
     message = message[:1].lower() + message[1:].rstrip(".")
     message = re.sub(r"\.?\s*\n\s*", " ", message)  # Typer lists choices one a line
     message = message.replace(": Value error, ", ": ")  # pydantic's words, by way of Typer
     message = message.replace(": Input should", ": input should")
-    _fail(message, f"{path} --help", ExitCode.USAGE)
+    _fail(message, f"{command} --help", ExitCode.USAGE)
 
 
 app = typer.Typer(
@@ -118,7 +123,9 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"lgo {__version__}\n")
+        from lgo_cli.cli.output import write
+
+        write(f"lgo {__version__}")
         raise typer.Exit
 
 

@@ -44,8 +44,10 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
         except InputError as error:
             unreadable.append(error)
             rows.append({"run": str(run), **dict.fromkeys(COLUMNS), "problems": error.message})
+    # The first of those that cannot be read is the error at the end.
+    last = unreadable[0].message if unreadable else None
     for row in rows:
-        if row["problems"]:
+        if row["problems"] and row["problems"] != last:
             output.say(f"warning: {row['run']}: {row['problems']}")
     if format == "jsonl":
         for row in rows:

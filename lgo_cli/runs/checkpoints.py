@@ -50,38 +50,49 @@ def find_checkpoint(named: Path) -> Checkpoint:
     if named.is_dir():
         manifest_path = named / "train.json"
         if not manifest_path.is_file():
-            raise InputError(f"{named} is no finished run: it has no train.json", hint=_hint(named))
+            raise InputError(
+                f"{named} is no finished run: it has no train.json", hint=_what_instead(named)
+            )
         return listed_checkpoint(named / "model.pth", read_manifest(manifest_path), named)
     if not named.exists():
-        raise InputError(f"no such run or checkpoint: {named}", hint=_hint(named))
+        raise InputError(f"no such run or checkpoint: {named}", hint=_what_instead(named))
     if named.suffix == ".json":
         raise InputError(
             f"{named} holds no weights",
             hint=f"name {named.parent}, or say --config {named} to run a manifest again",
         )
-    for directory in (named.parent, named.parent.parent):
+    real = named.resolve()  # it may be a link to a run's
+    for directory in (named.parent, named.parent.parent, real.parent, real.parent.parent):
         manifest_path = directory / "train.json"
         if manifest_path.is_file():
             manifest = read_manifest(manifest_path)
             paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
-            if named.resolve() in paths:
+            if real in paths:
                 return listed_checkpoint(named, manifest, directory)
     return Checkpoint(named, named.parent)
 
 
-def _hint(named: Path) -> str | None:
-    if named.suffix == ".pth":
-        return None  # no name of a run's directory
+def _what_instead(named: Path) -> str:
+    """What to do where a path was to be a run or a checkpoint, and is none."""
+    place = shlex.quote(str(named))
     if (named / BOOKKEEPING / "train.claim").is_file():
-        return f"its training did not end: lgo train --resume --out {shlex.quote(str(named))}"
-    return f"train one first: lgo train --out {shlex.quote(str(named))}"
+        return f"its training did not end: lgo train --resume --out {place}"
+    if (named / BOOKKEEPING / "train.written").is_file():
+        return f"train it again: lgo train --out {place}"  # its manifest was removed
+    checkpoints = sorted(named.glob("*.pth"))
+    if checkpoints:
+        return f"name a checkpoint in it: {shlex.quote(str(checkpoints[-1]))}"
+    # `data.json` is no name for a run; `sweep/0.1` is one.
+    if named.exists() or named.suffix[1:].isalpha():
+        return "name the directory of a run, or a checkpoint"
+    return f"train one first: lgo train --out {place}"
 
 
 def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkpoint:
-    """A checkpoint that a training manifest lists.
+    """A checkpoint that a training manifest lists, by its path in the run.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, or a link to it.
         manifest: Of the run.
         directory: The run, where its `train.json` stands.
 
@@ -112,7 +123,8 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
             f"{path} is not the file that {manifest_path} records",
             hint=f"put the old one back, or train the same again: {train_again(directory)}",
         )
-    return Checkpoint(path, path.parent, (manifest, directory))
+    listed_path = directory / name
+    return Checkpoint(listed_path, listed_path.parent, (manifest, directory))
 
 
 def train_again(directory: Path) -> str:

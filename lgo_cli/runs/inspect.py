@@ -74,8 +74,7 @@ def inspect_run(directory: Path) -> list[StepState]:
     states = [replace(state, aside=_aside(state.manifest, states)) for state in states]
     if not any(state.manifest or state.problems for state in states):
         raise InputError(
-            f"{directory} is no run: it has no manifest",
-            hint=_made_by(directory),
+            f"{directory} is no run: it has no manifest", hint="name the directory of a run"
         )
     return states
 

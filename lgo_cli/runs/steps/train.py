@@ -138,6 +138,7 @@ class TrainStep(Step):
             path.unlink(missing_ok=True)
             return
         if not path.exists():
+            context.progress.note(f"{path.parent} has no saved state: training from the start")
             return
         state = saved_state(path, context.plan.fingerprint, "leave --resume out to start over")
         training.load_state(state)
