@@ -130,10 +130,9 @@ def _keeps_linearity(
     known = operation(node, traced, modules)
     if known is not None:  # of frozen weights
         return known.is_affine and parents == [known.inputs]
-    if node.target is getattr:
-        return alone and node.args[1] in _TRANSPOSES
     is_method = node.op == "call_method"
-    if node.target in (_OF_ONE if is_method else _FUNCTIONS_OF_ONE):
+    is_transpose = node.target is getattr and node.args[1] in _TRANSPOSES
+    if is_transpose or node.target in (_OF_ONE if is_method else _FUNCTIONS_OF_ONE):
         return alone
     if node.target in (_OF_MANY if is_method else _FUNCTIONS_OF_MANY):
         # A number such as `alpha` multiplies; what is changed in place must count as moved before.
