@@ -14,7 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
-from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.curvature.networks import HessianOperator, OperatorName
+from lgo_cli.errors import InputError
 from lgo_cli.objective import Objective
 from lgo_cli.second_derivatives import twice_differentiable
 
@@ -109,3 +110,54 @@ def test_hard_sigmoid_has_a_hessian() -> None:
     assert spectrum.trace is not None
     assert spectrum.trace.exact is not None  # piecewise linear
     assert spectrum.trace.converged
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+class _Marked(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Once.apply(super().forward(x)) @ torch.ones(3, 12).to(x))
+
+
+class _Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bag((2 * x).long() % 5))
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_no_second_derivative_is_said(operator: OperatorName) -> None:
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        model = _Bag()
+    config = HessianConfig(top_k=1, bottom_k=0, operator=operator)
+    with (
+        Objective(model, samples, loss) as objective,
+        pytest.raises(InputError, match="the model has no second derivative: the derivative for"),
+    ):
+        analyze_spectrum(objective, config)
+
+
+def test_what_is_marked_as_differentiable_once_is_seen_by_the_audit() -> None:
+    """PyTorch's mark is an error on a path that no parameter lies behind: the term is lost."""
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _Marked(12, 3)
+    config = HessianConfig(top_k=1, bottom_k=0, max_matvecs=8)
+    with Objective(model, samples, loss) as objective:
+        found = analyze_spectrum(objective, config).audit
+    assert found is not None
+    assert any("a second derivative of the model is wrong" in text for text in found.complaints)
