@@ -7,17 +7,17 @@ parameters, N samples, C classes.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lgo_cli.determinism import nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError, a_kind
+from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
@@ -255,24 +255,16 @@ class Objective:
         """The samples in the batches of every evaluation."""
         return self.samples.batches(self.micro_batch_size)
 
-    def _twice_differentiable_recurrence(self) -> AbstractContextManager[None]:
-        if self._is_recurrent:
-            return torch.backends.cudnn.flags(enabled=False)
-        return nullcontext()
-
     def batch_outputs(
         self, batch: Samples, model: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Outputs [n, C] on a micro-batch, as a graph that can be differentiated twice.
 
-        Attention runs under its math kernel, and LSTM and GRU without cuDNN, since the fused ones
-        have no second derivative.
-
         Args:
             batch: The samples.
             model: The same function of the same parameters, to be called in the model's place.
         """
-        with sdpa_kernel(SDPBackend.MATH), self._twice_differentiable_recurrence():
+        with twice_differentiable(is_recurrent=self._is_recurrent):
             outputs: Tensor = (model or self.model)(batch.inputs)
         return outputs
 

@@ -120,8 +120,50 @@ def test_wrong_second_derivative_differs_from_differences() -> None:
         rounding = measure_rounding(objective, HessianOperator, difference=True)
         found = audit(objective, HessianOperator(objective), rounding, ())
     assert rounding.finite_difference is not None
-    assert rounding.finite_difference > 1e-2
+    assert rounding.finite_difference.gap > 1e-2
     assert "differs from central differences" in found.complaints[-1]
+
+
+def test_asymmetric_products_are_called_wrong_and_not_rounding() -> None:
+    class Lopsided(torch.autograd.Function):
+        """A product, one of whose gradients forgets where it comes from."""
+
+        @staticmethod
+        def forward(ctx: object, x: Tensor, y: Tensor) -> Tensor:
+            ctx.save_for_backward(x, y)  # type: ignore[attr-defined]
+            return x * y
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor, Tensor]:
+            x, y = ctx.saved_tensors  # type: ignore[attr-defined]
+            return grad * y, (grad * x.detach()).sum(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(12, 6), nn.Linear(6, 3)
+            self.scale = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(Lopsided.apply(torch.tanh(self.first(x)), self.scale))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model()
+    for dtype in ("float32", "float64"):
+        kind = getattr(torch, dtype)
+        with Objective(model, samples, dtype=kind) as objective:
+            config = HessianConfig(top_k=2, bottom_k=0, trace=True, dtype=dtype)
+            spectrum = analyze_spectrum(objective, config)
+        assert not spectrum.converged
+        (found,) = [text for text in spectrum.warnings if "audit found: products are" in text]
+        assert "not symmetric" in found
+        assert "a second derivative of the model is wrong" in found
+        (missed,) = [text for text in spectrum.warnings if "did not converge" in text]
+        assert "products are not symmetric" in missed
+        assert "a second derivative of the model is wrong" in missed
+        assert "rounding" not in missed
 
 
 def test_kinks_are_found_in_functions_too() -> None:
@@ -197,7 +239,91 @@ def test_inputs_of_another_scale_are_no_complaint() -> None:
     with Objective(model, large) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=True)
     assert rounding.finite_difference is not None
-    assert rounding.finite_difference < 1e-4
+    assert rounding.finite_difference.gap < 1e-4
+
+
+class _Off(torch.autograd.Function):
+    """tanh with a second derivative that is off by a share."""
+
+    share = 1e-3
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)  # type: ignore[attr-defined]
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        moved = x.detach() + (1 + _Off.share) * (x - x.detach())
+        return grad * (1 - torch.tanh(moved) ** 2)
+
+
+class _OffTanh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Off.apply(x)
+
+
+@pytest.mark.parametrize(("largest", "share"), [(1, 1e-2), (255, 1e-3), (4095, 1e-3), (4095, 1e-2)])
+def test_product_that_is_off_by_a_thousandth(largest: int, share: float) -> None:
+    """Whatever the inputs' scale; at 4095 the largest step is off by another hundredth."""
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 10), _OffTanh(), nn.Linear(10, 3))
+        large = Samples(largest * torch.rand_like(samples.inputs), samples.labels)
+    for wrong, expected in ((0.0, 0), (share, 1)):
+        with pytest.MonkeyPatch.context() as patch, Objective(model, large) as objective:
+            patch.setattr(_Off, "share", wrong)
+            rounding = measure_rounding(objective, HessianOperator, difference=True)
+            found = audit(objective, HessianOperator(objective), rounding, ())
+        assert len([text for text in found.complaints if "central differences" in text]) == expected
+
+
+def test_model_that_fits_with_large_weights_is_no_complaint() -> None:
+    """Its third derivative is large: at a tenth of the first step the truncation is 2e-3 still."""
+    _, samples, _ = make("relu", num_samples=200)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 3)
+        )
+    with torch.no_grad():
+        model[-1].weight.mul_(400)
+        model[-1].bias.mul_(400)
+        outputs = model(samples.inputs)
+    clear = outputs.topk(2).values.diff().abs()[:, 0] > 13
+    fitted = Samples(samples.inputs[clear], outputs.argmax(1)[clear])
+    with Objective(model, fitted) as objective:
+        rounding = measure_rounding(objective, HessianOperator, difference=True)
+        found = audit(objective, HessianOperator(objective), rounding, ())
+    assert found.complaints == ()
+    assert found.finite_difference is not None
+    assert found.finite_difference < 1e-4
+
+
+def test_part_in_float32_leaves_differences_undecided() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(12, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = F.layer_norm(self.first(x).float(), (10,)).to(x.dtype)
+            return self.head(torch.tanh(hidden))
+
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model()
+    for dtype in (torch.float32, torch.float64):
+        with Objective(model, samples, dtype=dtype) as objective:
+            rounding = measure_rounding(objective, HessianOperator, difference=True)
+            found = audit(objective, HessianOperator(objective), rounding, ())
+        assert not [text for text in found.complaints if "central differences" in text]
+        assert not any("derivative" in text for text in found.complaints)
+        assert found.finite_difference is None
+        assert "a part of the model computes in float32" in str(found.finite_difference_note)
 
 
 def test_model_that_runs_in_float32_only() -> None:

@@ -72,6 +72,19 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Turned(nn.Module):
+    """Activations transposed by attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mixed = nn.Linear(INPUTS, 8), nn.Linear(2, 3)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu().T.H
+        return self.head(self.mixed(x.view(-1, 2, 4).mT).relu().mH.flatten(1))
+
+
 class Words(nn.Module):
     """Tokens, repeated in a sample and one of them padding, through piecewise linear layers."""
 
@@ -133,6 +146,7 @@ PIECEWISE: dict[str, Callable[[], nn.Module]] = {
     "functional": Functional,
     "residual": Residual,
     "words": Words,
+    "turned": Turned,
     "conv": _conv(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)),
     "conv with few positions": _conv(nn.Conv2d(2, 8, 3, stride=2), nn.BatchNorm2d(8)),
     "strided, padded": _conv(nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 2))),
@@ -451,6 +465,15 @@ class Transposed(nn.Module):
         return self.head(x.sum(0))
 
 
+class TransposedWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, INPUTS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
 class Unseen(nn.Module):
     """A layer that autograd is kept from."""
 
@@ -493,6 +516,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "branching": (Branching, "the model cannot be traced"),
     "mixing": (Mixing, "gradients read off the graph differ from autograd's"),
     "transposed": (Transposed, "gradients read off the graph differ from autograd's by inf"),
+    "transposed weight": (TransposedWeight, "weight is read by T"),
     "unseen by autograd": (Unseen, "gradients read off the graph differ from autograd's"),
     "padded by reflection": (Reflected, "conv.weight is read by conv (Conv2d)"),
     "batch norm by its batch": (

@@ -201,6 +201,33 @@ def test_strict_takes_the_audit_of_what_is_there_already_into_account(
     assert "up to date" in lgo(*line).stderr
 
 
+def test_nothing_is_called_exact_that_the_audit_doubts(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Product(torch.autograd.Function):\n"
+        "    @staticmethod\n"
+        "    def forward(ctx, x, y):\n"
+        "        ctx.save_for_backward(x, y)\n"
+        "        return x * y\n"
+        "    @staticmethod\n"
+        "    def backward(ctx, grad):\n"
+        "        x, y = ctx.saved_tensors\n"
+        "        return grad * y, (grad * x.detach()).sum(0)\n"
+        "class Scaled(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(20, 10)\n"
+        "        self.scale = torch.nn.Parameter(torch.ones(10))\n"
+        "    def forward(self, x):\n"
+        "        return Product.apply(super().forward(x), self.scale)\n"
+    )
+    lgo("train", "--out", "run", "--model", "net.py:Scaled", *SMALL[2:], "--quiet")
+    few = (*FEW, "--max-matvecs", 30)
+    ran = lgo("hessian", "run", "--model", "net.py:Scaled", *few, "--trace", "--per-layer")
+    assert "products are not symmetric" in ran.stderr
+    assert "exact" not in ran.stdout
+    assert ran.stdout.count("DOUBTFUL") >= 3  # trace, norm, layer
+
+
 def test_small_subset_points_to_halves(lgo: Lgo, small_run: Path) -> None:
     warnings = _results(lgo, small_run, "--analysis-samples", 20)["warnings"]
     assert any("--halves shows the spread" in text for text in warnings)

@@ -39,7 +39,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
-    {"filters", "determinism"},
+    {"filters", "determinism", "second_derivatives"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

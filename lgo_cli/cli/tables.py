@@ -162,10 +162,10 @@ def _moments(results: HessianResults) -> Rows:
     rows: Rows = []
     trace, density = results.trace, results.density
     if trace is not None:
-        rows += _trace(trace)
+        rows += _trace(trace, _exact(results))
     if results.frobenius_norm is not None:
         norm = results.frobenius_norm
-        error = f"± {norm.standard_error:.2g}" if norm.standard_error else "exact"
+        error = f"± {norm.standard_error:.2g}" if norm.standard_error else _exact(results)
         rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
         rows.append(
@@ -179,26 +179,31 @@ def _moments(results: HessianResults) -> Rows:
     return rows
 
 
-def _trace(trace: Trace) -> Rows:
+def _exact(results: HessianResults) -> str:
+    """What a number without chance is called: exact, unless the audit found something wrong."""
+    return "exact" if results.audit is None or results.audit.clean else "DOUBTFUL"
+
+
+def _trace(trace: Trace, exact: str) -> Rows:
     """Exact or estimated, and what the other way to it says."""
     estimate = trace.estimate
     probes = f"{estimate.value:.6g} ± {estimate.standard_error:.2g}"
     if trace.method == "exact":
         says = f"{trace.num_probes} probes say {probes}" if trace.num_probes else f"basis {probes}"
-        return [("trace", f"{trace.value:.6g} exact ({trace.note}); {says}")]
+        return [("trace", f"{trace.value:.6g} {exact} ({trace.note}); {says}")]
     if not trace.num_probes:
-        return [("trace", f"{trace.value:.6g} exact (the basis spans the whole space)")]
-    text = f"{trace.num_probes} probes; {estimate.exact_part:.4g} of it exact"
+        return [("trace", f"{trace.value:.6g} {exact} (the basis spans the whole space)")]
+    text = f"{trace.num_probes} probes; {estimate.exact_part:.4g} of it {exact}"
     return [("trace", f"{probes} (standard error, {text})"), ("", f"estimated: {trace.note}")]
 
 
 def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
-    layers = results.per_layer
+    layers, exact = results.per_layer, _exact(results)
     rows: Rows = [("per layer", f"{'largest':>12}   {'trace':>10}")]
     for block in layers.blocks:
-        error = f"± {block.trace_standard_error:.1e}" if block.trace_standard_error else "exact"
+        error = f"± {block.trace_standard_error:.1e}" if block.trace_standard_error else exact
         rows.append(
             (
                 f"  {block.name}",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,18 +67,40 @@ ROUNDING_SLACK = 1e3
 """Units of eps to which symmetry, linearity and weighting must hold: products on random vectors are
 small beside ‖H‖, and their relative error is larger."""
 
+WRONG_DERIVATIVE = (
+    "a second derivative of the model is wrong, and no eigenvalue, trace or norm to be relied on"
+)
+
 DIFFERENCE_TOLERANCE = 1e-4
 """To which central differences of float64 gradients must agree with a product: their own error is
 of the order of eps^{2/3} = 4e-11 on well-scaled models, and grows with the third derivative."""
 
 SAFETY = 2.0
-"""Factor on the rounding measured on some samples, as an allowance for all."""
+"""Factor on the rounding measured on some samples, as an allowance for all, and on the error that
+differences show of themselves."""
 
 MANY_UNITS = 1e3
 """Rounding in units of eps·‖H‖, 1e-4 in float32, that is doubted. Networks have 5 to 300."""
 
 ROUNDING_STEPS = 3
 """Directions in which rounding is measured."""
+
+
+class Difference(NamedTuple):
+    """A product against central differences of the gradient; relative to the product.
+
+    Attributes:
+        gap: Least distance of a quotient from the product.
+        own_error: Least distance of quotients at two steps; `None` if one step was enough.
+    """
+
+    gap: float
+    own_error: float | None
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the gap may be the quotients' own error."""
+        return self.own_error is not None and self.gap <= SAFETY * self.own_error
 
 
 @dataclass(frozen=True)
@@ -89,13 +110,13 @@ class Rounding:
     Attributes:
         units: ‖fl(H) − H‖ in units of eps·‖H‖, as measured; `None` if the model runs in float32
             only.
-        finite_difference: Relative difference of the float64 product and central differences of the
-            gradient; `None` if it was not looked at.
+        finite_difference: Of the float64 product and central differences of the gradient; `None` if
+            it was not looked at.
         note: Why there is none.
     """
 
     units: float | None
-    finite_difference: float | None
+    finite_difference: Difference | None
     note: str | None
 
 
@@ -228,24 +249,30 @@ def _rounding_on(
 
 def _central_difference(
     objective: Objective, block: Block, vector: Tensor, expected: Tensor
-) -> float:
+) -> Difference:
     """Relative distance of (∇L(θ + hv) − ∇L(θ − hv)) / 2h from a product.
 
-    h is of the size of θ, and knows nothing of the inputs': with pixels of up to 255 the third
-    derivative is large, and with it the error h². A miss is looked at again with h a tenth, of a
-    hundredth of that error, and the smaller distance counts; a wrong product is as far off as ever.
+    h is of the size of θ, and knows nothing of the inputs' or of the third derivative, with which
+    the truncation h² grows: with pixels of up to 255, or weights that fit their samples, it is
+    large. A miss is looked at again with h a tenth and a hundredth. Where a part of the model
+    computes in float32, the noise of the gradient over h is large instead. Either error is another
+    at the next h, by ten times and more, so that quotients are at least as far from each other as
+    the best of them is from a right product; a wrong one is as far from all of them.
     """
     step = torch.finfo(torch.float64).eps ** (1 / 3) * max(1.0, norm(objective.theta))
     direction = block.embed(vector)
-    gap = math.inf
-    for h in (step, step / 10):
+    scale = norm(expected)
+    quotients: list[Tensor] = []
+    gaps: list[float] = []
+    for h in (step, step / 10, step / 100):
         _, above = objective.loss_and_gradient(objective.theta + h * direction)
         _, below = objective.loss_and_gradient(objective.theta - h * direction)
-        difference = block.extract(above - below) / (2 * h)
-        gap = min(gap, norm(difference - expected) / norm(expected))
-        if gap <= DIFFERENCE_TOLERANCE:
-            break
-    return gap
+        quotients.append(block.extract(above - below) / (2 * h))
+        gaps.append(norm(quotients[-1] - expected) / scale)
+        if gaps[-1] <= DIFFERENCE_TOLERANCE:
+            return Difference(gaps[-1], None)
+    own_error = min(norm(one - next_) / scale for one, next_ in pairwise(quotients))
+    return Difference(min(gaps), own_error)
 
 
 def nonsmooth_operations(objective: Objective) -> tuple[str, ...]:
@@ -326,26 +353,32 @@ def audit(
             "of a batch see each other"
         )
     if asymmetry > slack:
-        complaints.append(f"products are not symmetric (off by {asymmetry:.1e})")
+        wrong = f"; {WRONG_DERIVATIVE}" if asymmetry > most_asymmetry(operator) else ""
+        complaints.append(f"products are not symmetric (off by {asymmetry:.1e}){wrong}")
     if nonlinearity > slack:
         complaints.append(f"products are not linear (off by {nonlinearity:.1e})")
     difference, note = rounding.finite_difference, None
-    if difference is None:
+    if difference is None or difference.is_rough:
         note = _no_difference(rounding, nonsmooth)
-    if difference is not None and difference > DIFFERENCE_TOLERANCE:
+    elif difference.gap > DIFFERENCE_TOLERANCE:
         complaints.append(
-            f"a product differs from central differences of the gradient by {difference:.1e}"
+            f"a product differs from central differences of the gradient by {difference.gap:.1e}"
         )
     return Audit(
         sample_weighting=weighting,
         asymmetry=asymmetry,
         nonlinearity=nonlinearity,
-        finite_difference=difference,
+        finite_difference=difference.gap if difference and note is None else None,
         finite_difference_note=note,
         nonsmooth=nonsmooth,
         num_matvecs=operator.num_matvecs - before,
         complaints=tuple(complaints),
     )
+
+
+def most_asymmetry(operator: Operator) -> float:
+    """Relative asymmetry that rounding can explain, also where a part computes in float32."""
+    return max(ROUNDING_SLACK, operator.rounding) * torch.finfo(torch.float32).eps
 
 
 def takes_differences(kind: type[NetworkOperator[Any]], nonsmooth: tuple[str, ...]) -> bool:
@@ -354,6 +387,12 @@ def takes_differences(kind: type[NetworkOperator[Any]], nonsmooth: tuple[str, ..
 
 
 def _no_difference(rounding: Rounding, nonsmooth: tuple[str, ...]) -> str:
+    difference = rounding.finite_difference
+    if difference is not None:
+        return (
+            f"differences at two steps are {difference.own_error:.1e} apart: a part of the model "
+            "computes in float32, or its third derivative is large"
+        )
     if nonsmooth:
         return f"differences across the kinks of {', '.join(nonsmooth)} mean nothing"
     return rounding.note or "the operator is no second derivative"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lgo_cli.curvature.audit import WRONG_DERIVATIVE, most_asymmetry
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.search import (
     Found,
@@ -247,6 +248,11 @@ def _rechecked(
 
 def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
     """Which eigenvalues miss their tolerance by how much, and what would help."""
+    if process.asymmetry > most_asymmetry(process.operator) * np.abs(found.ritz.values).max():
+        return (
+            "the eigenvalues did not converge: products are not symmetric, by "
+            f"{process.asymmetry:.2g}; {WRONG_DERIVATIVE}"
+        )
     excess = found.excess
     missed = [int(index) for index in np.argsort(-excess, kind="stable") if excess[index] > 1]
     spent = process.num_steps

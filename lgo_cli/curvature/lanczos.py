@@ -174,13 +174,18 @@ class Lanczos:
         eps = torch.finfo(self.operator.dtype).eps
         rounding = self._rounding_units * eps * np.abs(values).max()
         rounding = max(rounding, self.operator.rounding_floor)
-        rounding += np.linalg.norm(self._defect, axis=0).max() + self._carried
+        rounding += self.asymmetry
         residuals += rounding
         estimates = improved_by_gaps(values, residuals, rounding)
         # So far down eigenvalues crowd: many may hide in what looks like a gap.
         small = np.abs(values) < RESIDUAL_FLOOR * np.abs(values).max()
         estimates[small] = residuals[small]
         return Ritz(values, coefficients, residuals, estimates, float(rounding))
+
+    @property
+    def asymmetry(self) -> float:
+        """How far products were seen to be asymmetric, absolute: a part of `Ritz.rounding`."""
+        return float(np.linalg.norm(self._defect, axis=0).max()) + self._carried
 
     def rule(self) -> Rule:
         """Gauss quadrature of the start vector's measure, by the steps before any restart."""

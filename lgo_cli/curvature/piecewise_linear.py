@@ -46,6 +46,9 @@ _OF_MANY = [
 _PRODUCTS = ["mul", "matmul", "bmm", "einsum"]
 """Linear in each of their arguments, the others fixed."""
 
+_TRANSPOSES = ["T", "mT", "H", "mH"]
+"""Attributes that are a tensor's own values in another order."""
+
 _SHAPES = [
     "size", "dim", "numel", "shape", "ndim", "device", "dtype", "new_zeros", "new_ones",
     "zeros_like", "ones_like",
@@ -128,7 +131,8 @@ def _keeps_linearity(
     if known is not None:  # of frozen weights
         return known.is_affine and parents == [known.inputs]
     is_method = node.op == "call_method"
-    if node.target in (_OF_ONE if is_method else _FUNCTIONS_OF_ONE):
+    is_transpose = node.target is getattr and node.args[1] in _TRANSPOSES
+    if is_transpose or node.target in (_OF_ONE if is_method else _FUNCTIONS_OF_ONE):
         return alone
     if node.target in (_OF_MANY if is_method else _FUNCTIONS_OF_MANY):
         # A number such as `alpha` multiplies; what is changed in place must count as moved before.

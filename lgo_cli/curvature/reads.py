@@ -274,9 +274,13 @@ def _scaling(
 
 def _elementwise(node: fx.Node, traced: fx.GraphModule) -> Operation | None:
     """A sum x + b or a product x·w or x @ w with a parameter of the model itself."""
-    if node.op != "call_function" or len(node.args) != 2 or node.kwargs:
+    known = (*_SUMS, *_PRODUCTS, *_MATRIX_PRODUCTS)
+    if node.op != "call_function" or node.target not in known:
         return None
-    tensors = [tensor_of(value, traced) for value in node.args]
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    # A string would be taken for a tensor's name.
+    tensors = [tensor_of(v, traced) if isinstance(v, fx.Node) else None for v in node.args]
     is_parameter = [isinstance(tensor, nn.Parameter) for tensor in tensors]
     if sum(is_parameter) != 1:
         return None
@@ -344,4 +348,6 @@ def described(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """A node in a reader's words."""
     if node.op == "call_module":
         return f"{node.target} ({type(modules[str(node.target)]).__name__})"
+    if node.target is getattr:
+        return str(node.args[1])
     return str(getattr(node.target, "__name__", node.target))

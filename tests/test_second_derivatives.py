@@ -1,0 +1,163 @@
+"""Operators whose own second derivative is missing or wrong, against gradgradcheck and by hand."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import make
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from lgo_cli.config import HessianConfig
+from lgo_cli.curvature.analysis import analyze_spectrum
+from lgo_cli.curvature.networks import HessianOperator, OperatorName
+from lgo_cli.errors import InputError
+from lgo_cli.objective import Objective
+from lgo_cli.second_derivatives import twice_differentiable
+
+
+def _drawn(*shape: int) -> Tensor:
+    draw = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+
+OPERATORS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "weight norm of rows": (lambda v, g: torch._weight_norm(v, g, 0), (_drawn(4, 3), _drawn(4, 1))),
+    "of columns": (lambda v, g: torch._weight_norm(v, g, dim=1), (_drawn(4, 3), _drawn(1, 3))),
+    "of filters": (torch._weight_norm, (_drawn(4, 3, 2), _drawn(4, 1, 1))),
+    "of the whole": (lambda v, g: torch._weight_norm(v, g, -1), (_drawn(4, 3), _drawn(1))),
+    "hard sigmoid": (lambda x: F.hardsigmoid(4 * x), (_drawn(30),)),
+    "in place": (lambda x: F.hardsigmoid(4 * x, inplace=True), (_drawn(30),)),
+}
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_second_derivatives_are_right(name: str) -> None:
+    operator, inputs = OPERATORS[name]
+    expected = operator(*inputs)
+    with twice_differentiable(is_recurrent=False):
+        torch.testing.assert_close(operator(*inputs), expected)
+        assert gradcheck(operator, inputs)
+        assert gradgradcheck(operator, inputs)
+
+
+def test_in_place_is_in_place() -> None:
+    x = torch.tensor([-4.0, 0.0, 4.0])
+    with twice_differentiable(is_recurrent=False):
+        assert F.hardsigmoid(x, inplace=True) is x
+    assert x.tolist() == [0.0, 0.5, 1.0]
+
+
+class _ByHand(nn.Module):
+    """Weight normalisation spelt out; parameters in the order of the hooks'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Linear(12, 6)
+        self.bias = first.bias
+        self.g = nn.Parameter(first.weight.detach().norm(dim=1, keepdim=True))
+        self.v = first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.v * self.g / self.v.norm(dim=1, keepdim=True), self.bias)
+
+
+def _hooked() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, and in use
+        return torch.nn.utils.weight_norm(nn.Linear(12, 6))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 6)), _hooked],
+    ids=["parametrization", "hook"],
+)
+def test_hessian_through_weight_norm(build: Callable[[], nn.Module]) -> None:
+    _, samples, loss = make("relu")
+    dense = []
+    for first in (build, _ByHand):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(first(), nn.Tanh(), nn.Linear(6, 3))
+        with Objective(model, samples, loss, dtype=torch.float64) as objective:
+            operator = HessianOperator(objective)
+            unit = torch.eye(objective.dim, dtype=torch.float64)
+            dense.append(torch.stack([operator.matvec(row) for row in unit]))
+            operator.release()
+            config = HessianConfig(top_k=1, bottom_k=0, trace=True, dtype="float64")
+            spectrum = analyze_spectrum(objective, config)
+        assert spectrum.audit is not None
+        assert spectrum.audit.complaints == ()
+        assert spectrum.trace is not None
+        assert spectrum.trace.value == pytest.approx(float(dense[-1].trace()), rel=1e-10)
+    # Rounding of sums of 40 samples; the kernel's second derivative is off by a tenth.
+    torch.testing.assert_close(dense[0], dense[1], rtol=0, atol=1e-12)
+
+
+def test_hard_sigmoid_has_a_hessian() -> None:
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 6), nn.Hardsigmoid(), nn.Linear(6, 3))
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        config = HessianConfig(top_k=1, bottom_k=0, trace=True, dtype="float64")
+        spectrum = analyze_spectrum(objective, config)
+    assert spectrum.trace is not None
+    assert spectrum.trace.exact is not None  # piecewise linear
+    assert spectrum.trace.converged
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+class _Marked(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Once.apply(super().forward(x)) @ torch.ones(3, 12).to(x))
+
+
+class _Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bag((2 * x).long() % 5))
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_no_second_derivative_is_said(operator: OperatorName) -> None:
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        model = _Bag()
+    config = HessianConfig(top_k=1, bottom_k=0, operator=operator)
+    with (
+        Objective(model, samples, loss) as objective,
+        pytest.raises(InputError, match="the model has no second derivative: the derivative for"),
+    ):
+        analyze_spectrum(objective, config)
+
+
+def test_what_is_marked_as_differentiable_once_is_seen_by_the_audit() -> None:
+    """PyTorch's mark is an error on a path that no parameter lies behind: the term is lost."""
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _Marked(12, 3)
+    config = HessianConfig(top_k=1, bottom_k=0, max_matvecs=8)
+    with Objective(model, samples, loss) as objective:
+        found = analyze_spectrum(objective, config).audit
+    assert found is not None
+    assert any("a second derivative of the model is wrong" in text for text in found.complaints)
