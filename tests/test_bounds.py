@@ -97,6 +97,7 @@ def test_tolerance_below_rounding_stops_early_and_says_why() -> None:
     assert pairs.num_matvecs < 200  # and not the 300 it may
     assert "--dtype float64" in pairs.warnings[0]
     assert "--max-matvecs" not in pairs.warnings[0]  # would not help
+    assert "may be another than was found" in pairs.warnings[0]
     exact = extreme_eigenpairs(
         DenseOperator(matrix.double()), Wanted(top_k=3, bottom_k=2, rtol=1e-7)
     )
@@ -141,6 +142,27 @@ def test_zero_operator() -> None:
     assert pairs.converged
     assert not pairs.largest.any()
     assert not pairs.largest_residual_bounds.any()
+
+
+def test_zero_block_has_converged_whatever_the_whole_rounds() -> None:
+    operator = DenseOperator(torch.zeros(20, 20))
+    operator.rounding_floor = 1e-3
+    pairs = extreme_eigenpairs(operator, Wanted(1, scale=1.0))
+    assert pairs.converged
+    assert pairs.warnings == ()
+    assert pairs.values.tolist() == [0.0]
+    assert float(pairs.residual_bounds[0]) == 1e-3
+
+
+def test_convergence_by_chance_after_rounding_is_looked_at_again() -> None:
+    """An error of twice the rounding ends a run, but not at the step at which it converges."""
+    values = torch.cat([torch.linspace(0, 1, 60), torch.tensor([2.0, 3.0, 4.0])]).double()
+    for seed in range(40):
+        operator = DenseOperator(torch.diag(values))
+        operator.rounding_floor = 0.7 * 1e-2 * 4  # within the tolerance, and twice of it is not
+        pairs = extreme_eigenpairs(operator, Wanted(1, rtol=1e-2, seed=seed))
+        assert pairs.converged
+        assert pairs.num_matvecs < 20
 
 
 def test_limit_on_products() -> None:

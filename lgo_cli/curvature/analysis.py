@@ -281,7 +281,8 @@ class _Analysis:
     def _layers(
         self, network: NetworkOperator[Any], pairs: Eigenpairs, exact: ExactTrace | str
     ) -> tuple[LayerCurvature, ...]:
-        floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
+        whole = None if pairs.process is None else pairs.process.ritz()
+        floor, scale = (0.0, 0.0) if whole is None else (whole.rounding, whole.scale)
 
         def compose(part: NetworkOperator[Any]) -> Operator:
             operator = self.requested.composed(part)
@@ -291,7 +292,7 @@ class _Analysis:
         layers, spent = curvature_of_layers(
             network,
             compose,
-            self._largest(),
+            replace(self._largest(), scale=scale),
             basis=self._basis,
             exact=lambda block: self._of_block(exact, block),
             progress=self.progress,
