@@ -15,6 +15,7 @@ from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.curvature.search import DEFAULT_MAX_MATVECS, Wanted, matvec_limit
+from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.errors import UsageError
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.seeding import standard_normal
@@ -97,6 +98,7 @@ def test_tolerance_below_rounding_stops_early_and_says_why() -> None:
     assert pairs.num_matvecs < 200  # and not the 300 it may
     assert "--dtype float64" in pairs.warnings[0]
     assert "--max-matvecs" not in pairs.warnings[0]  # would not help
+    assert "may be another than was found" in pairs.warnings[0]
     exact = extreme_eigenpairs(
         DenseOperator(matrix.double()), Wanted(top_k=3, bottom_k=2, rtol=1e-7)
     )
@@ -143,6 +145,27 @@ def test_zero_operator() -> None:
     assert not pairs.largest_residual_bounds.any()
 
 
+def test_zero_block_has_converged_whatever_the_whole_rounds() -> None:
+    operator = DenseOperator(torch.zeros(20, 20))
+    operator.rounding_floor = 1e-3
+    pairs = extreme_eigenpairs(operator, Wanted(1, scale=1.0))
+    assert pairs.converged
+    assert pairs.warnings == ()
+    assert pairs.values.tolist() == [0.0]
+    assert float(pairs.residual_bounds[0]) == 1e-3
+
+
+def test_convergence_by_chance_after_rounding_is_looked_at_again() -> None:
+    """An error of twice the rounding ends a run, but not at the step at which it converges."""
+    values = torch.cat([torch.linspace(0, 1, 60), torch.tensor([2.0, 3.0, 4.0])]).double()
+    for seed in range(40):
+        operator = DenseOperator(torch.diag(values))
+        operator.rounding_floor = 0.7 * 1e-2 * 4  # within the tolerance, and twice of it is not
+        pairs = extreme_eigenpairs(operator, Wanted(1, rtol=1e-2, seed=seed))
+        assert pairs.converged
+        assert pairs.num_matvecs < 20
+
+
 def test_limit_on_products() -> None:
     assert matvec_limit(10_000, Wanted(10, 1)) == DEFAULT_MAX_MATVECS
     assert matvec_limit(10_000, Wanted(40, 10)) == 1000
@@ -187,3 +210,81 @@ def test_bounds_hold_where_a_model_amplifies_rounding(scale: float) -> None:
         for truth, pairs in zip(truths, found, strict=True):
             distances = (truth[:, None] - pairs.values).abs().amin(dim=0)
             assert (distances <= pairs.residual_bounds).all()
+
+
+class _Amplifier(nn.Module):
+    """Rounding is large in one part, and ‖H‖ lies in another, whose weights are next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.small = nn.Parameter(1e-7 * torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(300 * self.scores(x), 1)
+        return self.head(weights * torch.tanh(x)) + 1000 * x[:, :4] @ self.small.T
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_hold_where_a_scaling_removes_the_norm(seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _Amplifier()
+        samples = Samples(torch.randn(64, 6), torch.randint(0, 3, (64,)))
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        scale = objective.theta.abs()
+        truth = torch.linalg.eigvalsh(scale[:, None] * dense_hessian(objective) * scale)
+    config = HessianConfig(
+        top_k=4, bottom_k=2, trace=True, scaling="elementwise", audit=False, seed=seed
+    )
+    with Objective(model, samples) as objective:
+        spectrum = analyze_spectrum(objective, config)
+    pairs, trace = spectrum.eigenpairs, spectrum.trace
+    assert ((truth[:, None] - pairs.values).abs().amin(dim=0) <= pairs.residual_bounds).all()
+    assert trace is not None
+    off = abs(trace.value - float(truth.sum()))
+    assert off <= 4 * trace.standard_error + trace.rounding
+
+
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_bounds_hold_where_adam_magnifies_rounding(seed: int) -> None:
+    """Where float32 rounds a tanh to one there is no gradient, and Adam's P is its ε."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
+        inputs = torch.randn(61, 6)
+        inputs[:, 4:] *= 1000
+        samples = Samples(inputs, torch.randint(0, 3, (61,)))
+    with Objective(model, samples) as objective:
+        preconditioner = objective.loss_and_gradient()[1].abs().double() + 1e-8
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        scale = preconditioner.rsqrt()
+        truth = torch.linalg.eigvalsh(scale[:, None] * dense_hessian(objective) * scale)
+    setting = Setting(preconditioner=preconditioner)
+    with Objective(model, samples) as objective:
+        asked = HessianConfig(top_k=2, bottom_k=1, scaling="adam", seed=seed)
+        main = analyze_spectrum(objective, asked, setting).eigenpairs
+        beside = analyze_spectrum(objective, HessianConfig(seed=seed), setting).preconditioned
+    assert beside is not None
+    for pairs in (main, beside):
+        assert ((truth[:, None] - pairs.values).abs().amin(dim=0) <= pairs.residual_bounds).all()
+    ranks = torch.cat([truth.flip(0)[:2], truth[:1]])
+    assert ((ranks - main.values).abs() <= main.error_estimates).all()
+
+
+def test_rounding_of_a_smooth_model_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 128 samples eight are measured, and others only where a kink may have been in the way."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _SharpAttention(1.0)
+        inputs = torch.randn(128, 12)
+        inputs[:8] *= 30
+        samples = Samples(inputs, torch.randint(0, 3, (128,)))
+    with Objective(model, samples, micro_batch_size=128) as objective:
+        smooth = measure_rounding(objective, HessianOperator, difference=False)
+        monkeypatch.setattr("lgo_cli.curvature.audit.nonsmooth_operations", lambda _: ("ReLU",))
+        kinked = measure_rounding(objective, HessianOperator, difference=False)
+    assert smooth.units is not None
+    assert kinked.units is not None
+    assert smooth.units > 1e3
+    assert kinked.units < 100

@@ -273,6 +273,23 @@ def test_layers_are_their_blocks() -> None:
     assert spectrum.matvecs["layers"] > 0
 
 
+def test_small_and_unused_layers_converge_as_the_whole_does() -> None:
+    """In float32: their tolerance is that of the whole, whose rounding they have."""
+    model, samples, loss = make("tied, frozen and unused", 60)
+    with torch.no_grad():
+        model.head.weight.mul_(1e-3)  # through which the others' curvature is small
+    with Objective(model, samples, loss) as objective:
+        spectrum = analyze_spectrum(objective, HessianConfig(per_layer=True, top_k=1, bottom_k=0))
+    assert spectrum.layers is not None
+    layers = {layer.name: layer for layer in spectrum.layers}
+    assert layers["encode"].largest < 1e-3 * float(spectrum.eigenpairs.values[0])
+    assert layers["unused"].largest == 0
+    rounding = spectrum.eigenpairs.rounding
+    assert rounding <= layers["unused"].residual_bound < 2 * rounding
+    assert [layer.warning for layer in spectrum.layers] == [None] * len(layers)
+    assert spectrum.warnings == ()
+
+
 def test_soft_labels_do_not_enter_the_gauss_newton_matrix() -> None:
     model, samples, _ = make("relu")
     matrices = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lgo_cli.curvature.audit import audit, nonsmooth_operations, takes_differences
+from lgo_cli.curvature.audit import Rounding, audit, nonsmooth_operations, takes_differences
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
@@ -17,7 +17,6 @@ from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
-from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
 from lgo_cli.curvature.requested import Requested, on_samples, scaled_gradient
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.config import HessianConfig
+    from lgo_cli.curvature.operators import Operator
     from lgo_cli.objective import Objective
 
 
@@ -88,18 +88,26 @@ class _Analysis:
         ]
         kinks = nonsmooth_operations(objective) if config.audit else ()
         difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
-        model = self.requested.rewritten(objective)
-        rounding = self.requested.rounding(objective, block, model, difference=difference)
-        network = self.requested.network(objective, block, model, rounding)
+        requested = self.requested
+        model = requested.rewritten(objective)
+        # All of it before an operator holds graphs.
+        rounding = requested.rounding(
+            objective, block, model, requested.composed, difference=difference
+        )
+        beside = None  # of what Adam's steps see, where that is another matrix
+        if requested.has_preconditioned(block):
+            beside = requested.rounding(objective, block, model, requested.preconditioned)
+        network = requested.network(objective, block, model)
         if rounding.units is None:
             self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
-        operator = self.requested.composed(network)
+        operator = requested.composed(network)
+        operator.measured_rounding = rounding.units or 0.0
         checked = None
         if config.audit:
             checked = audit(objective, operator, rounding, kinks, config.seed)
             self.matvecs["audit"] = checked.num_matvecs
             self.warnings += [f"the audit found: {what}" for what in checked.complaints]
-        gradient = self.requested.gradient(network)
+        gradient = requested.gradient(network)
         scaled = scaled_gradient(gradient, operator)
         # A density's quadrature is of a random vector.
         guess = scaled if config.top_k and not config.density else None
@@ -107,12 +115,12 @@ class _Analysis:
         self._count_eigenpairs(pairs)
         share = _share(scaled, pairs)
         exact = self._exact_trace(objective, block)
-        trace = self._trace(network, pairs, exact, max_basis)
+        trace = self._trace(operator, block, pairs, exact, max_basis)
         if trace is not None:
             self.matvecs["trace"] = trace.estimate.num_matvecs
         density = self._density(operator, pairs, max_basis)
         layers = self._layers(network, pairs, exact) if config.per_layer else None
-        preconditioned = self._preconditioned(network)
+        preconditioned = self._preconditioned(network, beside)
         spectrum = Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
@@ -214,7 +222,8 @@ class _Analysis:
 
     def _trace(
         self,
-        network: NetworkOperator[Any],
+        operator: Operator,
+        block: Block,
         pairs: Eigenpairs,
         exact: ExactTrace | str,
         max_basis: int,
@@ -241,12 +250,14 @@ class _Analysis:
             seed=config.seed,
             progress=self.progress,
         )
-        units = network.rounding * torch.finfo(network.dtype).eps
-        known = self._of_block(exact, network.block)
+        units = operator.rounding * torch.finfo(operator.dtype).eps
+        known = self._of_block(exact, block)
+        # One eigenvalue may be off by all that is allowed, whatever the others take from the sum.
+        size = max(abs(estimate.value), process.ritz().scale) if known is None else abs(known)
         trace = Trace(
             estimate=estimate,
             exact=known,
-            rounding=units * abs(estimate.value if known is None else known),
+            rounding=units * size,
             estimate_rounding=units * process.size * estimate.frobenius_norm,
             note=exact if isinstance(exact, str) else exact.reason,
         )
@@ -281,7 +292,8 @@ class _Analysis:
     def _layers(
         self, network: NetworkOperator[Any], pairs: Eigenpairs, exact: ExactTrace | str
     ) -> tuple[LayerCurvature, ...]:
-        floor = 0.0 if pairs.process is None else pairs.process.ritz().rounding
+        whole = None if pairs.process is None else pairs.process.ritz()
+        floor, scale = (0.0, 0.0) if whole is None else (whole.rounding, whole.scale)
 
         def compose(part: NetworkOperator[Any]) -> Operator:
             operator = self.requested.composed(part)
@@ -291,7 +303,7 @@ class _Analysis:
         layers, spent = curvature_of_layers(
             network,
             compose,
-            self._largest(),
+            replace(self._largest(), scale=scale),
             basis=self._basis,
             exact=lambda block: self._of_block(exact, block),
             progress=self.progress,
@@ -300,26 +312,14 @@ class _Analysis:
         self.warnings += [f"{layer.name}: {layer.warning}" for layer in layers if layer.warning]
         return layers
 
-    def _preconditioned(self, network: NetworkOperator[Any]) -> Eigenpairs | None:
-        """The largest curvature that Adam's steps see, where the main operator is another.
-
-        Adam's own decay is a part of the gradient that it preconditions.
-        """
-        config, setting = self.config, self.setting
-        decay = setting.weight_decay if setting.is_decay_coupled else 0.0
-        missing = 0.0 if config.include_weight_decay else decay
-        if (
-            setting.preconditioner is None
-            or (config.scaling == "adam" and not missing)
-            or config.scaling == "elementwise"
-            or config.operator != "hessian"
-            or not network.block.is_whole
-            or not config.top_k
-        ):
+    def _preconditioned(
+        self, network: NetworkOperator[Any], rounding: Rounding | None
+    ) -> Eigenpairs | None:
+        """The largest curvature that Adam's steps see, where the main operator is another."""
+        if rounding is None:
             return None
-        operator = ScaledOperator(
-            ShiftedOperator(network, decay), setting.preconditioner.double().rsqrt()
-        )
+        operator = self.requested.preconditioned(network)
+        operator.measured_rounding = rounding.units or 0.0
         basis = self._basis(operator)
         pairs = extreme_eigenpairs(operator, self._largest(), basis=basis, progress=self.progress)
         self.matvecs["preconditioned"] = pairs.num_matvecs
@@ -341,18 +341,19 @@ class _Analysis:
     def _half(self, samples: Samples, block: Block, wanted: Wanted) -> Half:
         with on_samples(self.objective, samples) as objective:
             model = self.requested.rewritten(objective)
-            rounding = self.requested.rounding(objective, block, model, difference=False)
-            network = self.requested.network(objective, block, model, rounding)
-            operator = self.requested.composed(network)
+            composed = self.requested.composed
+            rounding = self.requested.rounding(objective, block, model, composed)
+            network = self.requested.network(objective, block, model)
+            operator = composed(network)
+            operator.measured_rounding = rounding.units or 0.0
             gradient = self.requested.gradient(network)
             guess = scaled_gradient(gradient, operator) if wanted.top_k else None
             said = len(self.warnings)
             pairs = self._with_process(operator, replace(wanted, guess=guess))
             self.warnings += pairs.warnings
             exact = self._exact_trace(objective, block)
-            trace = self._trace(
-                network, pairs, exact, basis_limit(operator.dim, operator.dtype, wanted)
-            )
+            max_basis = basis_limit(operator.dim, operator.dtype, wanted)
+            trace = self._trace(operator, block, pairs, exact, max_basis)
             self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lgo_cli.curvature.operators import Operator
     from lgo_cli.objective import Samples
@@ -82,6 +83,8 @@ differences show of themselves."""
 MANY_UNITS = 1e3
 """Rounding in units of eps·‖H‖, 1e-4 in float32, that is doubted. Networks have 5 to 300."""
 
+NO_CURVATURE = "the curvature is zero on these samples"
+
 ROUNDING_STEPS = 3
 """Directions in which rounding is measured."""
 
@@ -108,8 +111,8 @@ class Rounding:
     """Float32 products against float64 ones on some of the samples, and the float64 product itself.
 
     Attributes:
-        units: ‖fl(H) − H‖ in units of eps·‖H‖, as measured; `None` if the model runs in float32
-            only.
+        units: ‖fl(H) − H‖ in units of eps·‖H‖, as measured of what is composed; `None` if the
+            model runs in float32 only.
         finite_difference: Of the float64 product and central differences of the gradient; `None` if
             it was not looked at.
         note: Why there is none.
@@ -152,6 +155,7 @@ def measure_rounding(
     kind: type[NetworkOperator[Any]],
     model: Rewritten | None = None,
     block: Block | None = None,
+    compose: Callable[[NetworkOperator[Any]], Operator] = lambda network: network,
     *,
     difference: bool,
     seed: int = 0,
@@ -160,18 +164,22 @@ def measure_rounding(
 
     An error of a product that is the same each time is symmetric, so that no asymmetry betrays it;
     a model that amplifies rounding within itself (a softmax over large scores) has one that its
-    outputs do not show. It is sought where H is large, by a step of power iteration on H, and where
-    the error itself is, by steps on fl(H) − H. An input of a ReLU that lies within rounding of its
-    kink may have another sign in the other dtype, and moves a product by percents, which is no
-    error of either. Where some samples say that much, as many others are asked too, and the lesser
-    counts. To be called before an operator holds graphs of the objective. Nothing but differences
-    is measured of an objective that is not in float32.
+    outputs do not show. It is sought by steps of power iteration on fl(H) − H, which begin where H
+    is large and at random, in equal parts: what float32 loses altogether, such as the tails of a
+    tanh, lies where no product in float32 leads. An input of a ReLU that lies within rounding of
+    its kink may have another sign in the other dtype, and moves a product by percents, which is no
+    error of either. Where some samples of a model with kinks say that much, as many others are
+    asked too, and the lesser counts. A matrix that is shifted or scaled is measured as it is
+    composed, in units of its own norm; differences are of the network's. To be called before an
+    operator holds graphs of the objective. Nothing but differences is measured of an objective that
+    is not in float32.
 
     Args:
         objective: Entered.
         kind: Class of the operator.
         model: What products call in the model's place, in the objective's dtype.
         block: The parameters that the operator is restricted to.
+        compose: What is measured of the network's operator; by default itself.
         difference: Whether to take central differences of the gradient too.
         seed: The user's seed.
     """
@@ -180,21 +188,25 @@ def measure_rounding(
     size = min(64, max(2, objective.micro_batch_size // 16))  # one has no batch statistics
     first, *others = islice(objective.samples.batches(size), 2)
     block = block or Block.whole(objective.layout)
-    found = _rounding_on(first, objective, kind, model, block, difference=difference, seed=seed)
+    measure = partial(_rounding_on, objective, kind, model, block, compose, seed=seed)
+    found = measure(first, difference=difference)
     if found.units is None or found.units <= MANY_UNITS or not others:
         return found
-    again = _rounding_on(others[0], objective, kind, model, block, difference=False, seed=seed)
+    if not nonsmooth_operations(objective):
+        return found
+    again = measure(others[0], difference=False)
     if again.units is None or again.note is not None:
         return found
     return replace(found, units=min(found.units, again.units))
 
 
 def _rounding_on(
-    samples: Samples,
     objective: Objective,
     kind: type[NetworkOperator[Any]],
     model: Rewritten | None,
     block: Block,
+    compose: Callable[[NetworkOperator[Any]], Operator],
+    samples: Samples,
     *,
     difference: bool,
     seed: int,
@@ -202,41 +214,54 @@ def _rounding_on(
     plain = Rewritten(objective.model, "as it is")
 
     @contextmanager
-    def problem_in(dtype: torch.dtype) -> Iterator[tuple[Objective, NetworkOperator[Any]]]:
+    def network_in(dtype: torch.dtype) -> Iterator[NetworkOperator[Any]]:
         with Objective(objective.model, samples, objective.loss_function, dtype=dtype) as problem:
             called = plain if dtype == torch.float64 else model or plain
-            yield problem, kind(problem, block=block, model=called)
+            yield kind(problem, block=block, model=called)
 
-    def product(operator: NetworkOperator[Any], vector: Tensor) -> Tensor:
+    def product(operator: Operator, vector: Tensor) -> Tensor:
         return operator.matvec(vector.to(operator.dtype)).double()
 
     def unit(vector: Tensor) -> Tensor:
         """In the objective's bits, so that both dtypes get the same vector."""
         return (vector / norm(vector)).to(objective.dtype).double()
 
+    def gap_of(network: NetworkOperator[Any]) -> Difference | None:
+        """Of a product and central differences, in a direction in which the network's H is large.
+
+        Not in that of what is composed: scaled, it may lie where H itself is next to nothing.
+        """
+        image = product(network, start)
+        if norm(image) == 0:
+            return None
+        vector = unit(image)
+        expected = product(network, vector)
+        network.release()  # its graphs, before parameters move
+        return _central_difference(network.objective, block, vector, expected)
+
     start = standard_normal(block.dim, seed, "hessian", "rounding").to(objective.device)
-    gap = None
-    scale = worst = 0.0
+    gap = note = None
+    worst = 0.0
     try:
-        with problem_in(objective.dtype) as (_, operator):
+        with network_in(torch.float64) as network:
+            operator = compose(network)
             image = product(operator, start)
-            vector = unit(image if norm(image) > 0 else start)
+            if norm(image) == 0:
+                return Rounding(0.0, None, NO_CURVATURE)
+            large = unit(image)
+            scale = norm(product(operator, large))
+            vector = unit(large + unit(start))
             known = product(operator, vector)
+            if difference:
+                gap = gap_of(network)
+                note = NO_CURVATURE if gap is None else None
+        if objective.dtype != torch.float32:
+            return Rounding(0.0, gap, note)
         # Either dtype has the other's product of one vector, and gives it that of the next.
         for step in range(ROUNDING_STEPS):
-            dtype = objective.dtype if step % 2 else torch.float64
-            with problem_in(dtype) as (problem, operator):
-                image = product(operator, vector)
-                if step == 0:
-                    scale = norm(image)
-                    if scale == 0:
-                        return Rounding(0.0, None, "the curvature is zero on these samples")
-                    if difference:
-                        operator.release()  # its graphs, before parameters move
-                        gap = _central_difference(problem, block, vector, image)
-                    if objective.dtype == torch.float64:
-                        return Rounding(0.0, gap, None)
-                off = known - image
+            with network_in(torch.float64 if step % 2 else objective.dtype) as network:
+                operator = compose(network)
+                off = known - product(operator, vector)
                 worst = max(worst, norm(off))
                 if norm(off) == 0 or step == ROUNDING_STEPS - 1:
                     break
@@ -244,7 +269,7 @@ def _rounding_on(
                 known = product(operator, vector)
     except (InputError, NumericsError) as error:
         return Rounding(None, None, f"the model does not run in float64: {error}")
-    return Rounding(SAFETY * worst / (torch.finfo(objective.dtype).eps * scale), gap, None)
+    return Rounding(SAFETY * worst / (torch.finfo(objective.dtype).eps * scale), gap, note)
 
 
 def _central_difference(

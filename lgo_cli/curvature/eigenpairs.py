@@ -271,12 +271,17 @@ def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
         f"{len(missed)} of {len(excess)} eigenvalues did not converge in {spent} products "
         f"(error over tolerance: {', '.join(worst)}{dots})"
     )
-    least = found.tolerances[missed].min()
-    if found.ritz.rounding > least:
+    tightest = min(wanted.rtol, wanted.vector_rtol or wanted.rtol)
+    least = found.tolerances[missed].min() * tightest / wanted.rtol
+    rounding = found.ritz.rounding
+    if found.settled or rounding > least:
         dtype = str(process.operator.dtype).removeprefix("torch.")
         remedy = "a larger --rtol" + (", or --dtype float64" if dtype == "float32" else "")
-        return (
-            f"{what}; the rounding of {dtype} products alone allows {found.ritz.rounding:.2g}, "
-            f"above a tolerance of {least:.2g}: it takes {remedy}"
+        why = (
+            f"the rounding of {dtype} products alone allows {rounding:.2g}, for a tolerance of "
+            f"{least:.2g}: it takes {remedy}"
         )
+        if found.settled and not process.is_complete:
+            why += "; a run ends there, and the eigenvalue of a rank may be another than was found"
+        return f"{what}; {why}"
     return f"{what}; --max-matvecs raises the limit"

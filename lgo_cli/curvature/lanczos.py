@@ -50,6 +50,11 @@ class Ritz(NamedTuple):
     estimates: Array
     rounding: float
 
+    @property
+    def scale(self) -> float:
+        """max|θ|, the norm of the matrix as far as it is seen."""
+        return float(np.abs(self.values).max())
+
 
 class Rule(NamedTuple):
     """Gauss quadrature of the measure Σ (uᵢᵀq)² δ(λᵢ) that a start vector q of unit norm sees.

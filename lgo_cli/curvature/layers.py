@@ -60,13 +60,14 @@ def curvature_of_layers(
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
 
-    Blocks share the graphs of the whole matrix. Each costs the products of its eigenvalue, some 5
-    to 20, and 10 probes.
+    Blocks share the graphs of the whole matrix, and its tolerance on small eigenvalues: a block
+    rounds as the whole does, however small it is itself. One whose products are zero is zero. Each
+    costs the products of its eigenvalue, some 5 to 20, and 10 probes.
 
     Args:
         network: The whole matrix.
         compose: What is measured of a block: the block itself, shifted or scaled.
-        wanted: Of each block; one eigenvalue.
+        wanted: Of each block; one eigenvalue, its scale that of the whole.
         basis: Where to put the basis of an operator.
         exact: The trace of a block, if that is known without probes.
         progress: Told of each layer.

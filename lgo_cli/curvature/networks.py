@@ -63,11 +63,9 @@ class NetworkOperator(Operator, Generic[G]):
         memory_bytes: The budget.
         model: What is called in the model's place.
         own_derivatives: Whether rewritten convolutions serve this kind of matrix.
-        measured_rounding: Units of eps·‖H‖ by which products were seen to be off.
     """
 
     own_derivatives = True
-    measured_rounding = 0.0
 
     def __init__(
         self,
@@ -109,16 +107,15 @@ class NetworkOperator(Operator, Generic[G]):
         self.keeps_graph = False
 
     @property
-    def rounding(self) -> float:
-        """Units of eps·‖H‖ allowed for a product.
+    def _expected_rounding(self) -> float:
+        """Units of eps·‖H‖ for the rounding of sums and outputs.
 
         Grows with the model's largest output: a logit z that is rounded once is off by up to
         (eps/2)·|z|, and p(1 − p) by that much of itself. Such an error is the same in each product,
         hence a symmetric one that no asymmetry betrays: it must be allowed for beforehand. What a
-        model amplifies within itself, such as a softmax over large scores, is in
-        `measured_rounding`, if that was measured (audit.py).
+        model amplifies within itself, such as a softmax over large scores, has to be measured.
         """
-        return max(ROUNDING_UNITS + float(self._largest_output) / 2, self.measured_rounding)
+        return ROUNDING_UNITS + float(self._largest_output) / 2
 
     @property
     def plan(self) -> str:

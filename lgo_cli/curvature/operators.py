@@ -24,10 +24,12 @@ class Operator(ABC):
         dtype: Of vectors and products.
         device: Where they are.
         num_matvecs: Products computed so far, the unit of cost.
+        measured_rounding: Units of eps·‖H‖ by which products were seen to be off (audit.py).
         rounding_floor: ‖fl(Hv) − Hv‖ to allow for at least, absolute: a block of a matrix rounds
             as the whole does, however small it is itself.
     """
 
+    measured_rounding = 0.0
     rounding_floor = 0.0
 
     def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -47,6 +49,11 @@ class Operator(ABC):
 
         To be asked after a product, when the operator has seen its numbers.
         """
+        return max(self._expected_rounding, self.measured_rounding)
+
+    @property
+    def _expected_rounding(self) -> float:
+        """Units that are known without a measurement."""
         return ROUNDING_UNITS
 
     @abstractmethod
@@ -84,7 +91,7 @@ class ShiftedOperator(Operator):
         self.shift = shift
 
     @property
-    def rounding(self) -> float:
+    def _expected_rounding(self) -> float:
         """That of H; the shift is a scalar times the vector."""
         return self.operator.rounding
 
@@ -94,6 +101,9 @@ class ShiftedOperator(Operator):
 
 class ScaledOperator(Operator):
     """D H D with a diagonal D.
+
+    Rounding of H may lie where D magnifies it, and ‖H‖ where D does not: what H rounds in units of
+    its norm says little of D H D in units of its own, which is measured (`measure_rounding`).
 
     With D = |θ| its spectrum is the elementwise adaptive sharpness (Kwon et al. 2021; theory.md,
     section 23); with D = P^{-1/2} that of P^{-1}H, the curvature that a preconditioned step sees
@@ -110,7 +120,7 @@ class ScaledOperator(Operator):
         self.scale = scale.to(operator.device, operator.dtype)
 
     @property
-    def rounding(self) -> float:
+    def _expected_rounding(self) -> float:
         """That of H; the two scalings round once each."""
         return self.operator.rounding + 2
 

@@ -12,6 +12,8 @@ from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperato
 from lgo_cli.objective import Objective, Samples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lgo_cli.config import HessianConfig
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Requested:
-    """Builds it as request and setting say: the bare operator, then weight decay and scaling."""
+    """Builds it as request and setting say: the bare operator, then weight decay and scaling.
+
+    And Adam's preconditioned curvature beside it, of the same bare operator.
+    """
 
     config: HessianConfig
     setting: Setting
@@ -31,22 +36,24 @@ class Requested:
         return fold(objective, own_derivatives=OPERATORS[self.config.operator].own_derivatives)
 
     def rounding(
-        self, objective: Objective, block: Block, model: Rewritten, *, difference: bool
+        self,
+        objective: Objective,
+        block: Block,
+        model: Rewritten,
+        compose: Callable[[NetworkOperator[Any]], Operator],
+        *,
+        difference: bool = False,
     ) -> Rounding:
-        """What products round on some samples: `measure_rounding` of the bare operator."""
+        """What products round on some samples: `measure_rounding` of what is composed."""
         kind, seed = OPERATORS[self.config.operator], self.config.seed
-        return measure_rounding(objective, kind, model, block, difference=difference, seed=seed)
+        return measure_rounding(
+            objective, kind, model, block, compose, difference=difference, seed=seed
+        )
 
-    def network(
-        self, objective: Objective, block: Block, model: Rewritten, rounding: Rounding
-    ) -> NetworkOperator[Any]:
+    def network(self, objective: Objective, block: Block, model: Rewritten) -> NetworkOperator[Any]:
         """The bare operator."""
         kind, memory_bytes = OPERATORS[self.config.operator], self.setting.memory_bytes
-        network: NetworkOperator[Any] = kind(
-            objective, block=block, memory_bytes=memory_bytes, model=model
-        )
-        network.measured_rounding = rounding.units or 0.0
-        return network
+        return kind(objective, block=block, memory_bytes=memory_bytes, model=model)
 
     def composed(self, network: NetworkOperator[Any]) -> Operator:
         """The operator that is asked for: with weight decay, and scaled."""
@@ -61,6 +68,29 @@ class Requested:
             diagonal = network.block.extract(self.setting.preconditioner)
             return ScaledOperator(operator, diagonal.double().rsqrt())
         return operator
+
+    def has_preconditioned(self, block: Block) -> bool:
+        """Whether the curvature that Adam's steps see is another than the one asked for."""
+        config = self.config
+        missing = 0.0 if config.include_weight_decay else self._coupled_decay
+        return (
+            self.setting.preconditioner is not None
+            and (config.scaling == "none" or (config.scaling == "adam" and missing != 0))
+            and config.operator == "hessian"
+            and block.is_whole
+            and config.top_k > 0
+        )
+
+    def preconditioned(self, network: NetworkOperator[Any]) -> Operator:
+        """That curvature. Adam's own decay is a part of the gradient that it preconditions."""
+        if self.setting.preconditioner is None:
+            raise AssertionError("only Adam's runs have a preconditioner")
+        shifted = ShiftedOperator(network, self._coupled_decay)
+        return ScaledOperator(shifted, self.setting.preconditioner.double().rsqrt())
+
+    @property
+    def _coupled_decay(self) -> float:
+        return self.setting.weight_decay if self.setting.is_decay_coupled else 0.0
 
     def gradient(self, network: NetworkOperator[Any]) -> Tensor:
         """∇L, with the decay's part where the operator has it."""

@@ -86,6 +86,7 @@ class Wanted:
         seed: Of the starting vector.
         floor: Share of max|θ| below which an eigenvalue's size tightens its tolerance no further.
             At one, all are wanted to the same absolute error.
+        scale: Least max|θ| that this is a share of: for a block, that of the whole matrix.
     """
 
     top_k: int
@@ -100,6 +101,7 @@ class Wanted:
     recheck: bool = False
     seed: int = 0
     floor: float = RESIDUAL_FLOOR
+    scale: float = 0.0
 
     @property
     def num_pairs(self) -> int:
@@ -166,7 +168,7 @@ class Found:
         errors: Error estimates, each for the eigenvalue of its rank [k + j].
         tolerances: On them [k + j].
         floor: The wanted share of max|θ|.
-        settled: Whether nothing is left to be gained: converged, or down to rounding.
+        settled: Whether nothing is left to be gained: each converged, or down to rounding.
         converged: Whether all is within its tolerance.
         excess: Error over tolerance, the worse of value and vector [k + j].
     """
@@ -252,7 +254,9 @@ class Search:
                 lasting += 1 if warm else steps // 2
             before = found
             lasting += max(0, self.process.size - PROMPT_STEPS) // 3
-            if at_end or (settled is not None and steps - settled >= lasting):
+            # What has converged at this very step, by chance, may be down to rounding for long.
+            since = passed if found.converged else settled
+            if at_end or (since is not None and steps - since >= lasting):
                 complete = self.process.is_complete
                 return replace(
                     found,
@@ -299,7 +303,7 @@ class Search:
         top = np.arange(size - 1, size - 1 - wanted.top_k, -1)
         order = np.r_[top, np.arange(wanted.bottom_k)].astype(int)
         values, residuals = ritz.values[order], ritz.residuals[order]
-        floor = wanted.floor * float(np.abs(ritz.values).max())
+        floor = wanted.floor * max(ritz.scale, wanted.scale)
         scales = np.maximum(np.abs(values), floor)
         tiny = np.finfo(float).tiny
         tolerances = wanted.rtol * scales
@@ -307,6 +311,8 @@ class Search:
         excess = errors / np.maximum(tolerances, tiny)
         if wanted.vector_rtol is not None:
             excess = np.maximum(excess, residuals / np.maximum(wanted.vector_rtol * scales, tiny))
+        if self.process.squared_norm == 0:
+            excess[:] = 0.0  # all products are zero, and so is what is wanted
         hopeless = (excess > 1) & (ritz.estimates[order] <= 2 * ritz.rounding)
         if wanted.vector_rtol is not None:
             hopeless &= residuals <= 2 * ritz.rounding
