@@ -11,13 +11,8 @@ from torch import Tensor, nn
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature import requested
 from lgo_cli.curvature.analysis import analyze_spectrum
-from lgo_cli.curvature.audit import (
-    Rounding,
-    audit,
-    measure_rounding,
-    nonsmooth_operations,
-    takes_differences,
-)
+from lgo_cli.curvature.audit import Rounding, audit, measure_rounding, takes_differences
+from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.curvature.spectrum import Setting

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lgo_cli.curvature.audit import Rounding, audit, nonsmooth_operations, takes_differences
+from lgo_cli.curvature.audit import Rounding, audit, takes_differences
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
+from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
