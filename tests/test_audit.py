@@ -61,6 +61,7 @@ class _Coupled(nn.Module):
 def test_samples_that_see_each_other() -> None:
     _, samples, _ = make("relu")
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         model = _Coupled()
     with Objective(model, samples) as objective:
         found = audit(objective, HessianOperator(objective), NOTHING, ())
