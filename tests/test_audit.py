@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,32 +88,36 @@ def test_asymmetry_and_nonlinearity_are_seen() -> None:
     assert any("not linear" in text for text in bent.complaints)
 
 
+class _Off(torch.autograd.Function):
+    """tanh with a gradient that is right and a second derivative that is off by a share."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.share = share
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        moved = x.detach() + (1 + ctx.share) * (x - x.detach())
+        return grad * (1 - torch.tanh(moved) ** 2), None
+
+
+class _OffTanh(nn.Module):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Off.apply(x, self.share)
+
+
 def test_wrong_second_derivative_differs_from_differences() -> None:
-    class Detached(torch.autograd.Function):
-        """tanh with a gradient that is right and a second derivative that is lost."""
-
-        @staticmethod
-        def forward(ctx: object, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)  # type: ignore[attr-defined]
-            return torch.tanh(x)
-
-        @staticmethod
-        def backward(ctx: object, grad: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-            return grad * (1 - torch.tanh(x) ** 2).detach()
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(12, 6), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(Detached.apply(self.first(x)))
-
     _, samples, _ = make("relu")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Model()
+        model = nn.Sequential(nn.Linear(12, 6), _OffTanh(-1.0), nn.Linear(6, 3))  # none is left
     with Objective(model, samples) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=True)
         found = audit(objective, HessianOperator(objective), rounding, ())
@@ -238,39 +244,17 @@ def test_inputs_of_another_scale_are_no_complaint() -> None:
     assert rounding.finite_difference.gap < 1e-4
 
 
-class _Off(torch.autograd.Function):
-    """tanh with a second derivative that is off by a share."""
-
-    share = 1e-3
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)  # type: ignore[attr-defined]
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        moved = x.detach() + (1 + _Off.share) * (x - x.detach())
-        return grad * (1 - torch.tanh(moved) ** 2)
-
-
-class _OffTanh(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return _Off.apply(x)
-
-
 @pytest.mark.parametrize(("largest", "share"), [(1, 1e-2), (255, 1e-3), (4095, 1e-3), (4095, 1e-2)])
 def test_product_that_is_off_by_a_thousandth(largest: int, share: float) -> None:
     """Whatever the inputs' scale; at 4095 the largest step is off by another hundredth."""
     _, samples, _ = make("relu")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(12, 10), _OffTanh(), nn.Linear(10, 3))
+        model = nn.Sequential(nn.Linear(12, 10), _OffTanh(0.0), nn.Linear(10, 3))
         large = Samples(largest * torch.rand_like(samples.inputs), samples.labels)
     for wrong, expected in ((0.0, 0), (share, 1)):
-        with pytest.MonkeyPatch.context() as patch, Objective(model, large) as objective:
-            patch.setattr(_Off, "share", wrong)
+        model[1].share = wrong
+        with Objective(model, large) as objective:
             rounding = measure_rounding(objective, HessianOperator, difference=True)
             found = audit(objective, HessianOperator(objective), rounding, ())
         assert len([text for text in found.complaints if "central differences" in text]) == expected

@@ -248,7 +248,7 @@ def _rechecked(
 
 def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
     """Which eigenvalues miss their tolerance by how much, and what would help."""
-    if process.asymmetry > most_asymmetry(process.operator) * np.abs(found.ritz.values).max():
+    if process.asymmetry > most_asymmetry(process.operator) * found.ritz.scale:
         return (
             "the eigenvalues did not converge: products are not symmetric, by "
             f"{process.asymmetry:.2g}; {WRONG_DERIVATIVE}"

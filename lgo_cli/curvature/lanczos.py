@@ -219,7 +219,7 @@ class Lanczos:
         coefficients = ritz.coefficients[:, keep]
         eps = torch.finfo(self.operator.dtype).eps
         defect = float(np.linalg.norm(self._defect @ coefficients))
-        self._carried += defect + 4 * eps * float(np.abs(ritz.values).max())
+        self._carried += defect + 4 * eps * ritz.scale
         self._lost = self._lost @ np.abs(coefficients)
         self._pending = self._pending @ coefficients
         self._matrix = np.diag(ritz.values[keep])

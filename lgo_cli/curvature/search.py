@@ -345,7 +345,7 @@ def ranked_errors(ritz: Ritz, order: Array, top_k: int) -> Array:
     """
     values, errors = ritz.values[order], ritz.estimates[order]
     spreads = ritz.residuals[order] - ritz.rounding
-    small = np.abs(values) < RESIDUAL_FLOOR * np.abs(ritz.values).max()
+    small = np.abs(values) < RESIDUAL_FLOOR * ritz.scale
     for end, outward in ((range(top_k), 1), (range(top_k, len(order)), -1)):
         edge = -np.inf
         for i in end:
