@@ -34,7 +34,7 @@ room for 16: with 10 it takes 6 times as long as over columns."""
 NUM_CALLS = 8
 """Calls of a model in each of the two evaluations that must agree."""
 
-CALL_SIZE = 16
+CALL_SIZE = 4
 """Samples in each of them."""
 
 

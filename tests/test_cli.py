@@ -203,6 +203,8 @@ def test_file_of_lgo_run_says_what_its_commands_take(
         ("train --model-arg a=1", "model_arg = 'x'", "c.toml: model_arg: 'x' is no table"),
         ("train", "model_arg = ['hidden=3']", "c.toml: model_arg: ['hidden=3'] is no table"),
         ("hessian", "run = 'a'", "c.toml: run is not for a file"),
+        ("train", "out = ''", "c.toml: out is empty"),
+        ("interp", "to = ['init', '']", "c.toml: to is empty"),
         ("hessian", "[hessian]\nforce = true", "c.toml: [hessian] force is not for a file"),
         ("contour", "basis_device = 'disk'", "c.toml: basis_device is no option of lgo contour"),
         ("train", "[trains]\nlr = 1", "c.toml: trains is no table of lgo train; did you mean tra"),

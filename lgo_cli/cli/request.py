@@ -213,7 +213,7 @@ def _table(path: Path, tables: Mapping[str, dict[str, Any]], command: str) -> Op
 
 
 def _checked(options: Options, command: str) -> Options:
-    """The same options, if the command has them all and a file may set them.
+    """The same options, if the command has them all, a file may set them and none is empty.
 
     Raises:
         UsageError: naming the first that is none, and the nearest that is one.
@@ -223,6 +223,9 @@ def _checked(options: Options, command: str) -> Options:
     fields = {*CONFIGS[command].model_fields, *FigureConfig.model_fields, *FILE_EXECUTION}
     for name, value in options.values.items():
         if name in fields & flags:
+            if "" in (value if isinstance(value, list) else [value]):
+                hint = "say what is meant, or leave it out"
+                raise UsageError(f"{options.where}{name} is empty", hint=hint)
             continue
         if name in flags:
             raise UsageError(

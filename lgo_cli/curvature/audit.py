@@ -211,9 +211,11 @@ def _rounding_on(
             if norm(image) == 0:
                 return Rounding(0.0, None, NO_CURVATURE)
             large = unit(image)
-            scale = norm(product(operator, large))
-            vector = unit(large + unit(start))
-            known = product(operator, vector)
+            of_large = product(operator, large)
+            scale = norm(of_large)
+            both = large + start / norm(start)
+            vector = unit(both)  # but for its own rounding, at most half a unit
+            known = (of_large + image / norm(start)) / norm(both)
             if difference:
                 gap = gap_of(network)
                 note = NO_CURVATURE if gap is None else None
