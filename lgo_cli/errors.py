@@ -69,14 +69,12 @@ class ConvergenceError(NumericsError):
     """Eigenvalues did not converge, and `--strict` makes that a failure.
 
     Args:
-        num_matvecs: Products spent on them.
+        warnings: Of the analysis; the error repeats those that say which "did not converge", and
+            what would help.
     """
 
-    def __init__(self, num_matvecs: int) -> None:
-        super().__init__(
-            f"the eigenvalues did not converge within {num_matvecs} products",
-            hint="lgo hessian with a larger --max-matvecs or --rtol",
-        )
+    def __init__(self, warnings: Iterable[str]) -> None:
+        super().__init__("; ".join(text for text in warnings if "did not converge" in text))
 
 
 class AuditError(NumericsError):

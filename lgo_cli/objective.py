@@ -269,8 +269,11 @@ class Objective:
         return outputs
 
     def batch_loss(self, batch: Samples) -> Tensor:
-        """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L."""
-        losses = self.loss_function(self.batch_outputs(batch), batch.labels)
+        """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
+
+        Of the outputs in float64, as everywhere (`loss_totals`).
+        """
+        losses = self.loss_function(self.batch_outputs(batch).double(), batch.labels)
         return losses.sum() / len(self.samples)
 
     @torch.no_grad()
@@ -297,7 +300,7 @@ class Objective:
                 share = self.batch_loss(batch)
                 pieces = torch.autograd.grad(share, self.parameters, materialize_grads=True)
                 gradient += flatten(pieces)
-                loss += share.detach().double()
+                loss += share.detach()
         return float(loss), gradient
 
 

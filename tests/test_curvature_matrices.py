@@ -68,6 +68,50 @@ def test_fisher_of_the_models_own_labels_is_the_ggn(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def _with_margin(margin: float) -> tuple[nn.Linear, Samples]:
+    """A linear classifier that is sure of its samples: all logits are that far apart at least."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(20, 4, generator=draw)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        first, second = model(inputs.double()).topk(2).values.T
+        for parameter in model.parameters():
+            parameter.mul_(margin / float((first - second).min()))
+        return model, Samples(inputs, model(inputs.double()).argmax(dim=1))
+
+
+def test_gauss_newton_products_keep_their_digits_where_samples_are_fitted() -> None:
+    """Against Σ pᵢpⱼ(Jᵢ − Jⱼ)(Jᵢ − Jⱼ)ᵀ, in which nothing cancels where a p is all but one."""
+    model, samples = _with_margin(34.0)
+    x = torch.cat([samples.inputs.double(), torch.ones(20, 1).double()], dim=1)
+    p = torch.softmax(model(samples.inputs.double()), dim=1).detach()
+    dense = torch.zeros(15, 15, dtype=torch.float64)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        d = torch.zeros(20, 3, 5, dtype=torch.float64)
+        d[:, i], d[:, j] = x, -x
+        flat = torch.cat([d[:, :, :4].flatten(1), d[:, :, 4]], dim=1)
+        dense += torch.einsum("n,na,nb->ab", p[:, i] * p[:, j], flat, flat) / 20
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        operator = GaussNewtonOperator(objective)
+        found = torch.stack([operator.matvec(row) for row in torch.eye(15, dtype=torch.float64)])
+    assert float(dense.abs().max()) < 1e-9
+    # Sums of 20 samples; the entries of diag(p) − ppᵀ cancel to a relative 1e-2 here.
+    torch.testing.assert_close(found, dense, rtol=1e-12, atol=1e-14 * float(dense.abs().max()))
+
+
+def test_gradients_of_fitted_samples_are_of_outputs_in_float64() -> None:
+    model, samples = _with_margin(20.0)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        _, expected = objective.loss_and_gradient()
+    with Objective(model, samples) as objective:
+        loss, found = objective.loss_and_gradient()
+    assert 0 < loss < 1e-8
+    # What an output of 200 rounds by, 1e-5; a loss in float32 has one digit at most.
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
 def test_linear_model_has_no_other_curvature() -> None:
     model, samples, loss = make("linear, squared error")
     with Objective(model, samples, loss, dtype=torch.float64) as objective:

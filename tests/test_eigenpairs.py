@@ -16,7 +16,7 @@ from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
 from lgo_cli.curvature.lanczos import Lanczos, Ritz, improved_by_gaps
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.operators import DenseOperator, ShiftedOperator
 from lgo_cli.curvature.search import Wanted, basis_limit, ranked_errors
 from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.objective import Objective
@@ -125,6 +125,23 @@ def test_repeated_eigenvalues_are_found_only_when_asked() -> None:
     vectors = all_copies.eigenvectors[:3]
     residual = vectors @ matrix - 5 * vectors
     assert float(residual.norm()) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_second_run_finds_of_what_the_first_left_counts_once(dtype: torch.dtype) -> None:
+    """A basis that spans all of the space has nothing left behind, and the norm of the matrix."""
+    for seed in range(4):
+        values = standard_normal(20, seed, "pairs").repeat(2)
+        matrix = with_spectrum(values, seed, dtype)
+        pairs = extreme_eigenpairs(
+            DenseOperator(matrix), Wanted(4, 3, seed=seed, multiplicity=True, max_matvecs=200)
+        )
+        assert pairs.converged
+        assert pairs.process is not None
+        assert pairs.process.is_complete
+        known = float(matrix.double().square().sum())
+        assert pairs.process.squared_norm == pytest.approx(known, rel=1e-6)
+        check_bounds(matrix, pairs)
 
 
 def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
@@ -347,14 +364,16 @@ def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         basis.append(torch.ones(10))
 
 
-def test_errors_in_a_crowd_are_those_of_the_rank() -> None:
-    """Of sixty eigenvalues below 1e-6, a Ritz value with r of 5e-7 may be any."""
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_errors_in_a_crowd_are_those_of_the_rank(shift: float) -> None:
+    """Of sixty eigenvalues that close, a Ritz value with r of 5e-7 may be any, also shifted."""
     held = total = 0
     for seed in range(10):
         matrix = with_spectrum(SPECTRA["graded"], seed)
-        pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(2, 6, seed=seed))
+        operator = ShiftedOperator(DenseOperator(matrix), shift)
+        pairs = extreme_eigenpairs(operator, Wanted(2, 6, seed=seed))
         assert pairs.converged
-        good, count = check_bounds(matrix, pairs)
+        good, count = check_bounds(matrix + shift * torch.eye(120, dtype=matrix.dtype), pairs)
         held, total = held + good, total + count
     assert held >= 0.95 * total
 

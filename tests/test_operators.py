@@ -201,9 +201,8 @@ def test_fitted_networks_keep_their_digits(name: str) -> None:
 def _plain_product(objective: Objective, v: Tensor) -> Tensor:
     """Double backward with the loss in the model's own dtype, for a single micro-batch."""
     (batch,) = objective.micro_batches()
-    gradient = torch.autograd.grad(
-        objective.batch_loss(batch), objective.parameters, create_graph=True
-    )
+    losses = objective.loss_function(objective.batch_outputs(batch), batch.labels)
+    gradient = torch.autograd.grad(losses.mean(), objective.parameters, create_graph=True)
     return flatten(torch.autograd.grad(flatten(gradient) @ v, objective.parameters))
 
 

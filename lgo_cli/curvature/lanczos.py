@@ -40,8 +40,9 @@ class Ritz(NamedTuple):
         coefficients: Eigenvectors s of T [m, m], in columns.
         residuals: Bounds on ‖Hy − θy‖/‖y‖ [m], of which `rounding` is a part.
         estimates: min(r, r²/gap) [m]: the error of θ if its neighbours are what they seem; r where
-            |θ| is below the floor.
+            θ is `crowded`.
         rounding: Allowance for the rounding of products, which no further step lowers.
+        crowd: Where most eigenvalues are thought to lie (`Operator`).
     """
 
     values: Array
@@ -49,11 +50,17 @@ class Ritz(NamedTuple):
     residuals: Array
     estimates: Array
     rounding: float
+    crowd: float = 0.0
 
     @property
     def scale(self) -> float:
         """max|θ|, the norm of the matrix as far as it is seen."""
         return float(np.abs(self.values).max())
+
+    @property
+    def crowded(self) -> Array:
+        """Which Ritz values lie among so many that those may hide in what looks like a gap [m]."""
+        return _crowded(self.values, self.crowd)
 
 
 class Rule(NamedTuple):
@@ -128,7 +135,7 @@ class Lanczos:
 
     @property
     def squared_norm(self) -> float:
-        """‖HQᵀ‖²_F; of what was left behind, the part that lies in the space counts twice."""
+        """‖HQᵀ‖²_F, with what was left behind at its bound."""
         outside = np.square(self._pending).sum() + np.square(self._lost).sum()
         return float(np.square(self._matrix).sum() + outside)
 
@@ -182,10 +189,10 @@ class Lanczos:
         rounding += self.asymmetry
         residuals += rounding
         estimates = improved_by_gaps(values, residuals, rounding)
-        # So far down eigenvalues crowd: many may hide in what looks like a gap.
-        small = np.abs(values) < RESIDUAL_FLOOR * np.abs(values).max()
-        estimates[small] = residuals[small]
-        return Ritz(values, coefficients, residuals, estimates, float(rounding))
+        crowd = self.operator.crowd
+        crowded = _crowded(values, crowd)
+        estimates[crowded] = residuals[crowded]
+        return Ritz(values, coefficients, residuals, estimates, float(rounding), crowd)
 
     @property
     def asymmetry(self) -> float:
@@ -276,8 +283,21 @@ class Lanczos:
         self._defect[m, :m] = np.where(self._lost > 0, 0.0, self._pending - column[:m])
         self._pending = np.zeros(m + 1)
         self._pending[m] = beta
-        self._lost = np.append(self._lost, 0.0)
+        self._lost = np.append(self._find_again(column[:m]), 0.0)
         self.size = m + 1
+
+    def _find_again(self, column: Array) -> Array:
+        """Bounds on what was left behind [m], less what a new vector holds of it [m].
+
+        All, if that vector is the last there is; else what is certain beside a product's rounding.
+        """
+        if self.size + 1 == self.operator.dim or not self._lost.any():
+            return np.zeros(self.size)
+        eps = torch.finfo(self.operator.dtype).eps
+        rounding = self._rounding_units * eps * float(np.linalg.norm(self._matrix))
+        found = np.maximum(np.abs(column) - max(rounding, self.operator.rounding_floor), 0.0)
+        rest: Array = np.sqrt(np.maximum(np.square(self._lost) - np.square(found), 0.0))
+        return rest
 
     def _inside(self, coefficients: Array) -> Array:
         """Norms [k] of what products held in the space and T does not; restarts are in rounding."""
@@ -311,6 +331,12 @@ class Lanczos:
             self.basis.project_out(vector)
             vector /= torch.linalg.vector_norm(vector, dtype=torch.float64)
         self.basis.append(vector)
+
+
+def _crowded(values: Array, crowd: float) -> Array:
+    distances = np.abs(values - crowd)
+    result: Array = distances < RESIDUAL_FLOOR * distances.max()
+    return result
 
 
 _MAX_GROUP = 4

@@ -248,7 +248,11 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
         """(∂²ℓ/∂z²)·(Jv) [n, C]."""
         if self.objective.loss_function.name == "squared_error":
             return tangent
-        p = torch.softmax(graph.outputs.detach(), dim=1)
+        outputs = graph.outputs.detach()
+        p = torch.softmax(outputs, dim=1)
+        # The same for all tangents that differ by a constant. Less that of the likeliest class,
+        # nothing large cancels where a sample is fitted and its p is all but one.
+        tangent = tangent - tangent.gather(1, outputs.argmax(dim=1, keepdim=True))
         scaled = p * tangent
         return scaled - p * scaled.sum(dim=1, keepdim=True)
 

@@ -27,10 +27,12 @@ class Operator(ABC):
         measured_rounding: Units of eps·‖H‖ by which products were seen to be off (audit.py).
         rounding_floor: ‖fl(Hv) − Hv‖ to allow for at least, absolute: a block of a matrix rounds
             as the whole does, however small it is itself.
+        crowd: Where most eigenvalues are thought to lie: at zero, or where a shift puts it.
     """
 
     measured_rounding = 0.0
     rounding_floor = 0.0
+    crowd = 0.0
 
     def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.dim = dim
@@ -89,6 +91,7 @@ class ShiftedOperator(Operator):
         super().__init__(operator.dim, operator.dtype, operator.device)
         self.operator = operator
         self.shift = shift
+        self.crowd = operator.crowd + shift
 
     @property
     def _expected_rounding(self) -> float:

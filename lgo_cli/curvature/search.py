@@ -345,7 +345,7 @@ def ranked_errors(ritz: Ritz, order: Array, top_k: int) -> Array:
     """
     values, errors = ritz.values[order], ritz.estimates[order]
     spreads = ritz.residuals[order] - ritz.rounding
-    small = np.abs(values) < RESIDUAL_FLOOR * ritz.scale
+    crowded = ritz.crowded[order]
     for end, outward in ((range(top_k), 1), (range(top_k, len(order)), -1)):
         edge = -np.inf
         for i in end:
@@ -353,7 +353,7 @@ def ranked_errors(ritz: Ritz, order: Array, top_k: int) -> Array:
                 abs(values[i] - values[i - 1]) <= APART * spreads[i - 1 : i + 1].max()
             )
             edge = max(edge if near else -np.inf, outward * values[i] + spreads[i])
-            if small[i] and near:
+            if crowded[i] and near:
                 errors[i] = max(errors[i], edge - outward * values[i] + ritz.rounding)
     return errors
 

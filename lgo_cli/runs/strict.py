@@ -34,4 +34,4 @@ def refuse_failed(results: Results) -> None:
             hint="lgo hessian with a larger --trace-rtol",
         )
     if not results.converged:  # for all that the traces say
-        raise ConvergenceError(results.num_matvecs)
+        raise ConvergenceError(results.warnings)

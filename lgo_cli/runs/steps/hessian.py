@@ -288,7 +288,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:
-        raise ConvergenceError(pairs.num_matvecs)
+        raise ConvergenceError(pairs.warnings)
     found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
     context.eigenpairs[top_k] = found
     return found
