@@ -3,11 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from small_networks import dense_hessian, make
+from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
+from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
-from lgo_cli.objective import Objective
+from lgo_cli.objective import LossFunction, Objective, Samples
 
 
 def _final_size(curvature: float, momentum: float, nesterov: bool, weight_decay: float) -> float:
@@ -80,3 +82,44 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
     rounding = 1e-13 * float(dense.abs().sum())  # all that is left where the basis is complete
     assert abs(spectrum.trace.value - trace) <= 4 * spectrum.trace.standard_error + rounding
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn", "empirical-fisher"])
+def test_gradient_norm_is_within_its_rounding(operator: OperatorName) -> None:
+    """Also where it is all rounding, at a minimum: then it has no direction to speak of."""
+    model, samples, _ = make("linear, squared error")
+    loss = LossFunction(label_smoothing=0.1)
+    config = HessianConfig(operator=operator, top_k=1, bottom_k=0, audit=False)
+    for at_minimum in (False, True):
+        if at_minimum:
+            _minimize(model, samples, loss)
+        with Objective(model, samples, loss, dtype=torch.float64) as objective:
+            known = analyze_spectrum(objective, config)
+        with Objective(model, samples, loss) as objective:
+            found = analyze_spectrum(objective, config)
+        assert known.gradient_norm_rounding is None
+        assert found.gradient_norm_rounding is not None
+        assert abs(found.gradient_norm - known.gradient_norm) <= found.gradient_norm_rounding
+        if at_minimum:
+            assert found.gradient_share is None
+        else:
+            assert found.gradient_norm_rounding < 1e-6 * found.gradient_norm
+            assert found.gradient_share == pytest.approx(known.gradient_share, rel=1e-4)
+
+
+def _minimize(model: nn.Module, samples: Samples, loss: LossFunction) -> None:
+    """Go to the minimum in float64, as near as weights in float32 come."""
+    model.double()
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=500, tolerance_grad=1e-13, tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        mean = loss(model(samples.inputs.double()), samples.labels).mean()
+        mean.backward()
+        return mean
+
+    optimizer.step(closure)
+    model.float()

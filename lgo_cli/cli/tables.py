@@ -108,13 +108,14 @@ def _hessian(results: HessianResults) -> Rows:
             f"the first of {measured.num_available:,}: a subset tends to overstate the largest",
         )
     ]
-    share = results.gradient_share
+    share, rounding = results.gradient_share, results.gradient_norm_rounding
+    within = "" if rounding is None else f" ± {rounding:.1e}"
     decay = "" if results.weight_decay is None else f", weight decay {results.weight_decay:g} in"
     rows: Rows = [
         *(subset if measured.num_samples < measured.num_available else []),
         ("operator", f"{_OPERATORS[results.operator]}{_SCALINGS[results.scaling]}{decay}"),
         *([("layers", ", ".join(results.layers))] if results.layers else []),
-        ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}"),
+        ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}{within}"),
         *_eigenvalues("largest", results.largest, results.clusters["largest"]),
         *_eigenvalues("smallest", results.smallest, results.clusters["smallest"]),
     ]
@@ -123,14 +124,12 @@ def _hessian(results: HessianResults) -> Rows:
         rows.append(
             ("", "one copy of a repeated eigenvalue is listed: --multiplicity looks for more")
         )
+    number = "" if len(results.largest) == 1 else f"{len(results.largest)} "
+    span = f"of its square in the span of the {number}largest"
     if share is not None:
-        rows.append(
-            (
-                "gradient",
-                f"{share:.1%} of its square in the span of the "
-                f"{'' if len(results.largest) == 1 else f'{len(results.largest)} '}largest",
-            )
-        )
+        rows.append(("gradient", f"{share:.1%} {span}"))
+    elif results.largest and rounding and results.gradient_norm > 0:
+        rows.append(("gradient", f"the share {span} is lost in rounding: --dtype float64"))
     rows += _moments(results)
     rows += _layers(results)
     rows += _halves(results)

@@ -78,11 +78,13 @@ class Rounding:
         finite_difference: Of the float64 product and central differences of the gradient; `None` if
             it was not looked at.
         note: Why there is none.
+        gradient: ‖fl(∇L) − ∇L‖, absolute, beside; `None` where it was not measured.
     """
 
     units: float | None
     finite_difference: Difference | None
     note: str | None
+    gradient: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _rounding_on(
             both = large + start / norm(start)
             vector = unit(both)  # but for its own rounding, at most half a unit
             known = (of_large + image / norm(start)) / norm(both)
+            gradient = network.gradient()
             if difference:
                 gap = gap_of(network)
                 note = NO_CURVATURE if gap is None else None
@@ -225,6 +228,8 @@ def _rounding_on(
         for step in range(ROUNDING_STEPS):
             with network_in(torch.float64 if step % 2 else objective.dtype) as network:
                 operator = compose(network)
+                if step == 0:
+                    off_gradient = norm(network.gradient().double() - gradient)
                 off = known - product(operator, vector)
                 worst = max(worst, norm(off))
                 if norm(off) == 0 or step == ROUNDING_STEPS - 1:
@@ -233,7 +238,8 @@ def _rounding_on(
                 known = product(operator, vector)
     except (InputError, NumericsError) as error:
         return Rounding(None, None, f"the model does not run in float64: {error}")
-    return Rounding(SAFETY * worst / (torch.finfo(objective.dtype).eps * scale), gap, note)
+    units = SAFETY * worst / (torch.finfo(objective.dtype).eps * scale)
+    return Rounding(units, gap, note, SAFETY * off_gradient)
 
 
 def _central_difference(

@@ -101,6 +101,10 @@ class NetworkOperator(Operator, Generic[G]):
         part.parameters = [self.objective.parameters[index] for index in block.members]
         return part
 
+    def gradient(self) -> Tensor:
+        """∇L [P] at the centre, restricted to the block."""
+        return self.block.extract(self.objective.loss_and_gradient()[1])
+
     def release(self) -> None:
         """Free the graphs; a further product builds them again."""
         self._kept.clear()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.curvature.audit import Rounding, measure_rounding
 from lgo_cli.curvature.folding import Rewritten, fold
-from lgo_cli.curvature.networks import OPERATORS, HessianOperator, NetworkOperator
+from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
 from lgo_cli.objective import Objective, Samples
 
@@ -94,13 +94,10 @@ class Requested:
 
     def gradient(self, network: NetworkOperator[Any]) -> Tensor:
         """∇L, with the decay's part where the operator has it."""
-        block, objective = network.block, network.objective
-        if isinstance(network, HessianOperator):
-            gradient = network.gradient()
-        else:
-            gradient = block.extract(objective.loss_and_gradient()[1])
+        gradient = network.gradient()
         if self.config.include_weight_decay:
-            gradient = gradient + self.setting.weight_decay * block.extract(objective.theta)
+            theta = network.block.extract(network.objective.theta)
+            gradient = gradient + self.setting.weight_decay * theta
         return gradient
 
 
