@@ -108,7 +108,11 @@ class BandResults(Strict):
 
 
 class LineCurvatureResults(Strict):
-    """Mean curvature along random lines, beside what the curvature engine expects of it."""
+    """Mean curvature along random lines, beside what the curvature engine expects of it.
+
+    `deviation` is their difference in units of both standard errors together, within
+    `deviation_quantile` in 95 % of cases: Student's, as the lines are few.
+    """
 
     mean: Real
     standard_error: Real
@@ -116,11 +120,13 @@ class LineCurvatureResults(Strict):
     expected_standard_error: Real
     deviation: Real
     num_matvecs: int
+    num_lines: int
 
 
 class Planes(Strict):
     """Several random planes; the arrays and the other results are of the first.
 
+    deviation_quantile: Real
     `self_checks` and `fillings` are of the others, in order; of the latter there are none if all
     cells were measured.
     """

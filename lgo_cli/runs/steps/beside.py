@@ -131,11 +131,13 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             mean=lines.mean,
             standard_error=lines.standard_error,
             expected=lines.expected,
+            num_lines=len(lines.values),
             expected_standard_error=lines.expected_standard_error,
             deviation=lines.deviation,
             num_matvecs=lines.num_matvecs,
         ),
     )
+            deviation_quantile=lines.deviation_quantile,
     return found, 0 if lines is None else lines.num_matvecs
 
 
