@@ -992,6 +992,28 @@ def test_labels_in_perspective_keep_clear_of_each_other(
 
 
 def test_powers_of_ten_stand_at_the_ticks_of_all_axes() -> None:
+def test_label_of_three_lines_keeps_clear_of_the_ticks() -> None:
+    x, y = np.linspace(-0.4, 0.4, 21), np.linspace(-0.4, 0.4, 15)
+    labels = [
+        f"{axis}: eigenvector {rank} (λ = 13.61 with frozen statistics), unit norm"
+        for rank, axis in enumerate("xy", start=1)
+    ]
+    figure = draw_surface_3d(*_surface(_decades(), x=x, y=y, axis_labels=labels))
+    figure.draw_without_rendering()
+    axes: Any = figure.axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert axis.label.get_text().count("\n") == 2
+        box, angle = axis.label.get_window_extent(), np.radians(axis.label.get_rotation())
+        axis.label.set_rotation(0)
+        half = axis.label.get_window_extent().height / 2
+        # How far the middles of the ticks' names are from the label's, across its lines.
+        names = [tick.label1.get_window_extent() for tick in axis.majorTicks]  # where drawn
+        middles = np.array([[(name.x0 + name.x1) / 2, (name.y0 + name.y1) / 2] for name in names])
+        middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        across = (middles - middle) @ np.array([-np.sin(angle), np.cos(angle)])
+        assert across.min() > half + names[0].height
+
+
     x = np.linspace(-1e6, 1e6, 21)
     arrays, results = _everything()
     arrays |= {"x": x, "convexity_ratio": 1e-7 * arrays["convexity_ratio"]}

@@ -82,8 +82,11 @@ def draw_surface_3d(
             )
             names = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
             beyond = max(0, *(len(name) - USUAL_NAME for name in names))
-            axis.set_label_text(wrapped(text, 1.9 if small else 2.2), fontsize=7)
-            axis.labelpad = (-1 if small else 8) + 2.0 * beyond
+            label = wrapped(text, 1.9 if small else 2.2)
+            axis.set_label_text(label, fontsize=7)
+            # Lines beyond two reach from the label's middle to the ticks' names.
+            lines = max(0, label.count("\n") - 1)
+            axis.labelpad = (-1 if small else 8) + 2.0 * beyond + 4.0 * lines
         if missing.any():
             label = f"hole: {missing_label(int(missing.sum()))}"
             handles.append(Patch(label=label, facecolor="none", edgecolor="#999999"))
