@@ -37,6 +37,7 @@ class Named:
     plane: Plane
     num_matvecs: int = 0
     checkpoints: Sequence[Callable[[], Tensor]] = ()
+        trained_curve: Whether the plane's curve is one that `lgo interp --curve` trained.
     ends: tuple[tuple[tuple[float, float], str], ...] = ()
     draw: Callable[[int], Plane] | None = None
     complaints: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Named:
 def named_plane(context: Context, problem: Objective, config: ContourConfig) -> Named:
     """Build the plane.
 
+    trained_curve: bool = False
     Args:
         context: Of the step.
         problem: Entered.
@@ -139,8 +141,10 @@ def _checkpoints(context: Context, problem: Objective, config: ContourConfig) ->
 
 def _file(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import given_plane
-    from lgo_cli.runs.directions import read_curve, read_directions
+    from lgo_cli.runs.directions import has_bends, read_curve, read_directions
 
     paths = [context.plan.files[f"directions_{i}"] for i in range(len(config.directions))]
     directions = read_directions(paths, problem.layout)
-    return Named(given_plane(problem, directions, read_curve(paths)))
+    curve = read_curve(paths)
+    plane = given_plane(problem, directions, curve)
+    return Named(plane, trained_curve=curve is not None and has_bends(paths))
