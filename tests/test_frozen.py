@@ -1,4 +1,4 @@
-"""What a surface says of all that stays the run's own under it."""
+"""What a surface says of all that stays the run's own under it: statistics and derivatives."""
 
 from __future__ import annotations
 
@@ -88,3 +88,42 @@ def test_trained_curve_has_statistics_of_its_own(normed: Path, lgo: Lgo) -> None
     with np.load("curve/interp.npz") as arrays:
         np.savez("drawn.npz", directions=arrays["directions"], plane_path=arrays["plane_path"])
     assert _contour(lgo, run, "--directions", "drawn.npz")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "what"),
+    [
+        ("eigen", 2, "λ and the eigenvectors are of the loss with frozen statistics"),
+        ("random+eigen", 1, "λ and the eigenvector are of the loss with frozen statistics"),
+        ("gradient", 1, "the gradient is of the loss with frozen statistics"),
+    ],
+)
+def test_derivatives_are_of_the_loss_with_frozen_statistics(
+    kind: str, named: int, what: str, normed: Path, lgo: Lgo
+) -> None:
+    line = (normed / "run0", "--plane", kind)
+    frozen, warnings = _contour(lgo, *line)
+    assert warnings == []
+    assert "frozen statistics" not in "".join(frozen.axis_labels)
+    results, warnings = _contour(lgo, *line, "--batchnorm", "recompute")
+    # Said once, and at each λ and gradient in axes, table and caption.
+    ((said),) = warnings
+    assert said.startswith(f"{what}, not of the one that is drawn (--batchnorm recompute)")
+    labels = [text.replace(" with frozen statistics", "") for text in results.axis_labels]
+    assert labels == list(frozen.axis_labels)
+    assert "".join(results.axis_labels).count(" with frozen statistics") == named
+    assert Path("plane/contour_caption.txt").read_text().count("with frozen statistics") == named
+    model = "; the quadratic model would be too, and is left out"
+    assert said.endswith(model) == (kind == "eigen" and results.quadratic is None)
+
+
+def test_lines_are_not_held_against_planes_of_other_statistics(normed: Path, lgo: Lgo) -> None:
+    line = (normed / "run0", "--num-planes", 2)
+    frozen, warnings = _contour(lgo, *line)
+    assert frozen.planes is not None
+    assert frozen.planes.line_curvature is not None
+    assert warnings == []
+    results, (said,) = _contour(lgo, *line, "--batchnorm", "batch")
+    assert results.planes is not None
+    assert results.planes.line_curvature is None
+    assert said.endswith("the mean curvature along random lines would be too, and is left out")

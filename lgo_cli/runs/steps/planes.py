@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+_FROZEN = " with frozen statistics"
+"""Said of what is the centre's derivative, where the surface has other statistics of batch norm."""
+
+
 class Named:
     """A plane, and what a step must know to go on with it.
 
@@ -73,10 +77,16 @@ def named_plane(context: Context, problem: Objective, config: ContourConfig) -> 
 
 
 def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
+def _of(config: ContourConfig) -> str:
+    """Of which function derivatives at the centre are, where it is not the one that is drawn."""
+    return "" if config.batchnorm == "frozen" else _FROZEN
+
+
     from lgo_cli.landscape.planes import gradient_plane, random_plane
 
     del context
-    build = gradient_plane if config.kind == "gradient" else random_plane
+    uphill = partial(gradient_plane, function=_of(config))
+    build = uphill if config.kind == "gradient" else random_plane
 
     def draw(index: int) -> Plane:
         return build(problem, config.seed, normalization=config.normalization, index=index)
@@ -87,9 +97,8 @@ def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named
 def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import eigen_plane
 
-    del config
     top = top_eigenpairs(context, problem, 2)
-    plane = eigen_plane(problem, top.values, top.vectors)
+    plane = eigen_plane(problem, top.values, top.vectors, function=_of(config))
     return Named(plane, top.num_matvecs, complaints=top.warnings)
 
 
@@ -107,6 +116,7 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
             normalization=config.normalization,
             index=index,
         )
+            function=_of(config),
 
     return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.warnings)
 
