@@ -472,7 +472,8 @@ def test_labels_of_lines_keep_clear_of_checkpoints() -> None:
 def test_stems_stand_on_the_surface_and_end_at_the_loss_of_the_checkpoint() -> None:
     arrays, results = _everything()
     figure = draw_surface_3d(arrays, results)
-    (ends,) = (line for line in figure.axes[0].lines if line.get_label() == "checkpoint's own loss")
+    label = "loss at checkpoint's weights"
+    (ends,) = (line for line in figure.axes[0].lines if line.get_label() == label)
     (xs, ys, heights) = ends.get_data_3d()  # type: ignore[attr-defined]
     # Only the first has a loss; the linear scale's heights are losses.
     assert (list(xs), list(ys), list(heights)) == ([-0.8], [-0.5], [0.8])
@@ -991,7 +992,6 @@ def test_labels_in_perspective_keep_clear_of_each_other(
     assert any("10⁵" in name for name in names) == (reach == 1e6)
 
 
-def test_powers_of_ten_stand_at_the_ticks_of_all_axes() -> None:
 def test_label_of_three_lines_keeps_clear_of_the_ticks() -> None:
     x, y = np.linspace(-0.4, 0.4, 21), np.linspace(-0.4, 0.4, 15)
     labels = [
@@ -1014,6 +1014,7 @@ def test_label_of_three_lines_keeps_clear_of_the_ticks() -> None:
         assert across.min() > half + names[0].height
 
 
+def test_powers_of_ten_stand_at_the_ticks_of_all_axes() -> None:
     x = np.linspace(-1e6, 1e6, 21)
     arrays, results = _everything()
     arrays |= {"x": x, "convexity_ratio": 1e-7 * arrays["convexity_ratio"]}

@@ -170,7 +170,8 @@ def _draw_points(
 ) -> None:  # fmt: skip
     """The run at its loss; trajectory and other points on the surface under them.
 
-    Stems go from the trajectory's projection to each checkpoint's own loss, which is off the plane.
+    Stems go from the trajectory's projection to the loss at each checkpoint's weights, which are
+    off the plane.
     """
     height = scale.height(loss)
     trajectory = results["trajectory"] or []
@@ -221,7 +222,7 @@ def _draw_stems(
     if points:
         handles += axes.plot(
             *zip(*points, strict=True), linestyle="", marker="_", color=INK, markersize=4,
-            zorder=2.5, label="checkpoint's own loss",
+            zorder=2.5, label="loss at checkpoint's weights",
         )  # fmt: skip
 
 

@@ -76,10 +76,16 @@ class TestSurface(Strict):
 
 
 class TrajectoryPoint(Marker):
-    """A checkpoint on the way, projected; its own loss beside the plane's at its projection."""
+    """A checkpoint on the way, projected.
+
+    `loss` is at its weights, with buffers and batch norm as on the surface: off `surface`, the loss
+    at its projection, by its distance from the plane alone. `own_loss` is its loss as itself, with
+    all of its own buffers.
+    """
 
     distance: Real
     loss: Real
+    own_loss: Real
     surface: Real
 
 
@@ -114,19 +120,19 @@ class LineCurvatureResults(Strict):
     `deviation_quantile` in 95 % of cases: Student's, as the lines are few.
     """
 
+    num_lines: int
     mean: Real
     standard_error: Real
     expected: Real
     expected_standard_error: Real
     deviation: Real
+    deviation_quantile: Real
     num_matvecs: int
-    num_lines: int
 
 
 class Planes(Strict):
     """Several random planes; the arrays and the other results are of the first.
 
-    deviation_quantile: Real
     `self_checks` and `fillings` are of the others, in order; of the latter there are none if all
     cells were measured.
     """

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lgo_cli import checkpoint
 from lgo_cli.errors import UsageError
 from lgo_cli.runs.names import checkpoint_step
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -21,36 +22,36 @@ if TYPE_CHECKING:
     from lgo_cli.runs.steps.base import Context
 
 
-@dataclass(frozen=True)
 _FROZEN = " with frozen statistics"
 """Said of what is the centre's derivative, where the surface has other statistics of batch norm."""
 
 
+@dataclass(frozen=True)
 class Named:
     """A plane, and what a step must know to go on with it.
 
     Attributes:
         plane: See there.
         num_matvecs: Products that finding it took.
-        checkpoints: Each reads a trajectory's weights anew; empty without one.
+        checkpoints: Each reads a trajectory's tensors anew; empty without one.
         ends: Checkpoint files by their coordinates, of a plane through three.
         draw: Builds another plane of the same kind by its index; `None` if there is one only.
         complaints: What `--strict` does not let pass.
+        trained_curve: Whether the plane's curve is one that `lgo interp --curve` trained.
     """
 
     plane: Plane
     num_matvecs: int = 0
-    checkpoints: Sequence[Callable[[], Tensor]] = ()
-        trained_curve: Whether the plane's curve is one that `lgo interp --curve` trained.
+    checkpoints: Sequence[Callable[[], Mapping[str, Tensor]]] = ()
     ends: tuple[tuple[tuple[float, float], str], ...] = ()
     draw: Callable[[int], Plane] | None = None
     complaints: tuple[str, ...] = ()
+    trained_curve: bool = False
 
 
 def named_plane(context: Context, problem: Objective, config: ContourConfig) -> Named:
     """Build the plane.
 
-    trained_curve: bool = False
     Args:
         context: Of the step.
         problem: Entered.
@@ -76,12 +77,12 @@ def named_plane(context: Context, problem: Objective, config: ContourConfig) -> 
     return builders[config.kind](context, problem, config)
 
 
-def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
 def _of(config: ContourConfig) -> str:
     """Of which function derivatives at the centre are, where it is not the one that is drawn."""
     return "" if config.batchnorm == "frozen" else _FROZEN
 
 
+def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import gradient_plane, random_plane
 
     del context
@@ -115,8 +116,8 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
             config.seed,
             normalization=config.normalization,
             index=index,
-        )
             function=_of(config),
+        )
 
     return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.warnings)
 
@@ -129,12 +130,11 @@ def _pca(context: Context, problem: Objective, config: ContourConfig) -> Named:
     results = context.plan.trained
     kept = results.checkpoints if results else []
     labels = ["init", *(str(checkpoint_step(name)) for name in kept)]
-    weights = [
-        partial(flat_weights, context.loaded, context.plan.files[name], problem.dtype)
-        for name in ["init.pth", *kept]
-    ]
+    files = [context.plan.files[name] for name in ["init.pth", *kept]]
+    weights = [partial(flat_weights, context.loaded, file, problem.dtype) for file in files]
+    states = [partial(checkpoint.load_fitting, file, context.loaded.model) for file in files]
     plane = pca_plane(problem, weights, labels, progress=context.progress)
-    return Named(plane, checkpoints=weights)
+    return Named(plane, checkpoints=states)
 
 
 def _checkpoints(context: Context, problem: Objective, config: ContourConfig) -> Named:
