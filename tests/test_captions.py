@@ -229,5 +229,19 @@ def test_caption_of_all_that_a_surface_may_have() -> None:
         "Test: 77 samples of the test split, on which 9 cells were measured; the run's loss is "
         "1.25, its accuracy 0.8750.",
         "contour_test: Loss on the same plane over the test samples; levels are linear.",
+        "its height is linear. Stems lead from each checkpoint's projection to the loss at its "
+        "weights.",
     ):
         assert part in text, part
+
+
+def test_caption_says_which_loss_a_checkpoints_stem_is_of() -> None:
+    arrays, results, config = _adaptive()
+    point = {"label": "init", "x": 0, "y": 0, "distance": 2.5}
+    losses = [(0.75, 1.0), (0.5, 0.5), ("NaN", 0.5)]
+    results["trajectory"] = [{**point, "loss": loss, "own_loss": own} for loss, own in losses]
+    text = describe("contour", ["contour_3d"], arrays, results, config)
+    assert text.endswith(
+        "to the loss at its weights, with buffers and batch norm as on the surface. With all of "
+        "its own buffers a checkpoint's loss is another, by 0.25 at most.\n"
+    )

@@ -472,7 +472,8 @@ def test_labels_of_lines_keep_clear_of_checkpoints() -> None:
 def test_stems_stand_on_the_surface_and_end_at_the_loss_of_the_checkpoint() -> None:
     arrays, results = _everything()
     figure = draw_surface_3d(arrays, results)
-    (ends,) = (line for line in figure.axes[0].lines if line.get_label() == "checkpoint's own loss")
+    label = "loss at checkpoint's weights"
+    (ends,) = (line for line in figure.axes[0].lines if line.get_label() == label)
     (xs, ys, heights) = ends.get_data_3d()  # type: ignore[attr-defined]
     # Only the first has a loss; the linear scale's heights are losses.
     assert (list(xs), list(ys), list(heights)) == ([-0.8], [-0.5], [0.8])
@@ -989,6 +990,28 @@ def test_labels_in_perspective_keep_clear_of_each_other(
     assert not any(axis.offsetText.get_text() for axis in axes._axis_map.values())
     names = [text.get_text() for text in axes.get_xticklabels()]
     assert any("10⁵" in name for name in names) == (reach == 1e6)
+
+
+def test_label_of_three_lines_keeps_clear_of_the_ticks() -> None:
+    x, y = np.linspace(-0.4, 0.4, 21), np.linspace(-0.4, 0.4, 15)
+    labels = [
+        f"{axis}: eigenvector {rank} (λ = 13.61 with frozen statistics), unit norm"
+        for rank, axis in enumerate("xy", start=1)
+    ]
+    figure = draw_surface_3d(*_surface(_decades(), x=x, y=y, axis_labels=labels))
+    figure.draw_without_rendering()
+    axes: Any = figure.axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert axis.label.get_text().count("\n") == 2
+        box, angle = axis.label.get_window_extent(), np.radians(axis.label.get_rotation())
+        axis.label.set_rotation(0)
+        half = axis.label.get_window_extent().height / 2
+        # How far the middles of the ticks' names are from the label's, across its lines.
+        names = [tick.label1.get_window_extent() for tick in axis.majorTicks]  # where drawn
+        middles = np.array([[(name.x0 + name.x1) / 2, (name.y0 + name.y1) / 2] for name in names])
+        middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        across = (middles - middle) @ np.array([-np.sin(angle), np.cos(angle)])
+        assert across.min() > half + names[0].height
 
 
 def test_powers_of_ten_stand_at_the_ticks_of_all_axes() -> None:

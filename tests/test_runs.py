@@ -424,6 +424,8 @@ def test_checkpoint_on_the_way_and_pca(small_run: Path) -> None:
     assert [point.label for point in trajectory] == ["init", "4", "8", "12", "16", "end"]
     # Step 16 of 16 is the run itself: it lies at the centre, to float32's rounding.
     assert abs(trajectory[-2].x) < 1e-5
+    # An MLP has no buffers: each checkpoint is drawn as what it is.
+    assert all(point.own_loss == point.loss for point in trajectory)
     assert sum(pca.results.explained_variance) <= 1 + 1e-12  # type: ignore[union-attr]
 
 

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from image_network import images, network, unit
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
+from lgo_cli.config import BatchNormPolicy
 from lgo_cli.errors import InputError
 from lgo_cli.landscape import directions, trajectory
+from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.planes import MARGIN, checkpoints_plane, random_plane
 from lgo_cli.landscape.trajectory import pca_plane, trajectory_heights
 from lgo_cli.objective import Objective
@@ -173,6 +176,15 @@ def test_what_the_plane_leaves_out() -> None:
     assert plane.explained_variance == pytest.approx(share[:2].tolist(), rel=1e-12)
 
 
+def _states(
+    objective: Objective, points: Sequence[Tensor]
+) -> list[Callable[[], dict[str, Tensor]]]:
+    """Checkpoints of these parameters that have the objective's buffers, read when asked for."""
+    own = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    names, split = objective.layout.names, objective.layout.split
+    return [lambda p=point: own | dict(zip(names, split(p), strict=True)) for point in points]  # type: ignore[misc]
+
+
 def test_heights_differ_off_the_plane_only() -> None:
     with Objective(network(), images(), dtype=torch.float64) as objective:
         theta = objective.theta
@@ -183,11 +195,48 @@ def test_heights_differ_off_the_plane_only() -> None:
 
         for points, planar in ((_planar_trajectory(theta)[0], True), (_walk(theta, 4), False)):
             plane = pca_plane(objective, lazy(points), list("abcd"))
-            heights = trajectory_heights(objective, plane, lazy(points), at(plane.directions))
+            states = _states(objective, points)
+            heights = trajectory_heights(objective, plane, states, at(plane.directions))
+            # Checkpoints without buffers of their own are drawn as what they are.
+            assert heights.own_loss == heights.loss
             assert heights.loss[:-1] == tuple(objective.loss(point) for point in points)
             assert heights.loss[-1] == objective.center.loss == heights.surface[-1]
             gaps = [abs(a - b) for a, b in zip(heights.loss, heights.surface, strict=True)]
             # On the plane the two are one point but for rounding; off it the walk left by 0.5.
             assert max(gaps) <= 1e-12 if planar else max(gaps) > 1e-3
         with pytest.raises(ValueError, match="not that of these checkpoints"):
-            trajectory_heights(objective, random_plane(objective, 0), lazy(points), at)  # type: ignore[arg-type]
+            trajectory_heights(objective, random_plane(objective, 0), states, at)  # type: ignore[arg-type]
+
+
+def _trained(seed: int) -> nn.Sequential:
+    """The network with weights and running statistics of its own."""
+    model = network()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model(images().inputs)
+    return model
+
+
+@pytest.mark.parametrize("policy", ["frozen", "batch"])
+def test_own_loss_is_of_the_checkpoint_with_its_own_buffers(policy: BatchNormPolicy) -> None:
+    twins = [_trained(seed) for seed in (1, 2)]
+    own_losses = []
+    for twin in twins:
+        with Objective(twin, images(), dtype=torch.float64) as itself:
+            own_losses.append(itself.center.loss)
+    model = _trained(0)
+    with Objective(model, images(), dtype=torch.float64) as objective:
+        points = [parameters_to_vector(twin.parameters()).detach() for twin in twins]
+        plane = pca_plane(objective, lazy(points), ["a", "b"])
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        states = [twin.state_dict for twin in twins]
+        batchnorm = BatchNorm(objective, policy)
+        heights = trajectory_heights(objective, plane, states, lambda _x, _y: 0.0, batchnorm)
+        after = model.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert heights.own_loss == (*own_losses, objective.center.loss)
+    # The picture has the run's statistics, or each batch's, which are others.
+    assert all(abs(a - b) > 1e-4 for a, b in zip(heights.loss[:2], own_losses, strict=True))
+    assert (heights.loss[2] == heights.own_loss[2]) == (policy == "frozen")

@@ -187,7 +187,10 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         )
     figures = {
         "contour_2d": flat,
-        "contour_3d": [f"The same surface in perspective; its height is {scale}."],
+        "contour_3d": [
+            f"The same surface in perspective; its height is {scale}.",
+            *_stems(results.get("trajectory") or []),
+        ],
     }
     if "measured" in arrays:
         what = "Error estimate of each filled cell as a share of its loss"
@@ -215,6 +218,21 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
             "median and their range."
         ]
     return figures
+
+
+def _stems(trajectory: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which loss the stems of a trajectory end at, and how far it is from the checkpoints' own."""
+    if not trajectory:
+        return []
+    text = "Stems lead from each checkpoint's projection to the loss at its weights"
+    pairs = [[number(point.get(key)) for key in ("loss", "own_loss")] for point in trajectory]
+    largest = max((gap for loss, own in pairs if (gap := abs(own - loss)) > 0), default=0.0)
+    if not largest:
+        return [f"{text}."]
+    return [
+        f"{text}, with buffers and batch norm as on the surface.",
+        f"With all of its own buffers a checkpoint's loss is another, by {largest:.3g} at most.",
+    ]
 
 
 def _interp(

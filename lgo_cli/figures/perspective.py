@@ -82,8 +82,11 @@ def draw_surface_3d(
             )
             names = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
             beyond = max(0, *(len(name) - USUAL_NAME for name in names))
-            axis.set_label_text(wrapped(text, 1.9 if small else 2.2), fontsize=7)
-            axis.labelpad = (-1 if small else 8) + 2.0 * beyond
+            label = wrapped(text, 1.9 if small else 2.2)
+            axis.set_label_text(label, fontsize=7)
+            # Lines beyond two reach from the label's middle to the ticks' names.
+            lines = max(0, label.count("\n") - 1)
+            axis.labelpad = (-1 if small else 8) + 2.0 * beyond + 4.0 * lines
         if missing.any():
             label = f"hole: {missing_label(int(missing.sum()))}"
             handles.append(Patch(label=label, facecolor="none", edgecolor="#999999"))
@@ -167,7 +170,8 @@ def _draw_points(
 ) -> None:  # fmt: skip
     """The run at its loss; trajectory and other points on the surface under them.
 
-    Stems go from the trajectory's projection to each checkpoint's own loss, which is off the plane.
+    Stems go from the trajectory's projection to the loss at each checkpoint's weights, which are
+    off the plane.
     """
     height = scale.height(loss)
     trajectory = results["trajectory"] or []
@@ -218,7 +222,7 @@ def _draw_stems(
     if points:
         handles += axes.plot(
             *zip(*points, strict=True), linestyle="", marker="_", color=INK, markersize=4,
-            zorder=2.5, label="checkpoint's own loss",
+            zorder=2.5, label="loss at checkpoint's weights",
         )  # fmt: skip
 
 

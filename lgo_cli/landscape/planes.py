@@ -125,7 +125,12 @@ def random_plane(
 
 
 def gradient_plane(
-    objective: Objective, seed: int, *, normalization: Normalization = "filter", index: int = 0
+    objective: Objective,
+    seed: int,
+    *,
+    normalization: Normalization = "filter",
+    index: int = 0,
+    function: str = "",
 ) -> Plane:
     """The gradient's direction and a random one, both of unit norm.
 
@@ -137,6 +142,7 @@ def gradient_plane(
         seed: The user's seed.
         normalization: Of the random direction.
         index: Which of the seed's planes.
+        function: Of which function the gradient is, where it is not the one that is drawn.
 
     Raises:
         NumericsError: if the gradient is zero or not finite.
@@ -144,7 +150,10 @@ def gradient_plane(
     """
     first = gradient_direction(objective)
     second = _beside(objective, first, seed, normalization, index)
-    labels = ("x: gradient (uphill), unit norm", f"y: {DESCRIPTIONS[normalization]}, unit norm")
+    labels = (
+        f"x: gradient (uphill{function}), unit norm",
+        f"y: {DESCRIPTIONS[normalization]}, unit norm",
+    )
     return build_plane("gradient", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
 
 
@@ -156,6 +165,7 @@ def random_eigen_plane(
     *,
     normalization: Normalization = "filter",
     index: int = 0,
+    function: str = "",
 ) -> Plane:
     """The sharpest direction and a random one, both of unit norm: how much steeper the one is.
 
@@ -169,6 +179,7 @@ def random_eigen_plane(
         seed: The user's seed.
         normalization: Of the random direction.
         index: Which of the seed's planes.
+        function: Of which function the eigenvalue is, where it is not the one that is drawn.
 
     Raises:
         UsageError: if the model's filters allow no second direction.
@@ -176,7 +187,7 @@ def random_eigen_plane(
     first = eigenvector.to(objective.theta)
     second = _beside(objective, first, seed, normalization, index)
     labels = (
-        f"x: eigenvector 1 (λ = {eigenvalue:.4g}), unit norm",
+        f"x: eigenvector 1 (λ = {eigenvalue:.4g}{function}), unit norm",
         f"y: {DESCRIPTIONS[normalization]}, unit norm",
     )
     return build_plane("random+eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
@@ -240,17 +251,20 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
     )
 
 
-def eigen_plane(objective: Objective, eigenvalues: Tensor, eigenvectors: Tensor) -> Plane:
+def eigen_plane(
+    objective: Objective, eigenvalues: Tensor, eigenvectors: Tensor, *, function: str = ""
+) -> Plane:
     """The two sharpest directions, of unit norm and never rescaled.
 
     Args:
         objective: Entered.
         eigenvalues: λ₁ ≥ λ₂, at least [2].
         eigenvectors: Their eigenvectors, at least [2, P].
+        function: Of which function the eigenvalues are, where it is not the one that is drawn.
     """
     first, second = (vector.to(objective.device, objective.dtype) for vector in eigenvectors[:2])
     labels = tuple(
-        f"{axis}: eigenvector {rank} (λ = {value:.4g}), unit norm"
+        f"{axis}: eigenvector {rank} (λ = {value:.4g}{function}), unit norm"
         for axis, rank, value in zip("xy", (1, 2), eigenvalues[:2].tolist(), strict=True)
     )
     return build_plane("eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), (labels[0], labels[1]))

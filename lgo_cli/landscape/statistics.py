@@ -12,6 +12,7 @@ from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import ScaledOperator
 from lgo_cli.curvature.trace import estimate_trace
+from lgo_cli.landscape.barriers import student_quantile
 from lgo_cli.landscape.directions import random_direction
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
@@ -80,6 +81,7 @@ class LineCurvature:
             isotropic lines.
         expected_standard_error: Of it.
         deviation: mean − expected in units of both standard errors together.
+        deviation_quantile: What |deviation| is within in 95 % of cases, by Student's t.
         num_matvecs: Products spent.
     """
 
@@ -89,6 +91,7 @@ class LineCurvature:
     expected: float
     expected_standard_error: float
     deviation: float
+    deviation_quantile: float
     num_matvecs: int
 
 
@@ -212,8 +215,26 @@ def line_curvature(
         expected=trace.value,
         expected_standard_error=trace.standard_error,
         deviation=(mean - trace.value) / together if together > 0 else 0.0,
+        deviation_quantile=_deviation_quantile(len(values), error, trace.standard_error),
         num_matvecs=operator.num_matvecs,
     )
+
+
+def _deviation_quantile(num_lines: int, error: float, expected_error: float) -> float:
+    """Of |deviation|, 95 %: the lines' error is an estimate from few values.
+
+    Degrees of freedom are those of Welch and Satterthwaite, with the trace's error taken as known:
+    it is wider already by what its few probes leave open (theory.md, section 20).
+
+    Args:
+        num_lines: n, 2 or more.
+        error: Of the lines' mean.
+        expected_error: Of the trace.
+    """
+    square = error**2 + expected_error**2
+    share = error**2 / square if square > 0 else 1.0
+    # From a million on it is the normal distribution's.
+    return student_quantile((num_lines - 1) / max(share**2, 1e-6))
 
 
 def _middle(ordered: Array) -> Array:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from lgo_cli.errors import InputError
-from lgo_cli.landscape.batchnorm import statistics_at
+from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.directions import ROUNDING, displacements, project
 from lgo_cli.landscape.planes import build_plane, range_around
+from lgo_cli.landscape.unmoved import loss_of, unmoved
 from lgo_cli.progress import SILENT, Progress
-from lgo_cli.vectors import fix_sign_, norm
+from lgo_cli.vectors import fix_sign_, flatten, norm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.planes import Plane
@@ -33,11 +34,14 @@ class Heights:
     """How far a trajectory's picture is from the trajectory.
 
     Attributes:
-        loss: Of each checkpoint's own parameters, the end last.
+        loss: At each checkpoint's parameters, with buffers and batch norm as on the plane, the end
+            last.
+        own_loss: Of each checkpoint as itself, with all of its own buffers.
         surface: Of the plane at each checkpoint's projection.
     """
 
     loss: tuple[float, ...]
+    own_loss: tuple[float, ...]
     surface: tuple[float, ...]
 
 
@@ -119,34 +123,43 @@ def pca_plane(
 def trajectory_heights(
     objective: Objective,
     plane: Plane,
-    checkpoints: Sequence[Callable[[], Tensor]],
+    checkpoints: Sequence[Callable[[], Mapping[str, Tensor]]],
     surface: Callable[[float, float], float],
     batchnorm: BatchNorm | None = None,
 ) -> Heights:
-    """The loss at each checkpoint, beside the plane's at its projection.
+    """The loss at each checkpoint's parameters, beside the plane's at its projection.
 
-    Both with the objective's buffers: a checkpoint's own batch-norm statistics are not used, so
-    that the two differ by the distance from the plane alone.
+    Both with the objective's buffers and the policy's statistics, so that the two differ by the
+    distance from the plane alone; and the loss of the checkpoint as itself, whose own buffers may
+    make it another.
 
     Args:
         objective: Entered, at the trajectory's end.
         plane: With the trajectory on it.
-        checkpoints: As they were given to `pca_plane`.
+        checkpoints: Each reads all tensors of a checkpoint anew, in the order of `pca_plane`'s.
         surface: The loss at coordinates of the plane.
         batchnorm: What batch norm does at each, as on the surface.
 
-    Cost: two passes over the probe set for each checkpoint.
+    Memory: two checkpoints.
+    Cost: two passes over the probe set for each checkpoint, three where it has other buffers.
     """
     if plane.trajectory is None or len(plane.trajectory) != len(checkpoints) + 1:
         raise ValueError("the plane is not that of these checkpoints")
-    losses = []
-    for checkpoint, (x, y) in zip(checkpoints, plane.trajectory, strict=False):
-        with objective.at(checkpoint().to(objective.theta)), statistics_at(batchnorm, x, y):
+    losses, own_losses = [], []
+    for read, (x, y) in zip(checkpoints, plane.trajectory, strict=False):
+        state = read()
+        weights = flatten(state[name] for name in objective.layout.names)
+        with objective.at(weights), statistics_at(batchnorm, x, y):
             losses.append(objective.evaluate().loss)
+        del weights
+        as_drawn = is_frozen(batchnorm) and not any(unmoved(objective, batchnorm, state).values())
+        own_losses.append(losses[-1] if as_drawn else loss_of(objective, state))
+        del state  # Before the next is read.
     with statistics_at(batchnorm, 0.0, 0.0):
         losses.append(objective.evaluate().loss)
     return Heights(
         loss=tuple(losses),
+        own_loss=(*own_losses, objective.center.loss),
         surface=tuple(surface(x, y) for x, y in plane.trajectory),
     )
 

@@ -76,10 +76,16 @@ class TestSurface(Strict):
 
 
 class TrajectoryPoint(Marker):
-    """A checkpoint on the way, projected; its own loss beside the plane's at its projection."""
+    """A checkpoint on the way, projected.
+
+    `loss` is at its weights, with buffers and batch norm as on the surface: off `surface`, the loss
+    at its projection, by its distance from the plane alone. `own_loss` is its loss as itself, with
+    all of its own buffers.
+    """
 
     distance: Real
     loss: Real
+    own_loss: Real
     surface: Real
 
 
@@ -108,13 +114,19 @@ class BandResults(Strict):
 
 
 class LineCurvatureResults(Strict):
-    """Mean curvature along random lines, beside what the curvature engine expects of it."""
+    """Mean curvature along random lines, beside what the curvature engine expects of it.
 
+    `deviation` is their difference in units of both standard errors together, within
+    `deviation_quantile` in 95 % of cases: Student's, as the lines are few.
+    """
+
+    num_lines: int
     mean: Real
     standard_error: Real
     expected: Real
     expected_standard_error: Real
     deviation: Real
+    deviation_quantile: Real
     num_matvecs: int
 
 

@@ -78,6 +78,11 @@ def read_curve(paths: Sequence[Path]) -> PlaneCurve | None:
     )
 
 
+def has_bends(paths: Sequence[Path]) -> bool:
+    """Whether the file has the weights of a curve's bends, as only what trained the curve knows."""
+    return len(paths) == 1 and "bends" in _arrays(paths[0], ["bends"])
+
+
 def _from_npz(path: Path) -> Tensor:
     found = _arrays(path, ["directions"]).get("directions")
     if found is None:

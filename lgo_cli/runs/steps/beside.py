@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def trajectory_points(work: Work) -> list[TrajectoryPoint] | None:
-    """Checkpoints on the way, each with its own loss beside the plane's at its projection."""
+    """Checkpoints on the way, each with its losses beside the plane's at its projection."""
     from lgo_cli.landscape.trajectory import trajectory_heights
 
     plane = work.named.plane
@@ -50,12 +50,15 @@ def trajectory_points(work: Work) -> list[TrajectoryPoint] | None:
             work.evaluator.batchnorm,
         )
     return [
-        TrajectoryPoint(label=label, x=x, y=y, distance=distance, loss=loss, surface=height)
-        for label, (x, y), distance, loss, height in zip(
+        TrajectoryPoint(
+            label=label, x=x, y=y, distance=distance, loss=loss, own_loss=own_loss, surface=height
+        )
+        for label, (x, y), distance, loss, own_loss, height in zip(
             plane.trajectory_labels,
             plane.trajectory,
             plane.trajectory_distances,
             heights.loss,
+            heights.own_loss,
             heights.surface,
             strict=True,
         )
@@ -128,11 +131,13 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         line_curvature=None
         if lines is None
         else LineCurvatureResults(
+            num_lines=len(lines.values),
             mean=lines.mean,
             standard_error=lines.standard_error,
             expected=lines.expected,
             expected_standard_error=lines.expected_standard_error,
             deviation=lines.deviation,
+            deviation_quantile=lines.deviation_quantile,
             num_matvecs=lines.num_matvecs,
         ),
     )

@@ -23,6 +23,7 @@ from lgo_cli.runs.steps.beside import (
     self_check_results,
     trajectory_points,
 )
+from lgo_cli.runs.steps.frozen import frozen_warnings
 from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ class ContourStep(Step):
         with context.stopwatch.phase("compute"), open_work(context) as work:
             surface = work.measure(work.evaluator)
             arrays: dict[str, Any] = {key: getattr(surface, key) for key in ("x", "y", *ARRAYS)}
-            arrays["directions"] = work.named.plane.directions.cpu().numpy()
-            curve = work.named.plane.curve
+            plane, config = work.named.plane, work.config
+            arrays["directions"] = plane.directions.cpu().numpy()
+            curve = plane.curve
             if curve is not None:
                 arrays |= zip(CURVE_ARRAYS, astuple(curve), strict=True)
             trajectory = trajectory_points(work)
@@ -53,17 +55,17 @@ class ContourStep(Step):
             planes, plane_matvecs = further_planes(work, arrays)
             convexity, convexity_matvecs = convexity_of(work, arrays)
             test = on_test_samples(work, arrays)
+            warnings = [*plane.warnings, *frozen_warnings(work), *work.warnings]
             if work.test is not None:
                 samples = {"num_test_samples": len(work.test.samples)}
                 work.description = work.description.model_copy(update=samples)
-        plane, config = work.named.plane, work.config
         filling = filling_results(surface.filled, config)
         complaints = [*work.complaints, *_complaints(surface, filling, planes, test)]
         if context.execution.strict and complaints:
             raise NumericsError("; ".join(complaints))
         save_arrays(context, "contour.npz", arrays)
         return ContourResults(
-            **common(context, [*plane.warnings, *work.warnings, *complaints]),
+            **common(context, [*warnings, *complaints]),
             complaints=complaints,
             measured=work.description,
             plane=plane.kind,

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from lgo_cli.objective import Objective
     from lgo_cli.runs.steps.base import Context
 
+FROZEN_CURVE = (
+    "the curve was trained with each batch's own statistics, and the run's are of no point inside "
+    "it: measure it with --batchnorm recompute"
+)
+"""Said of a curve of a network with batch norm where the policy is `frozen`."""
+
 
 def curve_state(context: Context) -> Path:
     """Where this request's training of a curve was after an epoch; gone when the step is done.

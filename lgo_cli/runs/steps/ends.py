@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lgo_cli.landscape.batchnorm import is_frozen
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -76,42 +72,6 @@ class Ends:
         from lgo_cli.runs.loaded import measured
 
         return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
-
-    def own_all_along(self, state: Mapping[str, Tensor]) -> dict[str, bool]:
-        """What of the run stands at every point beside its parameters: whether an end has another.
-
-        Counters of batches, which no forward pass in eval mode reads, are left out.
-        """
-        policy = self.policy(state)
-        model = self.problem.model
-        fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
-        buffers = {name for name, _ in model.named_buffers() if name in state}
-        counters = {name for name in buffers if name.endswith("num_batches_tracked")}
-        kinds = {
-            "batch-norm statistics": set(policy.buffers) if is_frozen(policy) else set(),
-            "buffers": buffers - counters - set(policy.buffers),
-            "frozen parameters": fixed,
-        }
-        return {
-            kind: not all(torch.equal(self.own[n], state[n].to(self.own[n])) for n in names)
-            for kind, names in kinds.items()
-            if names
-        }
-
-    def loss_of(self, state: Mapping[str, Tensor]) -> float:
-        """L of a checkpoint on the probe set, its own buffers and frozen parameters included.
-
-        It may be NaN or infinite. The model is put back where it stood.
-        """
-        from lgo_cli.training.loop import snapshot
-
-        model = self.problem.model
-        here = snapshot(model)
-        model.load_state_dict(state)
-        try:
-            return self.problem.evaluate().loss
-        finally:
-            model.load_state_dict(here)
 
     def curve(self, state: Mapping[str, Tensor], curve: Curve) -> Path:
         """Measure a curve to an end."""

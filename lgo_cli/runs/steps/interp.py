@@ -14,7 +14,13 @@ from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
-from lgo_cli.runs.steps.curve import curve_arrays, curve_results, curve_state, trained_curve
+from lgo_cli.runs.steps.curve import (
+    FROZEN_CURVE,
+    curve_arrays,
+    curve_results,
+    curve_state,
+    trained_curve,
+)
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
@@ -110,6 +116,7 @@ def _along_direction(
 
 
 def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, dict[str, Any]]:
+    from lgo_cli.landscape.unmoved import loss_of, unmoved, unmoved_warnings
     from lgo_cli.runs.loaded import objective
 
     plan, loaded = context.plan, context.loaded
@@ -137,19 +144,17 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                     beside["unrepaired"] = path
                     path = ends.straight(other, repair)
             description = ends.measured(other)
-            own = ends.own_all_along(other)
+            own = unmoved(problem, ends.policy(other), other)
             if own:
-                loss_of_other = ends.loss_of(other)
+                loss_of_other = loss_of(problem, other)
     paths = (path, *beside.values())
     warnings += dict.fromkeys(text for each in paths for text in each.warnings)
     if loss_of_other is not None:
-        differing = [kind for kind, differs in own.items() if differs]
-        warnings += _of_what_stands(path, differing, loss_of_other)
-    if trained is not None and trained.uses_batch_statistics and description.batchnorm == "frozen":
-        warnings.append(
-            "the curve was trained with each batch's own statistics, and the run's are of no point "
-            "inside it: measure it with --batchnorm recompute"
+        warnings += unmoved_warnings(
+            own, "along the path", "the other end's", loss_of_other, path.loss_at_end
         )
+    if trained is not None and trained.uses_batch_statistics and description.batchnorm == "frozen":
+        warnings.append(FROZEN_CURVE)
     arrays = path_arrays(path)
     for name, each in beside.items():
         arrays |= path_arrays(each, f"{name}_")
@@ -251,13 +256,3 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "num_nonfinite": sum(each.train.num_nonfinite for each in paths),
         "test_num_nonfinite": sum(each.test.num_nonfinite for each in paths),
     }
-
-
-def _of_what_stands(path: Path, differing: list[str], loss_of_other: float) -> list[str]:
-    """What to say of what is the run's own at every point, where the other end has another."""
-    if not differing or math.isclose(loss_of_other, path.loss_at_end, rel_tol=1e-5):
-        return []
-    return [
-        f"{' and '.join(differing)} are the run's own all along the path: with its own, the other "
-        f"end's loss is {loss_of_other:.4g}, not {path.loss_at_end:.4g}"
-    ]

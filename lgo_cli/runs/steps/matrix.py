@@ -34,6 +34,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     """
     from lgo_cli.landscape.barriers import Barrier
     from lgo_cli.landscape.interpolation import Series
+    from lgo_cli.landscape.unmoved import loss_of
     from lgo_cli.runs.loaded import objective
     from lgo_cli.training.loop import snapshot
 
@@ -53,7 +54,8 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
                 with objective(plan, loaded) as problem:
                     ends = Ends(context, config, problem)
                     if not losses:
-                        losses = [problem.center.loss, *map(ends.loss_of, states[1:])]
+                        others = (loss_of(problem, other) for other in states[1:])
+                        losses = [problem.center.loss, *others]
                         description = ends.measured(states[1])
                     for second in range(first + 1, len(states)):
                         if math.isfinite(losses[second]):

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lgo_cli import checkpoint
 from lgo_cli.errors import UsageError
 from lgo_cli.runs.names import checkpoint_step
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from lgo_cli.runs.steps.base import Context
 
 
+_FROZEN = " with frozen statistics"
+"""Said of what is the centre's derivative, where the surface has other statistics of batch norm."""
+
+
 @dataclass(frozen=True)
 class Named:
     """A plane, and what a step must know to go on with it.
@@ -28,18 +33,20 @@ class Named:
     Attributes:
         plane: See there.
         num_matvecs: Products that finding it took.
-        checkpoints: Each reads a trajectory's weights anew; empty without one.
+        checkpoints: Each reads a trajectory's tensors anew; empty without one.
         ends: Checkpoint files by their coordinates, of a plane through three.
         draw: Builds another plane of the same kind by its index; `None` if there is one only.
         complaints: What `--strict` does not let pass.
+        trained_curve: Whether the plane's curve is one that `lgo interp --curve` trained.
     """
 
     plane: Plane
     num_matvecs: int = 0
-    checkpoints: Sequence[Callable[[], Tensor]] = ()
+    checkpoints: Sequence[Callable[[], Mapping[str, Tensor]]] = ()
     ends: tuple[tuple[tuple[float, float], str], ...] = ()
     draw: Callable[[int], Plane] | None = None
     complaints: tuple[str, ...] = ()
+    trained_curve: bool = False
 
 
 def named_plane(context: Context, problem: Objective, config: ContourConfig) -> Named:
@@ -70,11 +77,17 @@ def named_plane(context: Context, problem: Objective, config: ContourConfig) -> 
     return builders[config.kind](context, problem, config)
 
 
+def _of(config: ContourConfig) -> str:
+    """Of which function derivatives at the centre are, where it is not the one that is drawn."""
+    return "" if config.batchnorm == "frozen" else _FROZEN
+
+
 def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import gradient_plane, random_plane
 
     del context
-    build = gradient_plane if config.kind == "gradient" else random_plane
+    uphill = partial(gradient_plane, function=_of(config))
+    build = uphill if config.kind == "gradient" else random_plane
 
     def draw(index: int) -> Plane:
         return build(problem, config.seed, normalization=config.normalization, index=index)
@@ -85,9 +98,8 @@ def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named
 def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import eigen_plane
 
-    del config
     top = top_eigenpairs(context, problem, 2)
-    plane = eigen_plane(problem, top.values, top.vectors)
+    plane = eigen_plane(problem, top.values, top.vectors, function=_of(config))
     return Named(plane, top.num_matvecs, complaints=top.warnings)
 
 
@@ -104,6 +116,7 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
             config.seed,
             normalization=config.normalization,
             index=index,
+            function=_of(config),
         )
 
     return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.warnings)
@@ -117,12 +130,11 @@ def _pca(context: Context, problem: Objective, config: ContourConfig) -> Named:
     results = context.plan.trained
     kept = results.checkpoints if results else []
     labels = ["init", *(str(checkpoint_step(name)) for name in kept)]
-    weights = [
-        partial(flat_weights, context.loaded, context.plan.files[name], problem.dtype)
-        for name in ["init.pth", *kept]
-    ]
+    files = [context.plan.files[name] for name in ["init.pth", *kept]]
+    weights = [partial(flat_weights, context.loaded, file, problem.dtype) for file in files]
+    states = [partial(checkpoint.load_fitting, file, context.loaded.model) for file in files]
     plane = pca_plane(problem, weights, labels, progress=context.progress)
-    return Named(plane, checkpoints=weights)
+    return Named(plane, checkpoints=states)
 
 
 def _checkpoints(context: Context, problem: Objective, config: ContourConfig) -> Named:
@@ -139,8 +151,10 @@ def _checkpoints(context: Context, problem: Objective, config: ContourConfig) ->
 
 def _file(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.landscape.planes import given_plane
-    from lgo_cli.runs.directions import read_curve, read_directions
+    from lgo_cli.runs.directions import has_bends, read_curve, read_directions
 
     paths = [context.plan.files[f"directions_{i}"] for i in range(len(config.directions))]
     directions = read_directions(paths, problem.layout)
-    return Named(given_plane(problem, directions, read_curve(paths)))
+    curve = read_curve(paths)
+    plane = given_plane(problem, directions, curve)
+    return Named(plane, trained_curve=curve is not None and has_bends(paths))
