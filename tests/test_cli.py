@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as Namespace
 from typing import Any, get_type_hints
@@ -29,6 +31,7 @@ from lgo_cli.config import (
 )
 from lgo_cli.manifest import parse_manifest
 from lgo_cli.runs import Outcome, Status
+from lgo_cli.runs.inspect import verify_run
 
 Asked = tuple[StepConfig, Path | None, Execution, FigureConfig]
 
@@ -581,7 +584,8 @@ def test_choices_stand_in_the_one_line_of_the_error(lgo: Lgo) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["datasets", "models --json", "verify small", "show small", "--version"]
+    "command",
+    ["datasets", "models --json", "verify small", "show small", "--version", "train --help"],
 )
 def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str) -> None:
     reader, writer = os.pipe()
@@ -594,6 +598,56 @@ def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+HESSIAN = "hessian small --top-k 1 --bottom-k 0 --no-audit --analysis-samples 64"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f"{HESSIAN} >&-", 0),
+        (f"{HESSIAN} 2>&-", 0),
+        (f"{HESSIAN} <&- >&- 2>&-", 0),
+        (f"{HESSIAN} --verbose 2>/dev/full", 0),
+        ("table small >&-", 0),
+        ("--version >&-", 0),
+        ("hessian nowhere 2>&-", 3),
+        ("hessian nowhere 2>/dev/full", 3),
+        ("hessian --nothing 2>/dev/full", 2),
+        ("show small >/dev/full", 5),
+        ("train --help >/dev/full", 5),
+        ("--version >/dev/full", 5),
+    ],
+)
+def test_closed_and_full_streams(small_run: Path, line: str, code: int) -> None:
+    """Talk that nobody hears and data that nobody wants change nothing; data that are lost do."""
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m lgo_cli {line}"],
+        cwd=small_run.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if code == 5:
+        assert done.stderr == (
+            "lgo: error: no space left on the disk\nhint: free some and run again\n"
+        )
+    if code == 0 and line.startswith(HESSIAN):
+        assert (small_run / "hessian.json").is_file()
+        # Nothing that was printed went to a file which got the closed stream's number.
+        assert verify_run(small_run) == ["train", "hessian"]
+
+
+def test_characters_that_the_encoding_lacks(small_run: Path) -> None:
+    """They are escaped as JSON escapes them: `--json` is the manifest in any encoding."""
+    line = [sys.executable, "-m", "lgo_cli", *HESSIAN.split(), "--out", "λ\U0001d706"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = partial(
+        subprocess.run, cwd=small_run.parent, env=environment, capture_output=True, check=True
+    )
+    shown = run(line).stdout.decode("ascii")
+    assert "\\u00b1" in shown
+    assert shown.endswith("\\u03bb\\ud835\\udf06/hessian.json\n")
+    assert json.loads(run([*line, "--json"]).stdout)["provenance"]["argv"][-1] == line[-1]
 
 
 def test_catalogue(lgo: Lgo) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from enum import Enum
@@ -32,12 +31,9 @@ class Mode(Enum):
 
 
 def write(text: str) -> None:
-    """Write a line of data; a reader who has seen enough (`| head`) is no error."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    """Write a line of data."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 class Output:
