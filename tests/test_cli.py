@@ -307,9 +307,28 @@ def test_what_is_no_run_is_not_to_be_trained_into(lgo: Lgo, small_run: Path) -> 
     for named in ("sweep/0.1", "none"):
         error = lgo("hessian", named, code=3).stderr
         assert error.endswith(f"hint: train one first: lgo train --out {named}\n")
+
+
+def test_a_lost_manifest_is_no_reason_to_train_something_else(lgo: Lgo, small_run: Path) -> None:
+    """`lgo train --out RUN`, as it was advised, trained the default experiment over the weights."""
+    again = "lgo train with the options of that training and"
     (small_run / "train.json").unlink()
     error = lgo("hessian", small_run, code=3).stderr
-    assert error.endswith(f"hint: train it again: lgo train --out {small_run}\n")
+    weights = small_run / "model.pth"
+    assert error.endswith(
+        f"hint: {again} --out {small_run} makes it again; "
+        f"or name {weights}, with --model, --dataset and --out\n"
+    )
+    line = ("--top-k", 1, "--bottom-k", 0, "--no-audit", "--quiet")
+    own = ("--model", "mlp", "--model-arg", "hidden=8", "--dataset", "synthetic", "--out", "of it")
+    lgo("hessian", weights, *own, *line)
+    weights.unlink()
+    (small_run / "init.pth").unlink()
+    error = lgo("hessian", small_run, code=3).stderr
+    assert error.endswith(f"hint: {again} --out {small_run} makes it again\n")
+    (small_run / ".lgo" / "train.claim").touch()
+    error = lgo("hessian", small_run, code=3).stderr
+    assert error.endswith(f"training did not end: {again} --resume --out {small_run}\n")
 
 
 @pytest.mark.parametrize("link", ["link.pth", "small/best.pth"])
