@@ -17,8 +17,10 @@ from lgo_cli.results import ContourResults, HessianResults, InterpResults, Train
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from lgo_cli.manifest import FileRef, InputRef
 
 Row = dict[str, Any]
 
@@ -96,13 +98,14 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return None
     asked, run = manifest.request, first.request
     digest = asked.inputs["model.pth"].sha256
-    if run.command == "train":
-        names = [name for name, ref in first.outputs.items() if ref.sha256 == digest]
-        # Weights that the run no longer has are stale, which `problems` says.
-        if names and names[0] != "model.pth":
-            return f"of {names[0]}, not of the final model.pth"
-    elif run.inputs["model.pth"].sha256 != digest:
+    weights: Mapping[str, FileRef | InputRef] = first.outputs
+    if run.command != "train":
+        weights = {"model.pth": run.inputs["model.pth"]}
+    name = next((name for name, ref in weights.items() if ref.sha256 == digest), None)
+    if name is None:  # trained again since, or of somebody's from elsewhere
         return f"of other weights than {run.command}"
+    if name != "model.pth":
+        return f"of {name}, not of the final model.pth"
     for name in _OBJECTIVE:
         if asked.config[name] != run.config[name]:
             return f"with another --{name.replace('_', '-')} than {run.command}"
@@ -222,9 +225,9 @@ def _differences(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, Any
 def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
-    Values that no step has measured are `None`, also where one measured another checkpoint than the
-    run's final one, or on other data; such steps, and those whose inputs or outputs have changed
-    since, are named in `problems`, each with its reason.
+    Values that no step has measured are `None`, also where one measured other weights than the
+    run's final ones, such as those before it was trained again, or on other data; such steps, and
+    those whose inputs or outputs have changed since, are named in `problems`, each with its reason.
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     for state in states:
