@@ -141,3 +141,14 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
                     hint="choose a directory on another disk with --out",
                 ) from error
         yield
+
+
+def is_locked(directory: Path, step: str) -> bool:
+    """Whether another process holds the lock of `step`; where that cannot be told, none does."""
+    try:
+        with step_lock(directory, step):
+            return False
+    except LockedError:
+        return True
+    except (OutputError, MachineError):
+        return False

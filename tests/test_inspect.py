@@ -18,6 +18,7 @@ from conftest import SMALL, Lgo
 
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import aligned, fitting
+from lgo_cli.files import step_lock
 from lgo_cli.runs.inspect import COLUMNS
 
 # With vectors precise enough for a plane.
@@ -250,6 +251,21 @@ def test_an_interrupted_step_is_named(lgo: Lgo, run: Path) -> None:
     (run / ".lgo" / "interp.claim").write_text('{"names": []}')
     assert "interp  interrupted: run it again" in lgo("show", run).stdout
     assert "interp: interrupted" in lgo("verify", run, code=3).stderr
+
+
+def test_a_running_step_is_not_called_interrupted(lgo: Lgo, run: Path) -> None:
+    (run / "contour.json").rename(run / ".lgo" / "contour.old.json")
+    (run / ".lgo" / "contour.claim").write_text('{"names": []}')
+    with step_lock(run, "contour"):
+        assert "contour  running in another process\n" in lgo("show", run).stdout
+        assert "contour: running in another process" in lgo("verify", run, code=3).stderr
+        assert "contour: running" in lgo("export", run, "--to", "csv", code=3).stderr
+    assert "contour  interrupted: run it again\n" in lgo("show", run).stdout
+    (run / "train.json").rename(run / ".lgo" / "train.old.json")
+    (run / ".lgo" / "train.claim").write_text('{"names": []}')
+    with step_lock(run, "train"):
+        error = lgo("hessian", run, code=3).stderr
+    assert error.endswith("hint: its training runs in another process: wait for it to end\n")
 
 
 def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.files import BOOKKEEPING, sha256_file
+from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
 
@@ -78,6 +78,8 @@ def _what_instead(named: Path) -> str:
     # `lgo train` without the options of that training would be the default one, over its weights.
     again = "lgo train with the options of that training and"
     if (named / BOOKKEEPING / "train.claim").is_file():
+        if is_locked(named, "train"):
+            return "its training runs in another process: wait for it to end"
         return f"its training did not end: {again} --resume --out {place}"
     checkpoints = sorted(path for path in named.glob("*.pth") if path.name != "state.pth")
     newest = shlex.quote(str(checkpoints[-1])) if checkpoints else None

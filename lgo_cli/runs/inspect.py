@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
-from lgo_cli.files import BOOKKEEPING, sha256_file
+from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
 from lgo_cli.runs.names import PAYLOADS, writable
@@ -63,9 +63,7 @@ def inspect_run(directory: Path) -> list[StepState]:
     for command in CONFIGS:
         path = directory / f"{command}.json"
         if not path.is_file():
-            claim = directory / BOOKKEEPING / f"{command}.claim"
-            broken = ("interrupted: run it again",) if claim.is_file() else ()
-            states.append(StepState(command, None, broken))
+            states.append(StepState(command, None, _unfinished(directory, command)))
             continue
         try:
             manifest = read_manifest(path)
@@ -79,6 +77,14 @@ def inspect_run(directory: Path) -> list[StepState]:
             f"{directory} is no run: it has no manifest", hint="name the directory of a run"
         )
     return states
+
+
+def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
+    """What became of a step that began and has no manifest; empty if none began."""
+    if not (directory / BOOKKEEPING / f"{command}.claim").is_file():
+        return ()
+    running = is_locked(directory, command)
+    return ("running in another process" if running else "interrupted: run it again",)
 
 
 def _made_by(directory: Path) -> str:
