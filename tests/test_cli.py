@@ -20,6 +20,7 @@ from conftest import SMALL, Lgo
 from lgo_cli import __version__
 from lgo_cli.cli import app
 from lgo_cli.config import (
+    CONFIGS,
     ContourConfig,
     Execution,
     FigureConfig,
@@ -463,6 +464,43 @@ def test_dry_run(lgo: Lgo, small_run: Path) -> None:
     line = ("run", "--out", "new", "--dry-run", "--json")
     assert json.loads(lgo(*line).stdout)["command"] == "train"
     assert lgo(*line).stdout.count("\n") == 1
+    lgo("train", "--out", "run", *SMALL, "--quiet")
+    told = lgo("train", "--out", "run", *SMALL, "--format", "pdf", "--dry-run").stderr
+    assert told == "train: would redraw figures (nothing done: --dry-run)\n"
+
+
+def test_dry_run_of_all_four_plans_each_that_can_be_planned(lgo: Lgo) -> None:
+    """Only what a step to be computed decides is left open: weights, or a plane's eigenvectors."""
+    file = Path("c.toml")
+    tables = "[hessian]\ntop_k = {}\nvector_rtol = 1e-3\n[interp]\nnum_points = {}\n[contour]\n"
+    plane = "plane = 'eigen'\nresolution = '3'\n"
+    line = ("run", "--config", file, "--out", "r", *SMALL, "--analysis-samples", 64)
+
+    def told(top_k: int, num_points: int, plane: str) -> list[str]:
+        file.write_text(tables.format(top_k, num_points) + plane)
+        result = lgo(*line, "--dry-run")
+        return [text.removesuffix(" (nothing done: --dry-run)") for text in
+                result.stderr.splitlines() if text.startswith(tuple(CONFIGS))]  # fmt: skip
+
+    assert told(2, 3, plane) == [
+        "train: would compute", "hessian: would follow", "interp: would follow",
+        "contour: would follow",
+    ]  # fmt: skip
+    lgo(*line, "--quiet")
+    assert told(2, 3, plane) == [f"{command}: up to date" for command in CONFIGS]
+    assert told(2, 5, plane) == [
+        "train: up to date", "hessian: up to date", "interp: would compute", "contour: up to date",
+    ]  # fmt: skip
+    # The plane's eigenvectors would be others.
+    assert told(3, 3, plane)[1:] == [
+        "hessian: would compute", "interp: up to date", "contour: would follow",
+    ]  # fmt: skip
+    assert told(3, 3, "resolution = '5'\n")[1:] == [
+        "hessian: would compute", "interp: up to date", "contour: would compute",
+    ]  # fmt: skip
+    printed = lgo(*line, "--dry-run", "--json").stdout.splitlines()
+    asked = [json.loads(text).get("command") for text in printed]
+    assert asked == [None, "hessian", None, "contour"]  # manifests of what is there
 
 
 def test_help_loses_no_bracketed_word(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class Status(Enum):
     REDRAWN = "figures redrawn"
     UP_TO_DATE = "up to date"
     PLANNED = "would compute"
+    REDRAW_PLANNED = "would redraw figures"
     SHARE_DONE = "share measured; others are still to come"
 
 
@@ -110,7 +111,8 @@ def execute(
             os.utime(plan.manifest_path)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
-        return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
+        status = Status.PLANNED if done is None else Status.REDRAW_PLANNED
+        return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
         with step_lock(plan.out, plan.command):
             manifest = _redraw(plan, done, figure)
