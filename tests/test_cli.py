@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -655,6 +656,42 @@ def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_terminal", "bar"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, False),
+    ],
+)
+def test_progress_is_a_bar_where_one_can_be_shown_and_lines_elsewhere(
+    environment: dict[str, str], on_terminal: bool, bar: bool
+) -> None:
+    code = (
+        "from lgo_cli.cli import output, progress\n"
+        "progress.LINE_INTERVAL_S = 0\n"
+        "out = output.Output(json=False, quiet=False, verbose=False)\n"
+        "out.say('before')\n"
+        "with out.progress.task('surface', 2, 'cells') as task: task.advance(loss=0.5)\n"
+    )
+    ours, theirs = pty.openpty() if on_terminal else os.pipe()
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code], env={**kept, **environment}, stderr=theirs, check=True
+        )
+        lines = os.read(ours, 10_000).decode().splitlines()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert lines[0] == "before"
+    assert ("\x1b" in "".join(lines)) == bar
+    if not bar:
+        assert lines[1].startswith("surface: 1/2 cells, ")
+        assert lines[1].endswith(" left, loss 0.5")
 
 
 HESSIAN = "hessian small --top-k 1 --bottom-k 0 --no-audit --analysis-samples 64"

@@ -57,7 +57,11 @@ class Output:
         """Where talk goes."""
         from rich.console import Console
 
-        return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        # FORCE_COLOR makes no terminal of a log file, in which a bar is a line of escape codes.
+        terminal = None if sys.stderr.isatty() else False
+        return Console(
+            stderr=True, force_terminal=terminal, markup=False, highlight=False, soft_wrap=True
+        )
 
     @cached_property
     def progress(self) -> Progress:
