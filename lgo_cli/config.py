@@ -8,6 +8,7 @@ analysed or the plane decides, and the result says what it became.
 from __future__ import annotations
 
 import json
+import math
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -32,8 +33,23 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
 Command = Literal["train", "hessian", "interp", "contour"]
-Arguments = dict[str, JsonValue]
 MAX_COORDINATE = 1e38
+
+
+def _is_finite(value: JsonValue) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _check_finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if not _is_finite(value):
+        raise ValueError("has a number that is not finite")
+    return value
+
+
+Arguments = Annotated[dict[str, JsonValue], AfterValidator(_check_finite)]
+"""What is part of a request, of which the fingerprint is taken: JSON has no NaN."""
 
 
 def _check_range(value: tuple[float, float]) -> tuple[float, float]:

@@ -154,8 +154,9 @@ def test_somebody_elses_file_is_left_alone(small_run: Path, name: str) -> None:
     foreign = small_run / name
     foreign.write_text("somebody's")
     before = _digests(small_run)
-    with pytest.raises(OutputError, match=rf"{name} was not written by lgo"):
-        execute(ANALYSES["hessian"], small_run)
+    for dry_run in (False, True):  # which promises nothing that is then refused
+        with pytest.raises(OutputError, match=rf"{name} was not written by lgo"):
+            execute(ANALYSES["hessian"], small_run, execution=Execution(dry_run=dry_run))
     assert _digests(small_run) == before
     execute(ANALYSES["hessian"], small_run, execution=Execution(force=True))
     assert foreign.read_bytes() != b"somebody's"

@@ -111,6 +111,9 @@ def execute(
             os.utime(plan.manifest_path)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
+        # What computing would refuse, as far as it is known before the inputs are loaded.
+        names = [*PAYLOADS[plan.command], *figure_names(plan.request, figure)]
+        own_files(plan, names, force=execution.force)
         status = Status.PLANNED if done is None else Status.REDRAW_PLANNED
         return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
@@ -218,7 +221,8 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
         The manifest or `None`, and the names of figures that are missing or damaged.
 
     Raises:
-        OutputError: if the manifest was edited.
+        DamagedError: if the manifest is this lgo's and cannot be read.
+        OutputError: if its request was edited.
     """
     manifest = read_ours(plan.manifest_path, force=False)
     if manifest is None or manifest.fingerprint != plan.fingerprint:
