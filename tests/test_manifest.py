@@ -231,7 +231,7 @@ def test_request_with_a_number_that_is_not_finite_is_refused_in_words(
     path.write_text(
         path.read_text().replace('"analysis_samples": 64', f'"analysis_samples": {number}')
     )
-    why = f"{path} is not a manifest that this lgo reads: request.config: has a number that is not"
+    why = f"{path} is not a manifest that this lgo reads: request.config: out of range float"
     for command in ("show", "verify", "table"):
         assert why in lgo(command, small_run, code=3).stderr
     for option in ("--quiet", "--dry-run"):

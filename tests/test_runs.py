@@ -307,6 +307,18 @@ def test_dry_run_does_nothing(small_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_paths_may_be_strings_and_ranges_lists(small_run: Path, tmp_path: Path) -> None:
+    asked = [
+        (InterpConfig(range=bounds, num_points=3, analysis_samples=64), run, Execution(out=out))  # type: ignore[arg-type]
+        for bounds, run, out in (
+            ((-1.0, 1.0), small_run, tmp_path / "new"),
+            ([-1.0, 1.0], str(small_run), str(tmp_path / "new")),
+        )
+    ]
+    first, second = (execute(config, run, execution=how) for config, run, how in asked)
+    assert (first.status, second.status) == (Status.COMPUTED, Status.UP_TO_DATE)
+
+
 def test_resume_reaches_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ class Outcome:
 
 def execute(
     config: StepConfig,
-    run: Path | None = None,
+    run: str | Path | None = None,
     *,
     execution: Execution | None = None,
     figure: FigureConfig | None = None,
@@ -99,7 +99,7 @@ def execute(
     with stopwatch.phase("load"):
         if execution.download_data:
             _download(config, execution)
-        plan = plan_step(config, run, execution, DEFAULT_RUN)
+        plan = plan_step(config, None if run is None else Path(run), execution, DEFAULT_RUN)
     _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
