@@ -3,6 +3,8 @@
 `execute` carries out a step in a run directory with the caching, manifests and numbers of the
 command line. Below it, `Objective` and the estimators work on any model and data::
 
+    from pathlib import Path
+
     from lgo_cli import Execution, TrainConfig, execute
 
     outcome = execute(TrainConfig(epochs=5), execution=Execution(out=Path("outputs")))

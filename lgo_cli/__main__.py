@@ -1,13 +1,24 @@
 """Entry point of the `lgo` command and of `python -m lgo_cli`."""
 
+from __future__ import annotations
+
+import codecs
+import contextlib
 import gc
+import io
+import json
 import os
 import signal
 import sys
-from types import FrameType
+from typing import TYPE_CHECKING, TextIO
 
 from lgo_cli.cli import MODULES, load
 from lgo_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from _typeshed import ReadableBuffer
 
 _INTERRUPTED = "lgo: error: interrupted\nhint: nothing is half-written; run the same again\n"
 
@@ -20,10 +31,57 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, _INTERRUPTED.encode())
+            with contextlib.suppress(OSError):
+                os.write(2, _INTERRUPTED.encode())
             os._exit(ExitCode.INTERRUPTED)
         frame = frame.f_back
     signal.default_int_handler(signum, frame)
+
+
+class _Descriptor(io.FileIO):
+    """A standard stream's descriptor, of which some errors are none."""
+
+    def __init__(self, number: int, forgiven: type[OSError]) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.forgiven = forgiven
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write, or drop what can go nowhere; of what is an error the first is raised."""
+        try:
+            return super().write(data)
+        except self.forgiven:
+            return memoryview(data).nbytes
+        except OSError:
+            self.forgiven = OSError  # what is buffered comes again when the process ends
+            raise
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, as JSON escapes it: what `--json` prints stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _writable(stream: TextIO | None, forgiven: type[OSError]) -> TextIO:
+    """A standard stream that takes any text; one that is closed takes it to `os.devnull`."""
+    number = os.open(os.devnull, os.O_RDWR) if stream is None else stream.fileno()
+    encoding = "utf-8" if stream is None else stream.encoding
+    buffer = io.BufferedWriter(_Descriptor(number, forgiven))
+    return io.TextIOWrapper(buffer, encoding, _escape.__name__, line_buffering=True)
+
+
+def _open_streams() -> None:
+    """Make the standard streams such that none changes how a command ends, but a full stdout.
+
+    A reader of data who has seen enough (`| head`) is no error, nor is talk that cannot be heard.
+    Closed ones are opened in the order of their numbers, each of which is the lowest that is free:
+    a file that is opened later would get it, and with it what is printed.
+    """
+    codecs.register_error(_escape.__name__, _escape)
+    if sys.stdin is None:
+        sys.stdin = open(os.open(os.devnull, os.O_RDWR))  # noqa: SIM115 - for all of the process
+    sys.stdout = _writable(sys.stdout, BrokenPipeError)
+    sys.stderr = _writable(sys.stderr, OSError)
 
 
 def main() -> None:
@@ -34,6 +92,7 @@ def main() -> None:
     memory goes at once: the last collection would look at each of PyTorch's objects, for half a
     second.
     """
+    _open_streams()
     gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)

@@ -92,7 +92,8 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a plain state_dict.
 
     Raises:
-        InputError: as `load`; also if a value is no tensor, or a weight is NaN or infinite.
+        InputError: as `load`; also if a value is no tensor of plain numbers, or a weight is NaN or
+            infinite.
     """
     if path.suffix == ".safetensors":
         raise InputError(
@@ -113,12 +114,29 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             hint=f"save the weights alone: {_SAVE}",
         )
     for name, tensor in state.items():
+        if (kind := _other_kind(tensor)) is not None:
+            raise InputError(
+                f"{path}: {name} is {kind}, not plain numbers",
+                hint="save the weights as dense tensors in float32, or the model's own type",
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"{path}: {name} has values that are not finite",
                 hint="take weights from before the training diverged",
             )
     return state
+
+
+def _other_kind(tensor: Tensor) -> str | None:
+    """What a tensor is whose numbers cannot be taken as they stand; `None` if they can."""
+    if tensor.is_meta:
+        return "a tensor without numbers (on PyTorch's meta device)"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    # Numbers of eight bits are those of a scale that is elsewhere.
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.itemsize < 2):
+        return "quantised"
+    return None
 
 
 def _all_tensors(state: dict[Any, Any]) -> bool:
@@ -133,7 +151,8 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
         model: What it must fit.
 
     Raises:
-        InputError: as `load_state_dict`; or naming what is missing, left over or of another shape.
+        InputError: as `load_state_dict`; or naming what is missing, left over, or of another shape
+            or kind of number.
     """
     state = load_state_dict(path)
     own = model.state_dict()
@@ -152,8 +171,14 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    # Copied into floats, complex numbers would lose a part; integers are weights cut off.
+    numbers = [
+        f"{name} holds {_dtype(state[name])}, the model wants {_dtype(own[name])}"
+        for name in own
+        if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     # One of each kind before the second of any: together they say what is wrong.
-    ranks = zip_longest(missing, unknown, shapes)
+    ranks = zip_longest(missing, unknown, shapes, numbers)
     complaints = [complaint for rank in ranks for complaint in rank if complaint is not None]
     if complaints:
         more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
@@ -162,6 +187,10 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
             hint="give the model and data set it was made with: --model, --model-arg, --dataset",
         )
     return state
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _wrapper(names: list[str], own: Container[str]) -> str:

@@ -27,12 +27,13 @@ from pydantic import (
 )
 
 from lgo_cli.errors import UsageError
+from lgo_cli.files import hashable_json
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
 Command = Literal["train", "hessian", "interp", "contour"]
-Arguments = dict[str, JsonValue]
+Arguments = Annotated[dict[str, JsonValue], AfterValidator(hashable_json)]
 MAX_COORDINATE = 1e38
 
 
@@ -44,8 +45,14 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Range = Annotated[tuple[Finite, Finite], AfterValidator(_check_range)]
+Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_tuple), AfterValidator(_check_range)]
 
 PlaneKind = Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"]
 BatchNormPolicy = Literal["frozen", "recompute", "interpolate", "batch"]
@@ -54,15 +61,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _one_or_many(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """What may be named several times; one alone needs no list."""
 
 C = TypeVar("C", bound=BaseModel)
@@ -311,9 +310,11 @@ class FigureConfig(Strict):
 
 
 class Execution(Strict):
-    """How and where a command runs. Nothing here is part of the request."""
+    """How and where a command runs; nothing of the request. From Python a path may be a string."""
 
-    out: Path | None = None
+    _SIZE: ClassVar = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B")
+
+    out: Annotated[Path, Field(strict=False)] | None = None
     force: bool = False
     dry_run: bool = False
     strict: bool = False
@@ -321,7 +322,7 @@ class Execution(Strict):
     resume: bool = False
     device: str = "auto"
     num_threads: Count | None = None
-    data_root: Path | None = None
+    data_root: Annotated[Path, Field(strict=False)] | None = None
     download_data: bool = False
     memory: str | None = None
     basis_device: Literal["auto", "cpu", "disk"] = "auto"
@@ -331,7 +332,7 @@ class Execution(Strict):
     @field_validator("memory")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        if value is not None and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?)?B", value) is None:
+        if value is not None and cls._SIZE.fullmatch(value) is None:
             raise ValueError(f"{value!r} is no size: it is like 4GiB or 500MB")
         return value
 
@@ -355,11 +356,9 @@ class Execution(Strict):
     @property
     def memory_bytes(self) -> int | None:
         """The memory budget in bytes: 1GiB is 2³⁰, 1GB 10⁹."""
-        if self.memory is None:
-            return None
-        match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B", self.memory)
+        match = self._SIZE.fullmatch(self.memory or "")
         if match is None:
-            raise ValueError(f"not a size: {self.memory}")
+            return None
         power = " KMGT".index(match[2] or " ")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 

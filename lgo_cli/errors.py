@@ -49,6 +49,10 @@ class InputError(LgoError):
     exit_code = ExitCode.INPUT
 
 
+class DamagedError(InputError):
+    """A manifest that this very lgo wrote was damaged or edited since."""
+
+
 class OutputError(LgoError):
     """An output cannot be written: it is somebody else's, locked, or no directory."""
 

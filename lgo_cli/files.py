@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
 
@@ -19,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows has no flock
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 BOOKKEEPING = ".lgo"
 """Directory inside a run for locks, claims and journals; never an output."""
@@ -36,6 +38,16 @@ def canonical_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
+
+
+def hashable_json(value: T) -> T:
+    """The value itself, if `canonical_json` takes it.
+
+    Raises:
+        ValueError: if not.
+    """
+    canonical_json(value)
+    return value
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -141,3 +153,14 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
                     hint="choose a directory on another disk with --out",
                 ) from error
         yield
+
+
+def is_locked(directory: Path, step: str) -> bool:
+    """Whether another process holds the lock of `step`; where that cannot be told, none does."""
+    try:
+        with step_lock(directory, step):
+            return False
+    except LockedError:
+        return True
+    except (OutputError, MachineError):
+        return False

@@ -11,11 +11,11 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import JsonValue, SerializeAsAny, ValidationError, model_validator
+from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from lgo_cli import __version__
-from lgo_cli.config import CONFIGS, Command, FigureConfig, Strict, describe
-from lgo_cli.errors import InputError
+from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict, describe
+from lgo_cli.errors import DamagedError, InputError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from lgo_cli.results import (
     STAND_INS,
@@ -50,7 +50,7 @@ class Request(Strict):
 
     command: Command
     algorithm_version: int
-    config: dict[str, JsonValue]
+    config: Arguments
     inputs: dict[str, InputRef]
 
 
@@ -247,8 +247,8 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
         where: What to call it in an error.
 
     Raises:
-        InputError: if it is not a manifest of this version; of another, it says which, and of this
-            one, that it was damaged or edited.
+        DamagedError: if this lgo wrote it, and it was damaged or edited since.
+        InputError: if it is not a manifest of this version; of another, it says which.
     """
     try:
         command = _Head.model_validate_json(text).request.command
@@ -256,7 +256,7 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
     except ValidationError as error:
         found = _recognise(text)
         if found is not None and found.is_this:
-            raise InputError(
+            raise DamagedError(
                 f"{where} was damaged or edited since this lgo wrote it: {describe(error)[0]}",
                 hint=f"lgo {found.request.command} again with --force replaces it",
             ) from error

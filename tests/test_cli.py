@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as Namespace
 from typing import Any, get_type_hints
@@ -18,6 +21,7 @@ from conftest import SMALL, Lgo
 from lgo_cli import __version__
 from lgo_cli.cli import app
 from lgo_cli.config import (
+    CONFIGS,
     ContourConfig,
     Execution,
     FigureConfig,
@@ -29,6 +33,7 @@ from lgo_cli.config import (
 )
 from lgo_cli.manifest import parse_manifest
 from lgo_cli.runs import Outcome, Status
+from lgo_cli.runs.inspect import verify_run
 
 Asked = tuple[StepConfig, Path | None, Execution, FigureConfig]
 
@@ -304,9 +309,28 @@ def test_what_is_no_run_is_not_to_be_trained_into(lgo: Lgo, small_run: Path) -> 
     for named in ("sweep/0.1", "none"):
         error = lgo("hessian", named, code=3).stderr
         assert error.endswith(f"hint: train one first: lgo train --out {named}\n")
+
+
+def test_a_lost_manifest_is_no_reason_to_train_something_else(lgo: Lgo, small_run: Path) -> None:
+    """`lgo train --out RUN`, as it was advised, trained the default experiment over the weights."""
+    again = "lgo train with the options of that training and"
     (small_run / "train.json").unlink()
     error = lgo("hessian", small_run, code=3).stderr
-    assert error.endswith(f"hint: train it again: lgo train --out {small_run}\n")
+    weights = small_run / "model.pth"
+    assert error.endswith(
+        f"hint: {again} --out {small_run} makes it again; "
+        f"or name {weights}, with --model, --dataset and --out\n"
+    )
+    line = ("--top-k", 1, "--bottom-k", 0, "--no-audit", "--quiet")
+    own = ("--model", "mlp", "--model-arg", "hidden=8", "--dataset", "synthetic", "--out", "of it")
+    lgo("hessian", weights, *own, *line)
+    weights.unlink()
+    (small_run / "init.pth").unlink()
+    error = lgo("hessian", small_run, code=3).stderr
+    assert error.endswith(f"hint: {again} --out {small_run} makes it again\n")
+    (small_run / ".lgo" / "train.claim").touch()
+    error = lgo("hessian", small_run, code=3).stderr
+    assert error.endswith(f"training did not end: {again} --resume --out {small_run}\n")
 
 
 @pytest.mark.parametrize("link", ["link.pth", "small/best.pth"])
@@ -441,6 +465,43 @@ def test_dry_run(lgo: Lgo, small_run: Path) -> None:
     line = ("run", "--out", "new", "--dry-run", "--json")
     assert json.loads(lgo(*line).stdout)["command"] == "train"
     assert lgo(*line).stdout.count("\n") == 1
+    lgo("train", "--out", "run", *SMALL, "--quiet")
+    told = lgo("train", "--out", "run", *SMALL, "--format", "pdf", "--dry-run").stderr
+    assert told == "train: would redraw figures (nothing done: --dry-run)\n"
+
+
+def test_dry_run_of_all_four_plans_each_that_can_be_planned(lgo: Lgo) -> None:
+    """Only what a step to be computed decides is left open: weights, or a plane's eigenvectors."""
+    file = Path("c.toml")
+    tables = "[hessian]\ntop_k = {}\nvector_rtol = 1e-3\n[interp]\nnum_points = {}\n[contour]\n"
+    plane = "plane = 'eigen'\nresolution = '3'\n"
+    line = ("run", "--config", file, "--out", "r", *SMALL, "--analysis-samples", 64)
+
+    def told(top_k: int, num_points: int, plane: str) -> list[str]:
+        file.write_text(tables.format(top_k, num_points) + plane)
+        result = lgo(*line, "--dry-run")
+        return [text.removesuffix(" (nothing done: --dry-run)") for text in
+                result.stderr.splitlines() if text.startswith(tuple(CONFIGS))]  # fmt: skip
+
+    assert told(2, 3, plane) == [
+        "train: would compute", "hessian: would follow", "interp: would follow",
+        "contour: would follow",
+    ]  # fmt: skip
+    lgo(*line, "--quiet")
+    assert told(2, 3, plane) == [f"{command}: up to date" for command in CONFIGS]
+    assert told(2, 5, plane) == [
+        "train: up to date", "hessian: up to date", "interp: would compute", "contour: up to date",
+    ]  # fmt: skip
+    # The plane's eigenvectors would be others.
+    assert told(3, 3, plane)[1:] == [
+        "hessian: would compute", "interp: up to date", "contour: would follow",
+    ]  # fmt: skip
+    assert told(3, 3, "resolution = '5'\n")[1:] == [
+        "hessian: would compute", "interp: up to date", "contour: would compute",
+    ]  # fmt: skip
+    printed = lgo(*line, "--dry-run", "--json").stdout.splitlines()
+    asked = [json.loads(text).get("command") for text in printed]
+    assert asked == [None, "hessian", None, "contour"]  # manifests of what is there
 
 
 def test_help_loses_no_bracketed_word(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +642,8 @@ def test_choices_stand_in_the_one_line_of_the_error(lgo: Lgo) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["datasets", "models --json", "verify small", "show small", "--version"]
+    "command",
+    ["datasets", "models --json", "verify small", "show small", "--version", "train --help"],
 )
 def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str) -> None:
     reader, writer = os.pipe()
@@ -594,6 +656,92 @@ def test_a_reader_who_has_seen_enough_is_no_error(small_run: Path, command: str)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_terminal", "bar"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, False),
+    ],
+)
+def test_progress_is_a_bar_where_one_can_be_shown_and_lines_elsewhere(
+    environment: dict[str, str], on_terminal: bool, bar: bool
+) -> None:
+    code = (
+        "from lgo_cli.cli import output, progress\n"
+        "progress.LINE_INTERVAL_S = 0\n"
+        "out = output.Output(json=False, quiet=False, verbose=False)\n"
+        "out.say('before')\n"
+        "with out.progress.task('surface', 2, 'cells') as task: task.advance(loss=0.5)\n"
+    )
+    ours, theirs = pty.openpty() if on_terminal else os.pipe()
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code], env={**kept, **environment}, stderr=theirs, check=True
+        )
+        lines = os.read(ours, 10_000).decode().splitlines()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert lines[0] == "before"
+    assert ("\x1b" in "".join(lines)) == bar
+    if not bar:
+        assert lines[1].startswith("surface: 1/2 cells, ")
+        assert lines[1].endswith(" left, loss 0.5")
+
+
+HESSIAN = "hessian small --top-k 1 --bottom-k 0 --no-audit --analysis-samples 64"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f"{HESSIAN} >&-", 0),
+        (f"{HESSIAN} 2>&-", 0),
+        (f"{HESSIAN} <&- >&- 2>&-", 0),
+        (f"{HESSIAN} --verbose 2>/dev/full", 0),
+        ("table small >&-", 0),
+        ("--version >&-", 0),
+        ("hessian nowhere 2>&-", 3),
+        ("hessian nowhere 2>/dev/full", 3),
+        ("hessian --nothing 2>/dev/full", 2),
+        ("show small >/dev/full", 5),
+        ("train --help >/dev/full", 5),
+        ("--version >/dev/full", 5),
+    ],
+)
+def test_closed_and_full_streams(small_run: Path, line: str, code: int) -> None:
+    """Talk that nobody hears and data that nobody wants change nothing; data that are lost do."""
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m lgo_cli {line}"],
+        cwd=small_run.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if code == 5:
+        assert done.stderr == (
+            "lgo: error: no space left on the disk\nhint: free some and run again\n"
+        )
+    if code == 0 and line.startswith(HESSIAN):
+        assert (small_run / "hessian.json").is_file()
+        # Nothing that was printed went to a file which got the closed stream's number.
+        assert verify_run(small_run) == ["train", "hessian"]
+
+
+def test_characters_that_the_encoding_lacks(small_run: Path) -> None:
+    """They are escaped as JSON escapes them: `--json` is the manifest in any encoding."""
+    line = [sys.executable, "-m", "lgo_cli", *HESSIAN.split(), "--out", "λ\U0001d706"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = partial(
+        subprocess.run, cwd=small_run.parent, env=environment, capture_output=True, check=True
+    )
+    shown = run(line).stdout.decode("ascii")
+    assert "\\u00b1" in shown
+    assert shown.endswith("\\u03bb\\ud835\\udf06/hessian.json\n")
+    assert json.loads(run([*line, "--json"]).stdout)["provenance"]["argv"][-1] == line[-1]
 
 
 def test_catalogue(lgo: Lgo) -> None:

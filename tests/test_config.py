@@ -31,6 +31,7 @@ from lgo_cli.errors import UsageError
         ),
         (TrainConfig, {"label_smoothing": 1.0}, "--label-smoothing: input should be less than 1"),
         (TrainConfig, {"seed": -1}, "--seed: input should be greater than or equal to 0"),
+        (TrainConfig, {"model_arg": {"p": [float("nan")]}}, "--model-arg: out of range float"),
         (TrainConfig, {"lr": "1"}, "--lr: input should be a valid number, got '1'"),
         (HessianConfig, {"top_k": -1}, "--top-k: input should be greater than or equal to 0"),
         (HessianConfig, {"rtol": 0.0}, "--rtol: input should be greater than 0"),

@@ -9,10 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import Lgo
+
+import lgo_cli
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 README = EXAMPLES.parent / "README.md"
@@ -125,3 +128,14 @@ def test_readme_names_only_what_there_is(shell: dict[str, str], tmp_path: Path) 
                 capture_output=True, text=True,
             )  # fmt: skip
             assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_docstring_of_the_package_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lgo_cli.__doc__ is not None
+    block = re.findall(r"::\n\n((?:    .*\n|\n)+)", lgo_cli.__doc__)[0]
+    exec(textwrap.dedent(block), {})
+    assert 0.5 < float(capsys.readouterr().out) <= 1
+    assert (tmp_path / "outputs" / "train.json").is_file()

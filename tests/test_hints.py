@@ -273,6 +273,37 @@ def test_no_weights_have_advice_of_their_own(
     assert advice in _hint(stderr)
 
 
+def _first_as(change: Callable[[torch.Tensor], torch.Tensor]) -> Save:
+    return _saved(lambda state: {**state, "linear1.weight": change(state["linear1.weight"])})
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # PyTorch's own
+@pytest.mark.parametrize(
+    ("save", "kind"),
+    [
+        (_first_as(lambda weight: weight.to_sparse()), "is sparse, not plain numbers"),
+        (_first_as(lambda weight: weight.to("meta")), "is a tensor without numbers (on PyTorch's"),
+        (_first_as(lambda weight: weight.to(torch.float8_e5m2)), "is quantised, not plain numbers"),
+        (_first_as(lambda weight: weight.to(torch.complex64)), "holds complex64, the model wants"),
+        (_first_as(lambda weight: weight.long()), "holds int64, the model wants float32"),
+    ],
+)
+def test_weights_that_are_no_plain_floats_are_refused(
+    lgo: Lgo, small_run: Path, tmp_path: Path, save: Save, kind: str
+) -> None:
+    save(torch.load(small_run / "model.pth", weights_only=True), tmp_path / "odd.pth")
+    assert f"linear1.weight {kind}" in lgo(*LINE, code=3).stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_taken(
+    lgo: Lgo, small_run: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    state = torch.load(small_run / "model.pth", weights_only=True)
+    torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "odd.pth")
+    lgo(*LINE)
+
+
 def test_other_weights_show_what_lacks_and_what_is_too_much(lgo: Lgo, tmp_path: Path) -> None:
     torch.save({"weight": torch.eye(3), "bias": torch.ones(3)}, tmp_path / "odd.pth")
     error = lgo(*LINE, code=3).stderr

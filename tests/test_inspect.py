@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from conftest import SMALL, Lgo
 
+from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import aligned, fitting
+from lgo_cli.files import step_lock
 from lgo_cli.runs.inspect import COLUMNS
 
 # With vectors precise enough for a plane.
@@ -63,6 +65,10 @@ def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
     assert "hessian: stale: input model.pth" in result.stderr
     shown = lgo("show", run)
     assert "warning: contour: stale: input model.pth" in shown.stderr
+    row = json.loads(lgo("table", run, "--format", "jsonl").stdout)
+    assert row["seed"] == 5
+    assert row["lambda_max"] is row["trace"] is row["contour_loss_min"] is None
+    assert row["problems"].startswith("hessian: stale: input model.pth ")
     lgo(
         "hessian",
         run,
@@ -88,6 +94,15 @@ def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> 
     why = "hessian: of init.pth, not of the final model.pth; contour: stale: input hessian.npz"
     assert row["problems"].startswith(why)
     assert f"warning: {run}: {row['problems']}" in result.stderr
+
+
+def test_table_puts_no_weights_from_elsewhere_beside_the_runs_own(lgo: Lgo, run: Path) -> None:
+    lgo("train", "--out", "other", *SMALL, "--seed", 5, "--quiet")
+    lgo("contour", "other", "--resolution", 3, "--analysis-samples", 64, "--out", run, "--quiet")
+    assert "contour  of other weights than train\n" in lgo("show", run).stdout
+    row = json.loads(lgo("table", run, "--format", "jsonl").stdout)
+    assert row["contour_loss_min"] is None
+    assert row["lambda_max"] is not None
 
 
 def test_analysis_of_another_checkpoint_says_what_it_replaces(lgo: Lgo, small_run: Path) -> None:
@@ -238,6 +253,21 @@ def test_an_interrupted_step_is_named(lgo: Lgo, run: Path) -> None:
     assert "interp: interrupted" in lgo("verify", run, code=3).stderr
 
 
+def test_a_running_step_is_not_called_interrupted(lgo: Lgo, run: Path) -> None:
+    (run / "contour.json").rename(run / ".lgo" / "contour.old.json")
+    (run / ".lgo" / "contour.claim").write_text('{"names": []}')
+    with step_lock(run, "contour"):
+        assert "contour  running in another process\n" in lgo("show", run).stdout
+        assert "contour: running in another process" in lgo("verify", run, code=3).stderr
+        assert "contour: running" in lgo("export", run, "--to", "csv", code=3).stderr
+    assert "contour  interrupted: run it again\n" in lgo("show", run).stdout
+    (run / "train.json").rename(run / ".lgo" / "train.old.json")
+    (run / ".lgo" / "train.claim").write_text('{"names": []}')
+    with step_lock(run, "train"):
+        error = lgo("hessian", run, code=3).stderr
+    assert error.endswith("hint: its training runs in another process: wait for it to end\n")
+
+
 def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     lgo("train", "--out", "other", *SMALL, "--seed", 1, "--quiet")
     text = lgo("table", run, "other").stdout.splitlines()
@@ -313,6 +343,21 @@ def test_table_fits_a_real_terminal_and_is_whole_in_a_pipe(run: Path, columns: i
     assert max(map(len, piped.stdout.splitlines())) > 120
     assert "trace_standard_error" in piped.stdout
     assert piped.stderr == ""
+
+
+def test_a_terminal_shows_which_steps_have_problems(
+    lgo: Lgo, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their reasons are too long for a column there, and are said beside the table."""
+    (run / "hessian.npz").write_bytes(b"x")
+    monkeypatch.setattr(Output, "width", 80)
+    result = lgo("table", run.name, "nowhere", code=3)
+    lines = result.stdout.splitlines()
+    assert [line[lines[0].index("problems") :] for line in lines] == [
+        "problems", "hessian, contour", "unreadable"
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    assert "warning: small: hessian: small/hessian.npz is not what" in result.stderr
 
 
 def test_ones_own_files_go_by_their_names(lgo: Lgo, tmp_path: Path) -> None:

@@ -203,8 +203,10 @@ def test_damaged_manifest_of_this_version_says_so_and_is_replaced_by_force_alone
         f"lgo: error: {path} was damaged or edited since this lgo wrote it: results.loss_min"
     )
     assert error.endswith("\nhint: lgo contour again with --force replaces it\n")
-    assert "was not written by lgo contour" in _measure(lgo, small_run, code=3)
+    for dry_run in ((), ("--dry-run",)):
+        assert _measure(lgo, small_run, *dry_run, code=3) == error
     assert path.read_bytes() == before
+    _measure(lgo, small_run, "--force", "--dry-run")
     _measure(lgo, small_run, "--force")
     read_manifest(path)
 
@@ -218,6 +220,22 @@ def test_file_that_only_looks_like_a_manifest_is_nobodys_to_replace(
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     assert "is not a manifest that this lgo reads" in lgo("show", small_run, code=3).stderr
     assert "was not written by lgo contour" in _measure(lgo, small_run, code=3)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_request_with_a_number_that_is_not_finite_is_refused_in_words(
+    small_run: Path, lgo: Lgo, number: str
+) -> None:
+    path = small_run / "contour.json"
+    _measure(lgo, small_run)
+    path.write_text(
+        path.read_text().replace('"analysis_samples": 64', f'"analysis_samples": {number}')
+    )
+    why = f"{path} is not a manifest that this lgo reads: request.config: out of range float"
+    for command in ("show", "verify", "table"):
+        assert why in lgo(command, small_run, code=3).stderr
+    for option in ("--quiet", "--dry-run"):
+        assert "was not written by lgo contour" in _measure(lgo, small_run, option, code=3)
 
 
 def test_phases_do_not_overlap(small_run: Path) -> None:

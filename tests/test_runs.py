@@ -154,8 +154,9 @@ def test_somebody_elses_file_is_left_alone(small_run: Path, name: str) -> None:
     foreign = small_run / name
     foreign.write_text("somebody's")
     before = _digests(small_run)
-    with pytest.raises(OutputError, match=rf"{name} was not written by lgo"):
-        execute(ANALYSES["hessian"], small_run)
+    for dry_run in (False, True):  # which promises nothing that is then refused
+        with pytest.raises(OutputError, match=rf"{name} was not written by lgo"):
+            execute(ANALYSES["hessian"], small_run, execution=Execution(dry_run=dry_run))
     assert _digests(small_run) == before
     execute(ANALYSES["hessian"], small_run, execution=Execution(force=True))
     assert foreign.read_bytes() != b"somebody's"
@@ -305,6 +306,18 @@ def test_dry_run_does_nothing(small_run: Path, tmp_path: Path) -> None:
     assert outcome.manifest is None
     assert _digests(small_run) == before
     assert not (tmp_path / "new").exists()
+
+
+def test_paths_may_be_strings_and_ranges_lists(small_run: Path, tmp_path: Path) -> None:
+    asked = [
+        (InterpConfig(range=bounds, num_points=3, analysis_samples=64), run, Execution(out=out))  # type: ignore[arg-type]
+        for bounds, run, out in (
+            ((-1.0, 1.0), small_run, tmp_path / "new"),
+            ([-1.0, 1.0], str(small_run), str(tmp_path / "new")),
+        )
+    ]
+    first, second = (execute(config, run, execution=how) for config, run, how in asked)
+    assert (first.status, second.status) == (Status.COMPUTED, Status.UP_TO_DATE)
 
 
 def test_resume_reaches_the_bytes_of_an_undisturbed_run(

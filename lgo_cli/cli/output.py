@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from enum import Enum
@@ -32,12 +31,9 @@ class Mode(Enum):
 
 
 def write(text: str) -> None:
-    """Write a line of data; a reader who has seen enough (`| head`) is no error."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    """Write a line of data."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 class Output:
@@ -61,7 +57,11 @@ class Output:
         """Where talk goes."""
         from rich.console import Console
 
-        return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        # FORCE_COLOR makes no terminal of a log file, in which a bar is a line of escape codes.
+        terminal = None if sys.stderr.isatty() else False
+        return Console(
+            stderr=True, force_terminal=terminal, markup=False, highlight=False, soft_wrap=True
+        )
 
     @cached_property
     def progress(self) -> Progress:

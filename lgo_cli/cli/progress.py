@@ -1,4 +1,7 @@
-"""Progress on stderr: Rich's bar on a terminal, a plain line every half minute elsewhere."""
+"""Progress on stderr: Rich's bar on a terminal, a plain line every half minute elsewhere.
+
+A terminal that cannot move its cursor (`TERM=dumb`) gets lines too.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class RichProgress:
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
         """Show one task until the block ends."""
-        if not self.console.is_terminal:
+        if not self.console.is_terminal or self.console.is_dumb_terminal:
             yield _Lines(self.console, description, total, unit)
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -44,6 +44,8 @@ class ErrorBoundary(TyperGroup):
             return super().make_context(info_name, args, *more, **extra)
         except typer.TyperException as error:
             _fail_usage(error, "lgo")
+        except OSError as error:  # of `--help` and `--version`
+            _fail_disk(error)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the sub-command."""
@@ -67,9 +69,7 @@ class ErrorBoundary(TyperGroup):
                 raise
             _fail_memory(self.get_command(ctx, ctx.invoked_subcommand))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
+            _fail_disk(error)
 
 
 _LESS_MEMORY = (
@@ -85,6 +85,12 @@ def _fail_memory(command: Any) -> None:
     hint = f"lower {' or '.join(lower)}" if lower else "close other programs"
     hint += ", or --basis-device disk" if "--basis-device" in flags else ""
     _fail("out of memory", hint, ExitCode.MACHINE)
+
+
+def _fail_disk(error: OSError) -> None:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
 
 
 def _fail(message: str, hint: str, code: int) -> None:

@@ -83,6 +83,7 @@ def run(
     A --config file has one table for each command: [train], [hessian], [interp], [contour].
     """
     from lgo_cli.cli.request import explicit, options_of_run, put_together
+    from lgo_cli.runs import Status
 
     output = open_output(ctx)
     asked = []
@@ -96,7 +97,13 @@ def run(
     directory = asked[0][1].out or DEFAULT_RUN
     # The code that the run names is the code that this very command line named.
     analysis = {"out": None, "resume": False, "trust_code": True, "download_data": False}
+    planned: set[str] = set()
     for step, execution, figure in asked:
+        along = getattr(step, "plane", None) or getattr(step, "direction", None) or ""
+        if "train" in planned or ("hessian" in planned and "eigen" in along):
+            # What it would be asked is not known before what it starts from is there.
+            output.say(f"{step.command}: would follow (nothing done: --dry-run)")
+            continue
         trains = isinstance(step, TrainConfig)
         outcome = carry_out(
             output,
@@ -106,6 +113,5 @@ def run(
             figure,
         )
         output.outcome(outcome, one_line=True)
-        if outcome.manifest is None:
-            output.say("the analyses would follow")
-            return
+        if outcome.status is Status.PLANNED:
+            planned.add(step.command)

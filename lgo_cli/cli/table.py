@@ -35,15 +35,17 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
     from lgo_cli.runs.inspect import COLUMNS, inspect_run, run_row
 
     output = Output(json=False, quiet=False, verbose=False)
-    rows, unreadable = [], []
+    rows, concerned, unreadable = [], [], []
     for run in runs:
         try:
             states = inspect_run(run)
             rows.append(run_row(run, states))
+            concerned.append(", ".join(state.command for state in states if state.reason) or None)
             unreadable += [state.error for state in states if state.error is not None]
         except InputError as error:
             unreadable.append(error)
             rows.append({"run": str(run), **dict.fromkeys(COLUMNS), "problems": error.message})
+            concerned.append("unreadable")
     # The first of those that cannot be read is the error at the end.
     last = unreadable[0].message if unreadable else None
     for row in rows:
@@ -59,6 +61,8 @@ def table(runs: Runs, format: TableFormat = "table") -> None:
         writer.writerows(rows)
         write(text.getvalue().rstrip("\n"))
     else:
+        if output.width is not None:  # reasons are long, and each was said above
+            rows = [row | {"problems": steps} for row, steps in zip(rows, concerned, strict=True)]
         names, said = fitting(rows, output.width)
         for line in aligned(rows, names):
             write(line)
@@ -79,7 +83,7 @@ SETTINGS = ("model", "dataset", "seed", "epochs", "lr")
 """Columns that say what was asked for."""
 
 PREFERRED = (
-    "run", *SETTINGS, "test_accuracy", "lambda_max", "barrier", "barrier_path", "trace",
+    "run", "problems", *SETTINGS, "test_accuracy", "lambda_max", "barrier", "barrier_path", "trace",
     "test_loss", "sharpness_ratio", "train_loss", "lambda_min", "barrier_lower", "barrier_upper",
     "lambda_max_bound", "trace_standard_error", "train_accuracy",
 )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.files import BOOKKEEPING, sha256_file
+from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
 
@@ -75,13 +75,19 @@ def find_checkpoint(named: Path) -> Checkpoint:
 def _what_instead(named: Path) -> str:
     """What to do where a path was to be a run or a checkpoint, and is none."""
     place = shlex.quote(str(named))
+    # `lgo train` without the options of that training would be the default one, over its weights.
+    again = "lgo train with the options of that training and"
     if (named / BOOKKEEPING / "train.claim").is_file():
-        return f"its training did not end: lgo train --resume --out {place}"
-    if (named / BOOKKEEPING / "train.written").is_file():
-        return f"train it again: lgo train --out {place}"  # its manifest was removed
-    checkpoints = sorted(named.glob("*.pth"))
-    if checkpoints:
-        return f"name a checkpoint in it: {shlex.quote(str(checkpoints[-1]))}"
+        if is_locked(named, "train"):
+            return "its training runs in another process: wait for it to end"
+        return f"its training did not end: {again} --resume --out {place}"
+    checkpoints = sorted(path for path in named.glob("*.pth") if path.name != "state.pth")
+    newest = shlex.quote(str(checkpoints[-1])) if checkpoints else None
+    if (named / BOOKKEEPING / "train.written").is_file():  # its manifest was removed
+        instead = f"; or name {newest}, with --model, --dataset and --out" if newest else ""
+        return f"{again} --out {place} makes it again{instead}"
+    if newest:
+        return f"name a checkpoint in it: {newest}"
     # `data.json` is no name for a run; `sweep/0.1` is one.
     if named.exists() or named.suffix[1:].isalpha():
         return "name the directory of a run, or a checkpoint"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from lgo_cli.errors import InputError, OutputError
+from lgo_cli.errors import DamagedError, InputError, OutputError
 from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
@@ -42,12 +42,17 @@ def read_ours(path: Path, *, force: bool) -> Manifest | None:
     """A step's manifest; `None` if there is none, or a file of that name that is no manifest.
 
     Raises:
-        OutputError: if its request was edited since, which no step shall replace unasked.
+        DamagedError: if it was damaged or edited since, and cannot be read;
+        OutputError: or if its request was: no step shall replace either unasked.
     """
     if not path.is_file():
         return None
     try:
         manifest = read_manifest(path)
+    except DamagedError:
+        if not force:
+            raise
+        return None
     except InputError:
         return None
     if manifest.is_edited and not force:
@@ -68,6 +73,7 @@ def own_files(
         OutputError: if a file of one of the new names is neither in the old manifest nor in an old
             claim, nor what the step's record says that it wrote, or the old manifest is of a later
             version or was edited.
+        DamagedError: if the old manifest is this lgo's and cannot be read.
     """
     path = plan.manifest_path
     old = _read_other(path, force=force) or read_ours(path, force=force)

@@ -40,6 +40,7 @@ class Status(Enum):
     REDRAWN = "figures redrawn"
     UP_TO_DATE = "up to date"
     PLANNED = "would compute"
+    REDRAW_PLANNED = "would redraw figures"
     SHARE_DONE = "share measured; others are still to come"
 
 
@@ -62,7 +63,7 @@ class Outcome:
 
 def execute(
     config: StepConfig,
-    run: Path | None = None,
+    run: str | Path | None = None,
     *,
     execution: Execution | None = None,
     figure: FigureConfig | None = None,
@@ -98,7 +99,7 @@ def execute(
     with stopwatch.phase("load"):
         if execution.download_data:
             _download(config, execution)
-        plan = plan_step(config, run, execution, DEFAULT_RUN)
+        plan = plan_step(config, None if run is None else Path(run), execution, DEFAULT_RUN)
     _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
@@ -110,7 +111,11 @@ def execute(
             os.utime(plan.manifest_path)
         return Outcome(Status.UP_TO_DATE, plan.manifest_path, done, plan)
     if execution.dry_run:
-        return Outcome(Status.PLANNED, plan.manifest_path, None, plan)
+        # What computing would refuse, as far as it is known before the inputs are loaded.
+        names = [*PAYLOADS[plan.command], *figure_names(plan.request, figure)]
+        own_files(plan, names, force=execution.force)
+        status = Status.PLANNED if done is None else Status.REDRAW_PLANNED
+        return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
         with step_lock(plan.out, plan.command):
             manifest = _redraw(plan, done, figure)
@@ -216,7 +221,8 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
         The manifest or `None`, and the names of figures that are missing or damaged.
 
     Raises:
-        OutputError: if the manifest was edited.
+        DamagedError: if the manifest is this lgo's and cannot be read.
+        OutputError: if its request was edited.
     """
     manifest = read_ours(plan.manifest_path, force=False)
     if manifest is None or manifest.fingerprint != plan.fingerprint:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
-from lgo_cli.files import BOOKKEEPING, sha256_file
+from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from lgo_cli.manifest import FileRef, InputRef
 
 Row = dict[str, Any]
 
@@ -61,9 +63,7 @@ def inspect_run(directory: Path) -> list[StepState]:
     for command in CONFIGS:
         path = directory / f"{command}.json"
         if not path.is_file():
-            claim = directory / BOOKKEEPING / f"{command}.claim"
-            broken = ("interrupted: run it again",) if claim.is_file() else ()
-            states.append(StepState(command, None, broken))
+            states.append(StepState(command, None, _unfinished(directory, command)))
             continue
         try:
             manifest = read_manifest(path)
@@ -77,6 +77,14 @@ def inspect_run(directory: Path) -> list[StepState]:
             f"{directory} is no run: it has no manifest", hint="name the directory of a run"
         )
     return states
+
+
+def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
+    """What became of a step that began and has no manifest; empty if none began."""
+    if not (directory / BOOKKEEPING / f"{command}.claim").is_file():
+        return ()
+    running = is_locked(directory, command)
+    return ("running in another process" if running else "interrupted: run it again",)
 
 
 def _made_by(directory: Path) -> str:
@@ -96,13 +104,14 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return None
     asked, run = manifest.request, first.request
     digest = asked.inputs["model.pth"].sha256
-    if run.command == "train":
-        names = [name for name, ref in first.outputs.items() if ref.sha256 == digest]
-        # Weights that the run no longer has are stale, which `problems` says.
-        if names and names[0] != "model.pth":
-            return f"of {names[0]}, not of the final model.pth"
-    elif run.inputs["model.pth"].sha256 != digest:
+    weights: Mapping[str, FileRef | InputRef] = first.outputs
+    if run.command != "train":
+        weights = {"model.pth": run.inputs["model.pth"]}
+    name = next((name for name, ref in weights.items() if ref.sha256 == digest), None)
+    if name is None:  # trained again since, or of somebody's from elsewhere
         return f"of other weights than {run.command}"
+    if name != "model.pth":
+        return f"of {name}, not of the final model.pth"
     for name in _OBJECTIVE:
         if asked.config[name] != run.config[name]:
             return f"with another --{name.replace('_', '-')} than {run.command}"
@@ -222,9 +231,9 @@ def _differences(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, Any
 def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     """The results of one run in one row: what was trained and what each analysis found.
 
-    Values that no step has measured are `None`, also where one measured another checkpoint than the
-    run's final one, or on other data; such steps, and those whose inputs or outputs have changed
-    since, are named in `problems`, each with its reason.
+    Values that no step has measured are `None`, also where one measured other weights than the
+    run's final ones, such as those before it was trained again, or on other data; such steps, and
+    those whose inputs or outputs have changed since, are named in `problems`, each with its reason.
     """
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     for state in states:
