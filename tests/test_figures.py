@@ -204,6 +204,8 @@ DRAWINGS: dict[str, Any] = {
     "bands": lambda: draw_bands(*_everything()),
     "curve": lambda: draw_interpolation(*_beside("line_")),
     "matrix": lambda: draw_matrix(*_matrix()),
+    "names": lambda: draw_contour(*NAMED["many bends"]()),
+    "names in perspective": lambda: draw_surface_3d(*NAMED["many bends"]()),
 }
 
 
@@ -417,6 +419,76 @@ def test_curve_that_came_with_the_directions_is_drawn(distance: float, label: st
     # Nothing of it without a curve.
     del arrays["plane_path"]
     assert label not in _texts(draw_contour(arrays, results)).splitlines()
+
+
+def _named(points: list[tuple[str, float, float]], *, path: bool = False) -> tuple[Arrays, Arrays]:
+    """A surface with named points, and with a curve through all of them if asked for."""
+    markers = [{"label": "run", "x": 0.0, "y": 0.0}]
+    markers += [{"label": label, "x": x, "y": y} for label, x, y in points]
+    arrays, results = _surface(_bowl(), plane="file", markers=markers, curve_distance=0.0)
+    if path:
+        arrays["plane_path"] = np.array([[0.0, 0.0], *((x, y) for _, x, y in points)])
+    return arrays, results
+
+
+NAMED: dict[str, Any] = {
+    "bends close together": lambda: _named(
+        [("bend 1", 0.1, 0.45), ("bend 2", 0.2, 0.5), ("bend 3", 0.28, 0.48), ("other end", 0.8, 0)]
+    ),
+    "bends on a line": lambda: _named(
+        [("bend 1", 0.27, 0), ("bend 2", 0.53, 0), ("other end", 0.8, 0)], path=True
+    ),
+    "many bends": lambda: _named(
+        [*((f"bend {i}", 0.1 * i, 0.02 * (-1) ** i) for i in range(1, 7)), ("other end", 0.8, 0)],
+        path=True,
+    ),
+    "corners": lambda: _named([("A", 1, 1), ("B", -1, 1), ("C", 1, -1), ("D", -1, -1)]),
+    "one place": lambda: _named([("A", 0.5, 0.5), ("B", 0.5, 0.5), ("C", 0.0, 0.0)]),
+}
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None)])
+@pytest.mark.parametrize("case", NAMED)
+@pytest.mark.parametrize("draw", [draw_contour, draw_surface_3d])
+def test_names_of_points_cover_neither_each_other_nor_markers(
+    draw: Any, case: str, size: Any
+) -> None:
+    arrays, results = NAMED[case]()
+    figure = draw(arrays, results, size)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    texts = {text.get_text().strip(): text for text in axes.texts}
+    names = [marker["label"] for marker in results["markers"] if marker["label"] != "run"]
+    boxes = [mpl.text.Text.get_window_extent(texts[name]) for name in names]  # type: ignore[attr-defined]
+    markers = [line.get_window_extent() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(markers) == len(names) + 1
+    levels = [text for text in axes.texts if text.get_text().strip() not in names]
+    taken = markers + [level.get_window_extent() for level in levels]
+    inside = axes.get_window_extent() if draw is draw_contour else figure.bbox
+    for index, box in enumerate(boxes):
+        assert not box.count_overlaps([*boxes[index + 1 :], *taken]), names[index]
+        assert inside.x0 <= box.x0 <= box.x1 <= inside.x1, names[index]
+        assert inside.y0 <= box.y0 <= box.y1 <= inside.y1, names[index]
+
+
+def test_names_stand_alike_in_every_format() -> None:
+    """Where they stand is decided once, whatever draws them then, at whatever resolution."""
+    figure = draw_contour(*NAMED["many bends"]())
+    before = [
+        (text.get_text(), text.get_position(), text.get_ha()) for text in figure.axes[0].texts
+    ]
+    for format in FORMATS:
+        save_figure(figure, io.BytesIO(), format, 60)
+    after = [(text.get_text(), text.get_position(), text.get_ha()) for text in figure.axes[0].texts]
+    assert before == after
+
+
+def test_points_beyond_the_picture_have_no_name_in_it() -> None:
+    arrays, results = _named([("A", 0.5, 0.5), ("B", 1.7, 0.5)], path=True)
+    for draw in (draw_contour, draw_surface_3d):
+        texts = _texts(draw(arrays, results)).split("\n")
+        assert "A" in texts
+        assert "B" not in texts
 
 
 def test_trajectory_goes_through_its_points() -> None:

@@ -10,6 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from lgo_cli.figures.labels import label_lines, name_points
 from lgo_cli.figures.plane import (
     HATCH,
     add_bar,
@@ -17,7 +18,6 @@ from lgo_cli.figures.plane import (
     draw_cells,
     draw_points,
     hatch_missing,
-    label_lines,
     new_plane,
     remarks,
 )
@@ -146,8 +146,9 @@ def draw_convexity(
             *remarks(results, to_scale=to_scale)[1:],
         )  # fmt: skip
         settle(figure, size)
+        taken = name_points(axes, points, axes.get_window_extent())
         if np.isfinite(loss).any():
-            _draw_lines(figure, axes, x, y, loss, LossScale.of(loss, results), points)
+            _draw_lines(figure, axes, x, y, loss, LossScale.of(loss, results), taken)
     return figure
 
 
@@ -169,7 +170,7 @@ def _draw_heat(
 
 def _draw_lines(
     figure: Figure, axes: Axes, x: Array, y: Array, loss: Array, scale: LossScale,
-    points: list[Any],
+    taken: list[Any],
 ) -> None:  # fmt: skip
     finite = loss[np.isfinite(loss)]
     crossed = (scale.levels > finite.min()) & (scale.levels < finite.max())
@@ -180,7 +181,7 @@ def _draw_lines(
         linewidths=0.6,
     )  # fmt: skip
     names = dict(zip(scale.levels.tolist(), scale.names, strict=True))
-    label_lines(figure, axes, lines, names, points, lambda level: "white")
+    label_lines(figure, axes, lines, names, taken, lambda level: "white")
 
 
 def draw_matrix(
