@@ -26,7 +26,7 @@ from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, er
 from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.style import round_levels, tick_names
+from lgo_cli.figures.style import house_style, round_levels, tick_names
 from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES
@@ -746,8 +746,16 @@ def test_height_is_the_loss_over_its_place(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _words_inside(figure: Figure) -> None:
-    """No legend, caption or label of an axis is cut off by the edge of the picture."""
-    figure.draw_without_rendering()
+    """No legend, caption or label is cut off by the edge of the picture, at any resolution."""
+    before = figure.dpi
+    for dpi in (60, 300, before):
+        figure.set_dpi(dpi)
+        with house_style():  # as a file is written
+            figure.draw_without_rendering()
+        _words_drawn_inside(figure)
+
+
+def _words_drawn_inside(figure: Figure) -> None:
     texts = [t for legend in figure.legends for t in legend.get_texts()]
     texts += [t for axes in figure.axes for t in (axes.xaxis.label, axes.yaxis.label)]
     texts += [t for axes in figure.axes if (inner := axes.get_legend()) for t in inner.get_texts()]
@@ -1011,6 +1019,14 @@ def test_long_axis_labels_leave_room_for_the_picture(height: float) -> None:
         _words_inside(figure)
     box = draw_contour(arrays, results).axes[0].get_window_extent()
     assert box.width > 0.4 * 340  # of a hundred pixels an inch
+
+
+def test_labels_of_a_plane_not_to_scale_are_inside_at_every_resolution() -> None:
+    """The layout was found anew for each, and moved them out of the picture."""
+    labels = [f"{axis}: given direction {rank}, norm 4.536" for axis, rank in ("x1", "y2")]
+    x, y = np.linspace(-0.25, 1.25, 9), np.linspace(-0.25, 0.25, 7)
+    _, loss = np.meshgrid(x, y)
+    _words_inside(draw_contour(*_surface(1.2 + 0.3 * loss, x=x, y=y, axis_labels=labels)))
 
 
 @pytest.mark.parametrize("height", [0.57, 0.6, 1.0])

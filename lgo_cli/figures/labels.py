@@ -121,14 +121,13 @@ def label_lines(
     """Write levels on their lines, but none over another, over a point or across the border.
 
     Args:
-        figure: Complete but for these labels.
+        figure: Settled, and complete but for these labels.
         axes: The picture.
         lines: Contour lines, each with at most as many labels as it has pieces.
         names: What is written at each level, ascending.
         taken: Artists that no label may cover.
         halo: The colour behind a level's label.
     """
-    figure.draw_without_rendering()  # settles the layout, on which the labels' slant depends
     levels = {name: level for level, name in names.items()}
     ranks = {name: rank for rank, name in enumerate(levels)}
     texts = axes.clabel(lines, fmt=dict(names), fontsize=6.5, inline=False, zorder=4)

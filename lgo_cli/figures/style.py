@@ -50,6 +50,7 @@ _RC: Any = {
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.3,
     "svg.hashsalt": "lgo",
+    "text.hinting": "no_hinting",  # else words are wider at one resolution than at another
     "pdf.fonttype": 42,
     "hatch.linewidth": 0.6,
 }
@@ -126,12 +127,14 @@ def _width(lengths: list[int], columns: int) -> float:
 def settle(figure: Figure, size: Size) -> None:
     """Make room for legend and caption, and no more, unless the height was asked for.
 
-    Names along a colour bar that would run into the one below are left out.
+    Names along a colour bar that would run into the one below are left out. The layout is final
+    then: each format and resolution would find another one, with words that are cut off.
     """
     write_powers(figure)
     if size[1] is None:
         _choose_height(figure)
-    figure.draw_without_rendering()
+    _lay_out(figure)
+    figure.set_layout_engine("none")
     for bar in (bar for axes in figure.axes for bar in axes.child_axes):
         top = -math.inf
         for name in bar.yaxis.get_ticklabels():
@@ -147,12 +150,22 @@ def _choose_height(figure: Figure) -> None:
     figure.set_figheight(figure.get_figheight() + sum(heights) / figure.dpi)
     if any(axes.get_box_aspect() is not None for axes in figure.axes):
         # A picture of a given shape may be kept low by the words at its sides.
-        for _ in range(3):  # words move axes, and axes words
-            figure.draw_without_rendering()
+        _lay_out(figure)
         boxes = [axes.get_tightbbox() for axes in figure.axes]
         heights += [max(box.height for box in boxes if box is not None)]
         height = sum(heights) / figure.dpi + PADDING * (len(heights) + 1)
         figure.set_figheight(min(figure.get_figheight(), height))
+
+
+def _lay_out(figure: Figure) -> None:
+    """Draw until all is inside, thrice at least: words move axes, and axes words."""
+    for count in range(1, 11):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        if inside and count >= 3:
+            return
 
 
 def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
