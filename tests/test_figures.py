@@ -768,6 +768,72 @@ def _words_drawn_inside(figure: Figure) -> None:
             assert box.y1 <= figure.bbox.y1, text
 
 
+def _apart(labels: Any) -> None:
+    """No two labels in a row overlap."""
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(boxes) > 1
+    assert not any(one.overlaps(two) for one, two in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("unit", "power"), [(1e-7, "10⁻⁷"), (1e7, "10⁷")])
+def test_training_of_small_and_large_losses_fits_five_inches(unit: float, power: str) -> None:
+    columns, results = _course()
+    for split in ("train", "test"):
+        columns[f"{split}_loss"] = (1 + 0.1 * columns["epoch"]) * unit
+    figure = draw_training(columns, results, (5.0, 4.0))
+    _words_inside(figure)
+    assert power in _texts(figure)
+    for axes in figure.axes[:2]:
+        assert axes.get_window_extent().width > 1.2 * figure.dpi
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None), (5.0, 4.0)])
+def test_spectrum_of_many_and_of_long_names_fits(size: Any) -> None:
+    arrays, results = _spectrum(40)
+    n = 30
+    values = np.linspace(1, 10, n)
+    names = [f"encoder.layers.{i}.self_attention.projection" for i in range(n)]
+    arrays |= {
+        "layer_names": np.array(names),
+        "layer_largest": values, "layer_residual_bounds": values / 50, "layer_traces": -values,
+        "layer_trace_standard_errors": values / 10,
+    }  # fmt: skip
+    results |= {"operator": "empirical-fisher", "scaling": "elementwise"}
+    figure = draw_spectrum(arrays, results, size)
+    _words_inside(figure)
+    ranks, density, layers = figure.axes
+    _apart(ranks.get_xticklabels())
+    _apart(density.get_yticklabels())
+    _apart(layers.get_yticklabels())
+    labels = layers.get_yticklabels()
+    # Of names for which a given height has no room, some are left out.
+    num_names = len({label.get_text() for label in labels})
+    assert num_names == n if size[1] is None else 5 < num_names < n
+    assert all(label.get_window_extent().x0 >= 0 for label in labels)
+    assert layers.get_window_extent().width > 0.4 * figure.bbox.width
+
+
+def test_barriers_fit_their_cells() -> None:
+    arrays, results = _matrix(3)
+    arrays = {key: 1e6 * values for key, values in arrays.items()}
+    names = [f"sweep/learning-rate-{i}/model.pth" for i in range(3)]
+    figure = draw_matrix(arrays, {**results, "matrix": {"names": names}})
+    with house_style():
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    cell = axes.get_window_extent().width / 3
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert max(box.width, box.height) < cell
+
+
+def test_barriers_of_nothing_have_a_scale_all_the_same() -> None:
+    arrays, results = _matrix(2)
+    figure = draw_matrix({key: 0 * np.ones((2, 2)) for key in arrays}, results)
+    (bar,) = figure.axes[0].child_axes
+    assert bar.get_ylim() == (0, 1)
+
+
 def test_names_of_a_matrix_are_not_cut_off() -> None:
     for size in (*SIZES, (5.0, 4.0)):
         arrays, results = _matrix()
@@ -1107,3 +1173,5 @@ def test_density_says_how_high_its_nodes_are() -> None:
     width = default_width(arrays["density_nodes"])
     expected = arrays["density_weights"] / (width * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(nodes.get_ydata(), expected, rtol=1e-12)
+    one = {**arrays, "density_nodes": np.array([3.0]), "density_weights": np.array([1.0])}
+    assert "1 quadrature node at its peak" in _texts(draw_spectrum(one, results))
