@@ -195,6 +195,34 @@ def test_caption_says_of_no_cell_that_it_was_filled_if_none_was(
     assert errors in text
 
 
+@pytest.mark.parametrize(
+    ("worst_error", "is_measured", "sentence"),
+    [
+        (
+            0.0,
+            np.isfinite,
+            "30 cells that were predicted not to be finite, drawn at random, were measured as a "
+            "check: none is.",
+        ),
+        (
+            "Infinity",
+            lambda loss: loss == np.inf,
+            "30 filled cells, drawn at random, were measured as a check: not all are finite that "
+            "were predicted to be, or the reverse.",
+        ),
+    ],
+)
+def test_caption_says_what_a_check_found_of_cells_that_are_not_finite(
+    worst_error: Any, is_measured: Any, sentence: str
+) -> None:
+    arrays, results, config = _adaptive()
+    arrays["measured"] = is_measured(arrays["loss"])
+    results["filling"]["check"]["worst_error"] = worst_error
+    text = describe("contour", FIGURES["contour"], arrays, results, config)
+    assert f" {sentence} " in text
+    assert "the largest error was" not in text
+
+
 def test_caption_calls_no_file_by_a_name_that_it_has_not() -> None:
     arrays, results, config = _adaptive()
     own = {**results, "model": "model.py:build", "dataset": "data.npz"}

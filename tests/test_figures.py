@@ -26,7 +26,7 @@ from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, er
 from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.style import round_levels, tick_names
+from lgo_cli.figures.style import house_style, round_levels, tick_names
 from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES
@@ -204,6 +204,8 @@ DRAWINGS: dict[str, Any] = {
     "bands": lambda: draw_bands(*_everything()),
     "curve": lambda: draw_interpolation(*_beside("line_")),
     "matrix": lambda: draw_matrix(*_matrix()),
+    "names": lambda: draw_contour(*NAMED["many bends"]()),
+    "names in perspective": lambda: draw_surface_3d(*NAMED["many bends"]()),
 }
 
 
@@ -417,6 +419,76 @@ def test_curve_that_came_with_the_directions_is_drawn(distance: float, label: st
     # Nothing of it without a curve.
     del arrays["plane_path"]
     assert label not in _texts(draw_contour(arrays, results)).splitlines()
+
+
+def _named(points: list[tuple[str, float, float]], *, path: bool = False) -> tuple[Arrays, Arrays]:
+    """A surface with named points, and with a curve through all of them if asked for."""
+    markers = [{"label": "run", "x": 0.0, "y": 0.0}]
+    markers += [{"label": label, "x": x, "y": y} for label, x, y in points]
+    arrays, results = _surface(_bowl(), plane="file", markers=markers, curve_distance=0.0)
+    if path:
+        arrays["plane_path"] = np.array([[0.0, 0.0], *((x, y) for _, x, y in points)])
+    return arrays, results
+
+
+NAMED: dict[str, Any] = {
+    "bends close together": lambda: _named(
+        [("bend 1", 0.1, 0.45), ("bend 2", 0.2, 0.5), ("bend 3", 0.28, 0.48), ("other end", 0.8, 0)]
+    ),
+    "bends on a line": lambda: _named(
+        [("bend 1", 0.27, 0), ("bend 2", 0.53, 0), ("other end", 0.8, 0)], path=True
+    ),
+    "many bends": lambda: _named(
+        [*((f"bend {i}", 0.1 * i, 0.02 * (-1) ** i) for i in range(1, 7)), ("other end", 0.8, 0)],
+        path=True,
+    ),
+    "corners": lambda: _named([("A", 1, 1), ("B", -1, 1), ("C", 1, -1), ("D", -1, -1)]),
+    "one place": lambda: _named([("A", 0.5, 0.5), ("B", 0.5, 0.5), ("C", 0.0, 0.0)]),
+}
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None)])
+@pytest.mark.parametrize("case", NAMED)
+@pytest.mark.parametrize("draw", [draw_contour, draw_surface_3d])
+def test_names_of_points_cover_neither_each_other_nor_markers(
+    draw: Any, case: str, size: Any
+) -> None:
+    arrays, results = NAMED[case]()
+    figure = draw(arrays, results, size)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    texts = {text.get_text().strip(): text for text in axes.texts}
+    names = [marker["label"] for marker in results["markers"] if marker["label"] != "run"]
+    boxes = [mpl.text.Text.get_window_extent(texts[name]) for name in names]  # type: ignore[attr-defined]
+    markers = [line.get_window_extent() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(markers) == len(names) + 1
+    levels = [text for text in axes.texts if text.get_text().strip() not in names]
+    taken = markers + [level.get_window_extent() for level in levels]
+    inside = axes.get_window_extent() if draw is draw_contour else figure.bbox
+    for index, box in enumerate(boxes):
+        assert not box.count_overlaps([*boxes[index + 1 :], *taken]), names[index]
+        assert inside.x0 <= box.x0 <= box.x1 <= inside.x1, names[index]
+        assert inside.y0 <= box.y0 <= box.y1 <= inside.y1, names[index]
+
+
+def test_names_stand_alike_in_every_format() -> None:
+    """Where they stand is decided once, whatever draws them then, at whatever resolution."""
+    figure = draw_contour(*NAMED["many bends"]())
+    before = [
+        (text.get_text(), text.get_position(), text.get_ha()) for text in figure.axes[0].texts
+    ]
+    for format in FORMATS:
+        save_figure(figure, io.BytesIO(), format, 60)
+    after = [(text.get_text(), text.get_position(), text.get_ha()) for text in figure.axes[0].texts]
+    assert before == after
+
+
+def test_points_beyond_the_picture_have_no_name_in_it() -> None:
+    arrays, results = _named([("A", 0.5, 0.5), ("B", 1.7, 0.5)], path=True)
+    for draw in (draw_contour, draw_surface_3d):
+        texts = _texts(draw(arrays, results)).split("\n")
+        assert "A" in texts
+        assert "B" not in texts
 
 
 def test_trajectory_goes_through_its_points() -> None:
@@ -675,8 +747,16 @@ def test_height_is_the_loss_over_its_place(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _words_inside(figure: Figure) -> None:
-    """No legend, caption or label of an axis is cut off by the edge of the picture."""
-    figure.draw_without_rendering()
+    """No legend, caption or label is cut off by the edge of the picture, at any resolution."""
+    before = figure.dpi
+    for dpi in (60, 300, before):
+        figure.set_dpi(dpi)
+        with house_style():  # as a file is written
+            figure.draw_without_rendering()
+        _words_drawn_inside(figure)
+
+
+def _words_drawn_inside(figure: Figure) -> None:
     texts = [t for legend in figure.legends for t in legend.get_texts()]
     texts += [t for axes in figure.axes for t in (axes.xaxis.label, axes.yaxis.label)]
     texts += [t for axes in figure.axes if (inner := axes.get_legend()) for t in inner.get_texts()]
@@ -687,6 +767,72 @@ def _words_inside(figure: Figure) -> None:
             assert box.y0 >= 0, text
             assert box.x1 <= figure.bbox.x1, text
             assert box.y1 <= figure.bbox.y1, text
+
+
+def _apart(labels: Any) -> None:
+    """No two labels in a row overlap."""
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(boxes) > 1
+    assert not any(one.overlaps(two) for one, two in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("unit", "power"), [(1e-7, "10⁻⁷"), (1e7, "10⁷")])
+def test_training_of_small_and_large_losses_fits_five_inches(unit: float, power: str) -> None:
+    columns, results = _course()
+    for split in ("train", "test"):
+        columns[f"{split}_loss"] = (1 + 0.1 * columns["epoch"]) * unit
+    figure = draw_training(columns, results, (5.0, 4.0))
+    _words_inside(figure)
+    assert power in _texts(figure)
+    for axes in figure.axes[:2]:
+        assert axes.get_window_extent().width > 1.2 * figure.dpi
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None), (5.0, 4.0)])
+def test_spectrum_of_many_and_of_long_names_fits(size: Any) -> None:
+    arrays, results = _spectrum(40)
+    n = 30
+    values = np.linspace(1, 10, n)
+    names = [f"encoder.layers.{i}.self_attention.projection" for i in range(n)]
+    arrays |= {
+        "layer_names": np.array(names),
+        "layer_largest": values, "layer_residual_bounds": values / 50, "layer_traces": -values,
+        "layer_trace_standard_errors": values / 10,
+    }  # fmt: skip
+    results |= {"operator": "empirical-fisher", "scaling": "elementwise"}
+    figure = draw_spectrum(arrays, results, size)
+    _words_inside(figure)
+    ranks, density, layers = figure.axes
+    _apart(ranks.get_xticklabels())
+    _apart(density.get_yticklabels())
+    _apart(layers.get_yticklabels())
+    labels = layers.get_yticklabels()
+    # Of names for which a given height has no room, some are left out.
+    num_names = len({label.get_text() for label in labels})
+    assert num_names == n if size[1] is None else 5 < num_names < n
+    assert all(label.get_window_extent().x0 >= 0 for label in labels)
+    assert layers.get_window_extent().width > 0.4 * figure.bbox.width
+
+
+def test_barriers_fit_their_cells() -> None:
+    arrays, results = _matrix(3)
+    arrays = {key: 1e6 * values for key, values in arrays.items()}
+    names = [f"sweep/learning-rate-{i}/model.pth" for i in range(3)]
+    figure = draw_matrix(arrays, {**results, "matrix": {"names": names}})
+    with house_style():
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    cell = axes.get_window_extent().width / 3
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert max(box.width, box.height) < cell
+
+
+def test_barriers_of_nothing_have_a_scale_all_the_same() -> None:
+    arrays, results = _matrix(2)
+    figure = draw_matrix({key: 0 * np.ones((2, 2)) for key in arrays}, results)
+    (bar,) = figure.axes[0].child_axes
+    assert bar.get_ylim() == (0, 1)
 
 
 def test_names_of_a_matrix_are_not_cut_off() -> None:
@@ -942,6 +1088,14 @@ def test_long_axis_labels_leave_room_for_the_picture(height: float) -> None:
     assert box.width > 0.4 * 340  # of a hundred pixels an inch
 
 
+def test_labels_of_a_plane_not_to_scale_are_inside_at_every_resolution() -> None:
+    """The layout was found anew for each, and moved them out of the picture."""
+    labels = [f"{axis}: given direction {rank}, norm 4.536" for axis, rank in ("x1", "y2")]
+    x, y = np.linspace(-0.25, 1.25, 9), np.linspace(-0.25, 0.25, 7)
+    _, loss = np.meshgrid(x, y)
+    _words_inside(draw_contour(*_surface(1.2 + 0.3 * loss, x=x, y=y, axis_labels=labels)))
+
+
 @pytest.mark.parametrize("height", [0.57, 0.6, 1.0])
 def test_wide_picture_is_no_higher_than_it_has_to_be(height: float) -> None:
     labels = ["x: given direction 1, norm 28.53", "y: given direction 2, norm 28.53"]
@@ -1042,3 +1196,5 @@ def test_density_says_how_high_its_nodes_are() -> None:
     width = default_width(arrays["density_nodes"])
     expected = arrays["density_weights"] / (width * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(nodes.get_ydata(), expected, rtol=1e-12)
+    one = {**arrays, "density_nodes": np.array([3.0]), "density_weights": np.array([1.0])}
+    assert "1 quadrature node at its peak" in _texts(draw_spectrum(one, results))

@@ -147,9 +147,14 @@ def _cells(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
         )
     check = filling["check"]
     if check is not None:
+        worst = number(check["worst_error"])
+        cells, found = "filled cells", f"the largest error was {100 * worst:.2g} %"
+        if np.isinf(worst):
+            found = "not all are finite that were predicted to be, or the reverse"
+        elif worst == 0 and not _filled(arrays).any():
+            cells, found = "cells that were predicted not to be finite", "none is"
         text.append(
-            f"{check['num_cells']:,} filled cells, drawn at random, were measured as a check: the "
-            f"largest error was {100 * number(check['worst_error']):.2g} %."
+            f"{check['num_cells']:,} {cells}, drawn at random, were measured as a check: {found}."
         )
     return text
 

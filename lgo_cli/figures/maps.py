@@ -10,6 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from lgo_cli.figures.labels import label_lines, name_points
 from lgo_cli.figures.plane import (
     HATCH,
     add_bar,
@@ -17,7 +18,6 @@ from lgo_cli.figures.plane import (
     draw_cells,
     draw_points,
     hatch_missing,
-    label_lines,
     new_plane,
     remarks,
 )
@@ -35,6 +35,7 @@ from lgo_cli.figures.style import (
     number,
     round_levels,
     settle,
+    short_names,
     tick_names,
 )
 
@@ -51,6 +52,9 @@ SHADES = "YlOrBr"
 
 RATIO_ERROR = 0.05
 """Error of |λmin / λmax| above which a cell says nothing."""
+
+LONGEST_NAME = 16
+"""Characters of a name beside a cell of a matrix."""
 
 _WHITE = ListedColormap(["white"])
 
@@ -146,8 +150,9 @@ def draw_convexity(
             *remarks(results, to_scale=to_scale)[1:],
         )  # fmt: skip
         settle(figure, size)
+        taken = name_points(axes, points, axes.get_window_extent())
         if np.isfinite(loss).any():
-            _draw_lines(figure, axes, x, y, loss, LossScale.of(loss, results), points)
+            _draw_lines(figure, axes, x, y, loss, LossScale.of(loss, results), taken)
     return figure
 
 
@@ -169,7 +174,7 @@ def _draw_heat(
 
 def _draw_lines(
     figure: Figure, axes: Axes, x: Array, y: Array, loss: Array, scale: LossScale,
-    points: list[Any],
+    taken: list[Any],
 ) -> None:  # fmt: skip
     finite = loss[np.isfinite(loss)]
     crossed = (scale.levels > finite.min()) & (scale.levels < finite.max())
@@ -180,7 +185,7 @@ def _draw_lines(
         linewidths=0.6,
     )  # fmt: skip
     names = dict(zip(scale.levels.tolist(), scale.names, strict=True))
-    label_lines(figure, axes, lines, names, points, lambda level: "white")
+    label_lines(figure, axes, lines, names, taken, lambda level: "white")
 
 
 def draw_matrix(
@@ -194,7 +199,7 @@ def draw_matrix(
         size: Inches.
     """
     barriers = np.array(arrays["matrix_barrier"], dtype=float)
-    names = _short(results["matrix"]["names"])
+    names = short_names(results["matrix"]["names"], LONGEST_NAME)
     k = len(names)
     np.fill_diagonal(barriers, 0.0)
     finite = barriers[np.isfinite(barriers)]
@@ -203,7 +208,7 @@ def draw_matrix(
         axes = figure.subplots()
         axes.grid(visible=False)
         axes.set_box_aspect(1)
-        high = max(float(finite.max(initial=0.0)), 1e-12)
+        high = float(finite.max(initial=0.0)) or 1.0
         norm, colours = Normalize(0, high), colormaps[SHADES]
         axes.patch.set(**HATCH)
         mesh = axes.pcolormesh(
@@ -212,10 +217,6 @@ def draw_matrix(
         )  # fmt: skip
         longest = max(map(len, names))
         texts = {(i, j): _barrier(arrays, i, j) for i, j in np.ndindex(k, k) if i != j}
-        # What three lines and the longest of them take of a cell, beside the names and the bar.
-        widest = max(len(line) for text in texts.values() for line in text.split("\n"))
-        room = (size[0] - 0.055 * longest - 0.8) / k
-        font = min(7.0, 72 * room / max(4.0, 0.62 * widest))
         for i, j in np.ndindex(k, k):
             if i == j:
                 # A checkpoint has no barrier to itself.
@@ -224,7 +225,7 @@ def draw_matrix(
             known = np.isfinite(barriers[i, j])
             colour = colours(norm(min(float(barriers[i, j]), high)))
             axes.text(
-                j, i, texts[i, j], ha="center", va="center", fontsize=font,
+                j, i, texts[i, j], ha="center", va="center",
                 color=ink_on(*colour) if known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
@@ -238,30 +239,16 @@ def draw_matrix(
         add_bar(figure, axes, mesh, loss_label(results, "barrier"))
         caption(figure, results, "in brackets: 95 % intervals")
         settle(figure, size)
+        # Three lines, and the longest of them, fit into a cell.
+        widest = max(len(line) for text in texts.values() for line in text.split("\n"))
+        room = 72 * axes.get_window_extent().width / figure.dpi / k
+        for text in axes.texts:
+            text.set_fontsize(min(7.0, room / max(4.0, 0.65 * widest)))
     return figure
 
 
-LONGEST_NAME, SHORT_INTERVAL = 16, 6
-"""Characters of a name beside a cell, and of an interval that takes one line of a cell."""
-
-
-def _short(names: list[str]) -> list[str]:
-    """Names that fit beside a cell: both ends of long ones, of which as much as tells them apart.
-
-    Where no such cut does, they are numbered.
-    """
-    heads = sorted(range(LONGEST_NAME), key=lambda head: abs(head - LONGEST_NAME // 2 + 1))
-    for head in heads:
-        short = [_cut(name, head) for name in names]
-        if len(set(short)) == len(names):
-            return short
-    return [f"{rank}: {_cut(name, heads[0])}" for rank, name in enumerate(names, start=1)]
-
-
-def _cut(name: str, head: int) -> str:
-    """So many characters of a long name's head, and of its tail what there is room for."""
-    tail = LONGEST_NAME - 1 - head
-    return name if len(name) <= LONGEST_NAME else f"{name[:head]}…{name[len(name) - tail :]}"
+SHORT_INTERVAL = 6
+"""Characters of an interval that takes one line of a cell."""
 
 
 def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:

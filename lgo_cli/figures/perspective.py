@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from lgo_cli.figures.labels import Points, name_points
 from lgo_cli.figures.plane import (
     CURVE,
     TRAJECTORY,
@@ -69,6 +70,7 @@ def draw_surface_3d(
         box = (-0.02, 0.15, 0.92, 0.82) if small else (0.0, 0.1, 0.94, 0.86)
         axes: Any = figure.add_axes(box, projection="3d", computed_zorder=False)
         handles: list[Any] = []
+        points = Points()
         axes.set_xlim(x[0], x[-1])
         axes.set_ylim(y[0], y[-1])
         axes.tick_params(pad=-2 if small else 2)
@@ -95,8 +97,8 @@ def draw_surface_3d(
         else:
             scale = LossScale.of(loss, results)
             _draw_faces(axes, x, y, loss, scale)
-            _draw_curve(axes, arrays, scale.height(loss), results, handles)
-            _draw_points(axes, x, y, loss, scale, results, handles)
+            _draw_curve(axes, arrays, scale.height(loss), results, handles, points)
+            _draw_points(axes, x, y, loss, scale, results, handles, points)
             _scale_height(axes, scale, small=small)
         if handles:
             figure.legend(handles=handles, loc="upper left", borderaxespad=0.2, handletextpad=0.5)
@@ -105,6 +107,7 @@ def draw_surface_3d(
         square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
         caption(figure, results, *remarks(results, to_scale=square))
         _make_room(figure, axes, size)
+        _name_points(figure, axes, points)
     return figure
 
 
@@ -123,6 +126,17 @@ def _make_room(figure: Figure, axes: Any, size: Size) -> None:
     bottom = y0 * before + extra
     figure.set_figheight(after)
     axes.set_position((x0, bottom / after, width, (top - bottom) / after))
+
+
+def _name_points(figure: Figure, axes: Any, points: Points) -> None:
+    """Write names where the points are on the picture, clear of the axes and their words."""
+    figure.draw_without_rendering()  # projects what is drawn
+    words = [text for legend in figure.legends for text in legend.get_texts()]
+    paths = [*points.paths]
+    for axis in axes._axis_map.values():
+        words += [axis.label, *axis.get_ticklabels()]
+        paths.append(axis.line)
+    name_points(axes, replace(points, paths=paths), figure.bbox, words)
 
 
 def _draw_faces(axes: Any, x: Array, y: Array, loss: Array, scale: LossScale) -> None:
@@ -154,19 +168,21 @@ def _face_edges(coordinates: Array) -> Array:
 
 def _draw_curve(
     axes: Any, arrays: Mapping[str, Any], height: Array, results: Mapping[str, Any],
-    handles: list[Any],
+    handles: list[Any], points: Points,
 ) -> None:  # fmt: skip
     """A curve that came with the directions, on the surface above it."""
     if "plane_path" not in arrays:
         return
     xs, ys = arrays["plane_path"].T
     heights = bilinear(arrays["x"], arrays["y"], height, xs, ys)
-    handles += axes.plot(xs, ys, heights, label=curve_label(results), **{**CURVE, "zorder": 2})
+    curve = axes.plot(xs, ys, heights, label=curve_label(results), **{**CURVE, "zorder": 2})
+    handles += curve
+    points.paths.extend(curve)
 
 
 def _draw_points(
     axes: Any, x: Array, y: Array, loss: Array, scale: LossScale, results: Mapping[str, Any],
-    handles: list[Any],
+    handles: list[Any], points: Points,
 ) -> None:  # fmt: skip
     """The run at its loss; trajectory and other points on the surface under them.
 
@@ -189,23 +205,20 @@ def _draw_points(
         level = bilinear(x, y, height, *at)
         if marker["label"] == "run" or not np.isfinite(level[0]):
             continue
-        axes.plot(
+        diamond = axes.plot(
             *at, level, "D", color="white", markeredgecolor=INK, markeredgewidth=0.7,
-            markersize=4, zorder=3,
+            markersize=4, zorder=5,
         )  # fmt: skip
-        # Towards the middle and down, where neither ticks nor a curve that ends there are.
-        right = marker["x"] > np.mean(x[[0, -1]])
-        axes.text(
-            at[0][0], at[1][0], level[0], f"  {marker['label']}  ", fontsize=7, zorder=4,
-            ha="right" if right else "left", va="top" if right else "center",
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )  # fmt: skip
+        points.markers.extend(diamond)
+        points.names.append((marker["label"], *diamond))
     center = center_on(results, x, y)
     if center is not None and not (scale.logarithmic and center <= 0):
-        handles += axes.plot(
+        star = axes.plot(
             [0], [0], [scale.height(center)], "*", color="white", markeredgecolor=INK,
             markeredgewidth=0.7, markersize=8, zorder=5, label="run", linestyle="",
         )  # fmt: skip
+        handles += star
+        points.markers.extend(star)
 
 
 def _draw_stems(

@@ -11,17 +11,16 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from lgo_cli.figures.labels import Points
 from lgo_cli.figures.style import INK, NARROW, Size, new_figure, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
-    from matplotlib.contour import ContourSet
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 Array = np.ndarray[Any, Any]
 
@@ -127,33 +126,35 @@ def draw_cells(axes: Axes, x: Array, y: Array, measured: Array | None, handles: 
 
 def draw_points(
     axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any], handles: list[Any]
-) -> list[Any]:
-    """Draw trajectory, curve, run and other points; returns what labels must keep clear of."""
-    names: list[Any] = []
+) -> Points:
+    """Draw trajectory, curve, run and other points; their names wait for the layout."""
+    points = Points()
     if "plane_path" in arrays:
-        handles += axes.plot(*arrays["plane_path"].T, label=curve_label(results), **CURVE)
+        curve = axes.plot(*arrays["plane_path"].T, label=curve_label(results), **CURVE)
+        handles += curve
+        points.paths.extend(curve)
     if results["trajectory"]:
-        names += _draw_trajectory(axes, results["trajectory"], handles)
+        _draw_trajectory(axes, results["trajectory"], handles, points)
+    # Markers may reach over the border, but none stands beyond it.
     x_range, y_range = axes.get_xlim(), axes.get_ylim()
-    if x_range[0] <= 0 <= x_range[1] and y_range[0] <= 0 <= y_range[1]:
-        star = axes.plot(
-            0, 0, "*", color="white", markeredgecolor=INK, markeredgewidth=0.7, markersize=9,
-            label="run", linestyle="", clip_on=False, zorder=5,
-        )  # fmt: skip
-        handles += star
-        names += star
+    shown: dict[str, Any] = {
+        "color": "white", "markeredgecolor": INK, "markeredgewidth": 0.7, "linestyle": "",
+        "clip_on": False, "zorder": 5,
+    }  # fmt: skip
     others = [marker for marker in results["markers"] if marker["label"] != "run"]
-    for marker in others:
-        names += axes.plot(
-            marker["x"], marker["y"], "D", color="white", markeredgecolor=INK,
-            markeredgewidth=0.7, markersize=4.5, zorder=5,
-        )  # fmt: skip
-    if "plane_path" in arrays:
-        # Names stand on the side where the curve is not.
-        middle = np.mean(arrays["plane_path"][:, 1])
-        return names + [_name(axes, point, below=bool(point["y"] < middle)) for point in others]
-    middle = np.mean(axes.get_ylim())
-    return names + [_name(axes, point, below=bool(point["y"] > middle)) for point in others]
+    for marker in [{"label": "run", "x": 0.0, "y": 0.0}, *others]:
+        x, y = marker["x"], marker["y"]
+        if not (x_range[0] <= x <= x_range[1] and y_range[0] <= y <= y_range[1]):
+            continue
+        if marker["label"] == "run":
+            star = axes.plot(x, y, "*", markersize=9, label="run", **shown)
+            handles += star
+            points.markers.extend(star)
+        else:
+            diamond = axes.plot(x, y, "D", markersize=4.5, **shown)
+            points.markers.extend(diamond)
+            points.names.append((marker["label"], *diamond))
+    return points
 
 
 def curve_label(results: Mapping[str, Any]) -> str:
@@ -163,90 +164,34 @@ def curve_label(results: Mapping[str, Any]) -> str:
 
 
 def _draw_trajectory(
-    axes: Axes, points: Sequence[Mapping[str, Any]], handles: list[Any]
-) -> list[Any]:
+    axes: Axes, trajectory: Sequence[Mapping[str, Any]], handles: list[Any], points: Points
+) -> None:
     """The checkpoints' projections, each in a circle as wide as it is far from the plane."""
-    xs, ys = ([point[key] for point in points] for key in "xy")
+    xs, ys = ([point[key] for point in trajectory] for key in "xy")
     line = axes.plot(
         xs, ys, "-o", color=TRAJECTORY, markeredgecolor=INK, markeredgewidth=0.4, markersize=2.5,
         linewidth=1.1, label="trajectory, projected", zorder=3,
         path_effects=[withStroke(linewidth=1.9, foreground=INK)],
     )  # fmt: skip
     handles += line
-    distances = np.array([number(point["distance"]) for point in points])
+    points.paths.extend(line)
+    distances = np.array([number(point["distance"]) for point in trajectory])
     farthest = float(np.nanmax(distances, initial=0.0))
     diameters = FARTHEST * np.nan_to_num(distances / (farthest or 1.0))
     style: dict[str, Any] = {
         "marker": "o", "linestyle": "", "color": "none", "markeredgecolor": TRAJECTORY,
         "markeredgewidth": 0.9, "zorder": 3,
     }  # fmt: skip
-    # Each by itself, so that labels keep clear of it and not of all that lies between.
+    # Each by itself, so that words keep clear of it and not of all that lies between.
     circles = [
         axes.plot(x, y, markersize=diameter, **style)[0]
         for x, y, diameter in zip(xs, ys, diameters, strict=True)
     ]
+    points.markers.extend(circles)
+    points.names.append((trajectory[0]["label"], circles[0]))
     if farthest > 0:
         label = f"off the plane by ≤ {farthest:.3g}"
         handles.append(Line2D([], [], markersize=0.7 * FARTHEST, label=label, **style))
-    # The first name stands where the line does not go on.
-    goes_up = len(points) > 1 and points[1]["y"] > points[0]["y"]
-    return [*circles, _name(axes, points[0], below=goes_up)]
-
-
-def _name(axes: Axes, point: Mapping[str, Any], *, below: bool) -> Any:
-    """Write a point's name beside it, towards the middle of the picture."""
-    right = point["x"] <= np.mean(axes.get_xlim())
-    return axes.annotate(
-        point["label"], (point["x"], point["y"]), textcoords="offset points", fontsize=7,
-        xytext=(4 if right else -4, -4 if below else 4), ha="left" if right else "right",
-        va="top" if below else "bottom", annotation_clip=True, zorder=6,
-        bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
-    )  # fmt: skip
-
-
-def label_lines(
-    figure: Figure,
-    axes: Axes,
-    lines: ContourSet,
-    names: Mapping[float, str],
-    taken: Sequence[Any],
-    halo: Callable[[float], Any],
-) -> None:
-    """Write levels on their lines, but none over another, over a point or across the border.
-
-    Args:
-        figure: Complete but for these labels.
-        axes: The picture.
-        lines: Contour lines, each with at most as many labels as it has pieces.
-        names: What is written at each level, ascending.
-        taken: Artists that no label may cover.
-        halo: The colour behind a level's label.
-    """
-    figure.draw_without_rendering()  # settles the layout, on which the labels' slant depends
-    levels = {name: level for level, name in names.items()}
-    ranks = {name: rank for rank, name in enumerate(levels)}
-    texts = axes.clabel(lines, fmt=dict(names), fontsize=6.5, inline=False, zorder=4)
-    figure.draw_without_rendering()
-    inside = axes.get_window_extent()
-    kept = [_extent(artist) for artist in taken]
-    # Levels far apart in rank first, so that what is left out lies between two that are written.
-    for text in sorted(
-        texts, key=lambda text: (ranks[text.get_text()] % 2, -text.get_position()[1])
-    ):
-        box = _extent(text)
-        whole = inside.x0 <= box.x0 and box.x1 <= inside.x1
-        whole = whole and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        if not whole or box.count_overlaps(kept):
-            text.remove()
-            continue
-        kept.append(box)
-        text.set_path_effects([withStroke(linewidth=2.2, foreground=halo(levels[text.get_text()]))])
-
-
-def _extent(artist: Any) -> Bbox:
-    """An artist's box on the screen, with a little air."""
-    box: Bbox = artist.get_window_extent()
-    return box.padded(2)
 
 
 def cell_edges(coordinates: Array) -> Array:

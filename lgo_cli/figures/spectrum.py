@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lgo_cli.curvature.smoothing import default_width, smooth
+from lgo_cli.figures.plane import wrapped
 from lgo_cli.figures.style import (
     ACCENT,
     COLUMN,
@@ -19,9 +21,12 @@ from lgo_cli.figures.style import (
     caption,
     house_style,
     legend,
+    log_axis,
     new_figure,
     settle,
+    short_names,
 )
+from lgo_cli.results import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +35,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
+
+LETTER = 0.055
+"""Inches of a letter of 7 pt, on average."""
+NAMES_SHARE = 0.5
+"""Of a panel's width, for the names of layers at its side."""
 
 
 def draw_spectrum(
@@ -88,10 +98,12 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     if not ticks:
         axes.text(0.5, 0.6, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
-    step = max(1, len(ticks) // 16)
+    width, height = _inches(axes)
+    longest = max(map(len, names), default=1)
+    step = math.ceil(len(ticks) * (0.08 + LETTER * longest) / width) or 1
     axes.set_xticks(ticks[::step], names[::step])
     axes.set_xlabel("rank, from either end")
-    axes.set_ylabel(_eigenvalue_of(results))
+    axes.set_ylabel(wrapped(_eigenvalue_of(results), height))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
     _draw_threshold(axes, arrays, results)
@@ -108,6 +120,13 @@ def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str,
         axes.axhline(threshold, color=ACCENT, linestyle="--", linewidth=1.2, label=label)
     else:
         axes.plot([], [], color=ACCENT, linestyle="--", label=f"{label} (above the picture)")
+
+
+def _inches(axes: Axes) -> tuple[float, float]:
+    """About how wide and high a panel is, before the layout is settled."""
+    figure, place = axes.get_figure(root=True), axes.get_position()
+    width, height = (0.0, 0.0) if figure is None else figure.get_size_inches()
+    return place.width * width, place.height * height
 
 
 def _eigenvalue_of(results: Mapping[str, Any]) -> str:
@@ -135,15 +154,15 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     floor = max(float(peaks.min()) / 3, top * 1e-12)
     axes.fill_between(grid, floor, np.maximum(density, floor), color=TRAIN, alpha=0.25, linewidth=0)
     axes.plot(grid, np.maximum(density, floor), color=TRAIN)
+    peak = "their peaks" if len(nodes) > 1 else "its peak"
     axes.plot(
         nodes, np.maximum(peaks, floor), linestyle="none", marker="o", markersize=2.5, color=INK,
-        label=f"{len(nodes)} quadrature nodes at their peaks, w/(σ√(2π))",
+        label=f"{counted(len(nodes), 'quadrature node')} at {peak}, w/(σ√(2π))",
     )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_ylim(floor, top * 4)
+    log_axis(axes, floor, top * 4)
     axes.set_xlim(grid[0], grid[-1])
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(_eigenvalue_of(results))
+    axes.set_xlabel(wrapped(_eigenvalue_of(results), _inches(axes)[0]))
     axes.set_ylabel(f"density (smoothed,\nσ = {width:.2g})")
     axes.axvline(0, color=FAINT, linewidth=0.8)
     legend(axes)
@@ -169,7 +188,7 @@ def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
             rows + offset, arrays[key], height=0.36, xerr=arrays[error], color=colour, hatch=hatch,
             edgecolor=INK, linewidth=0.6, error_kw={"linewidth": 0.9, "ecolor": INK}, label=label,
         )  # fmt: skip
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, short_names(names, int(NAMES_SHARE * _inches(axes)[0] / LETTER)))
     axes.invert_yaxis()
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)

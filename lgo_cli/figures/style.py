@@ -50,6 +50,7 @@ _RC: Any = {
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.3,
     "svg.hashsalt": "lgo",
+    "text.hinting": "no_hinting",  # else words are wider at one resolution than at another
     "pdf.fonttype": 42,
     "hatch.linewidth": 0.6,
 }
@@ -94,7 +95,7 @@ def new_figure(size: Size, height: float) -> Figure:
 
 
 def legend(over: Axes | Figure, handles: list[Any] | None = None) -> None:
-    """Explain over a panel, or over the whole figure, in as few rows as its width allows.
+    """Explain over a panel, or over the whole figure, in as few rows as its column's width allows.
 
     Args:
         over: The panel or figure.
@@ -106,6 +107,8 @@ def legend(over: Axes | Figure, handles: list[Any] | None = None) -> None:
         return
     figure = over if isinstance(over, Figure) else over.get_figure(root=True)
     room = 0.97 * figure.get_figwidth() if figure is not None else math.inf
+    if isinstance(over, Axes) and (place := over.get_subplotspec()) is not None:
+        room /= place.get_gridspec().ncols
     lengths = [len(str(handle.get_label())) for handle in handles]
     columns = next(n for n in range(len(handles), 0, -1) if n == 1 or _width(lengths, n) <= room)
     how: dict[str, Any] = {
@@ -126,18 +129,30 @@ def _width(lengths: list[int], columns: int) -> float:
 def settle(figure: Figure, size: Size) -> None:
     """Make room for legend and caption, and no more, unless the height was asked for.
 
-    Names along a colour bar that would run into the one below are left out.
+    The layout is final then: each format and resolution would find another one, with words that are
+    cut off.
     """
     write_powers(figure)
     if size[1] is None:
         _choose_height(figure)
-    figure.draw_without_rendering()
-    for bar in (bar for axes in figure.axes for bar in axes.child_axes):
-        top = -math.inf
-        for name in bar.yaxis.get_ticklabels():
-            box = name.get_window_extent()
-            name.set_visible(box.y0 >= top)
-            top = box.y1 if box.y0 >= top else top
+    _lay_out(figure)
+    figure.set_layout_engine("none")
+    for axes in _all_axes(figure):
+        _thin_out(axes)
+
+
+def _all_axes(figure: Figure) -> list[Any]:
+    """Axes, each with its colour bar."""
+    return [one for axes in figure.axes for one in (axes, *axes.child_axes)]
+
+
+def _thin_out(axes: Any) -> None:
+    """Leave out names along a vertical axis, or a colour bar, that would run into the one below."""
+    boxes = [(name, name.get_window_extent()) for name in axes.yaxis.get_ticklabels()]
+    top = -math.inf
+    for name, box in sorted(boxes, key=lambda found: found[1].y0):
+        name.set_visible(box.y0 >= top)
+        top = box.y1 if box.y0 >= top else top
 
 
 def _choose_height(figure: Figure) -> None:
@@ -147,12 +162,41 @@ def _choose_height(figure: Figure) -> None:
     figure.set_figheight(figure.get_figheight() + sum(heights) / figure.dpi)
     if any(axes.get_box_aspect() is not None for axes in figure.axes):
         # A picture of a given shape may be kept low by the words at its sides.
-        for _ in range(3):  # words move axes, and axes words
-            figure.draw_without_rendering()
+        _lay_out(figure)
         boxes = [axes.get_tightbbox() for axes in figure.axes]
         heights += [max(box.height for box in boxes if box is not None)]
         height = sum(heights) / figure.dpi + PADDING * (len(heights) + 1)
         figure.set_figheight(min(figure.get_figheight(), height))
+
+
+def _lay_out(figure: Figure) -> None:
+    """Draw until all is inside, thrice at least: words move axes, and axes words."""
+    for count in range(1, 11):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        if inside and count >= 3:
+            return
+
+
+def short_names(names: list[str], longest: int) -> list[str]:
+    """Names of so many characters at most, both ends of longer ones, cut so as to tell them apart.
+
+    Where no cut does, they are numbered.
+    """
+    heads = sorted(range(longest), key=lambda head: abs(head - longest // 2 + 1))
+    for head in heads:
+        short = [_cut(name, head, longest) for name in names]
+        if len(set(short)) == len(names):
+            return short
+    return [f"{rank}: {_cut(name, heads[0], longest)}" for rank, name in enumerate(names, start=1)]
+
+
+def _cut(name: str, head: int, longest: int) -> str:
+    """So many characters of a long name's head, and of its tail what there is room for."""
+    tail = longest - 1 - head
+    return name if len(name) <= longest else f"{name[:head]}…{name[len(name) - tail :]}"
 
 
 def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
@@ -242,7 +286,7 @@ class _Powers(ScalarFormatter):
 
 def write_powers(figure: Figure) -> None:
     """Write powers of ten at the ticks of all axes and colour bars that choose their own names."""
-    for axes in (a for parent in figure.axes for a in (parent, *parent.child_axes)):
+    for axes in _all_axes(figure):
         for axis in axes._axis_map.values():
             if type(axis.get_major_formatter()) is ScalarFormatter:
                 axis.set_major_formatter(_Powers(useOffset=False))
@@ -289,14 +333,18 @@ def log_axis_if_wide(axes: Axes, *values: Array) -> bool:
         return False
     finite = together[np.isfinite(together)]
     room = (finite.max() / finite.min()) ** 0.06
-    low, high = float(finite.min() / room), float(finite.max() * room)
+    log_axis(axes, float(finite.min() / room), float(finite.max() * room))
+    return True
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """Make the y axis logarithmic from low to high, both positive, with round numbers on it."""
     ticks = round_levels(low, high, logarithmic=True, about=6)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_yticks(ticks.tolist(), labels=tick_names(ticks))
-    return True
 
 
 def number(value: Any) -> float:

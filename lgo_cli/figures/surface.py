@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.lines import Line2D
 
+from lgo_cli.figures.labels import label_lines, name_points
 from lgo_cli.figures.plane import (
     add_bar,
     draw_cells,
     draw_points,
     hatch_missing,
-    label_lines,
     new_plane,
     remarks,
 )
@@ -68,10 +68,11 @@ def draw_contour(
         legend(figure, handles)
         caption(figure, results, *more)
         settle(figure, size)
+        taken = name_points(axes, points, axes.get_window_extent())
         if lines is not None and scale is not None:
             names = dict(zip(scale.levels.tolist(), scale.names, strict=True))
             colour, norm = colormaps[COLOURS], scale.norm
-            label_lines(figure, axes, lines, names, points, lambda level: colour(norm(level)))
+            label_lines(figure, axes, lines, names, taken, lambda level: colour(norm(level)))
     return figure
 
 
