@@ -63,6 +63,7 @@ def _saved(path: Path, layout: ParameterLayout, bias: Tensor | None) -> Path:
         (None, "is no direction of the model: 4.bias is missing"),
         (torch.zeros(2), r"4.bias has shape \[2\], the model's has \[3\]"),
         (torch.full((3,), torch.nan), "4.bias has values that are not finite"),
+        (torch.full((3,), 1j), "4.bias is complex"),
     ],
 )
 def test_state_dicts_that_are_no_directions(

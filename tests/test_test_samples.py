@@ -287,3 +287,14 @@ def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
     # Without it, nothing of it is left.
     lgo(*line[:-1])
     assert not (small_run / "contour_test.png").exists()
+
+
+def test_cells_that_lie_among_infinite_ones_are_not_called_filled_in(
+    small_run: Path, lgo: Lgo
+) -> None:
+    far = ("--resolution", 41, "--x-range", -1e37, 1e37, "--y-range", -1e37, 1e37)
+    line = ("contour", small_run, *far, "--tolerance", 0.01, "--analysis-samples", SAMPLES)
+    table = lgo(*line).stdout
+    assert "the rest lie among cells that are not finite\n" in table
+    assert "nothing was filled in; 20 of the rest, measured, are not finite\n" in table
+    assert "filled in to" not in table

@@ -341,16 +341,18 @@ def _cells(results: ContourResults) -> Rows:
     if results.num_measured == results.num_cells:
         saves = f"filling in to {filling.tolerance:.3g} saves nothing"
         return [("cells", f"{cells}, worth {filling.cost:.0f}: {saves}")]
+    rest = _filled(filling)
     text = f"stated up to {filling.largest_relative_estimate:.1e} of the loss"
-    if filling.check is not None:
+    check = filling.check
+    if check is not None and check.worst_error == filling.largest_error_estimate == 0:
+        rest = "lie among cells that are not finite"
+        text = f"nothing was filled in; {check.num_cells} of the rest, measured, are not finite"
+    elif check is not None:
         text += (
-            f"; {filling.check.num_cells} cells measured after all were off by "
-            f"{filling.check.worst_error:.1e} at most"
+            f"; {check.num_cells} cells measured after all were off by "
+            f"{check.worst_error:.1e} at most"
         )
-    return [
-        ("cells", f"{cells}, worth {filling.cost:.0f}; the rest {_filled(filling)}"),
-        ("error", text),
-    ]
+    return [("cells", f"{cells}, worth {filling.cost:.0f}; the rest {rest}"), ("error", text)]
 
 
 def _filled(filling: Filling) -> str:

@@ -116,8 +116,10 @@ def _from_state_dict(path: Path, layout: ParameterLayout) -> Tensor:
         f"{name} is missing"
         if name not in state
         else f"{name} has shape {list(state[name].shape)}, the model's has {list(shape)}"
+        if state[name].shape != shape
+        else f"{name} is complex"
         for name, shape in zip(layout.names, layout.shapes, strict=True)
-        if name not in state or state[name].shape != shape
+        if name not in state or state[name].shape != shape or state[name].is_complex()
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
