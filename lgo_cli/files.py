@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -21,6 +22,9 @@ except ImportError:  # pragma: no cover - Windows has no flock
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
+
+LOOK = 0.05
+"""Seconds after which who only looks at a lock (`is_locked`) has let go of it."""
 
 BOOKKEEPING = ".lgo"
 """Directory inside a run for locks, claims and journals; never an output."""
@@ -141,7 +145,11 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
     with handle:
         if fcntl is not None:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(LOOK)
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LockedError(
                     f"another lgo {step} is writing to {directory}",
@@ -156,11 +164,17 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
 
 
 def is_locked(directory: Path, step: str) -> bool:
-    """Whether another process holds the lock of `step`; where that cannot be told, none does."""
+    """Whether another process holds the lock of `step`; where that cannot be told, none does.
+
+    Writes nothing, and several may look at once.
+    """
+    if fcntl is None:
+        return False
     try:
-        with step_lock(directory, step):
+        with (directory / BOOKKEEPING / f"{step}.lock").open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except LockedError:
+    except BlockingIOError:
         return True
-    except (OutputError, MachineError):
+    except OSError:
         return False

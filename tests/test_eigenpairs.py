@@ -144,6 +144,25 @@ def test_what_a_second_run_finds_of_what_the_first_left_counts_once(dtype: torch
         check_bounds(matrix, pairs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_bounds_hold_after_a_second_run_that_restarts(dtype: torch.dtype) -> None:
+    """What couples kept vectors to the next is no part of what the first run left behind."""
+    for seed in range(6):
+        matrix = with_spectrum(standard_normal(40, seed, "plain"), seed, dtype)
+        process = Lanczos(DenseOperator(matrix), standard_normal(40, seed, "start"), seed)
+        for round_ in range(5):
+            for _ in range(8):
+                process.step()
+            if round_ == 0:
+                process.begin_anew()
+                continue
+            ritz = process.ritz()
+            vectors = process.vectors(ritz.coefficients).double()
+            residuals = vectors @ matrix.double() - torch.from_numpy(ritz.values)[:, None] * vectors
+            assert (residuals.norm(dim=1).numpy() <= ritz.residuals + 1e-13).all()
+            process.restart(ritz, np.r_[0:4, process.size - 4 : process.size])
+
+
 def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
     matrix = with_spectrum(SPECTRA["isolated"], 0)
     once = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0))

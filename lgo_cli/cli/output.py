@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from enum import Enum
@@ -17,6 +18,8 @@ from lgo_cli.results import ContourResults, HessianResults, InterpResults
 from lgo_cli.runs import Outcome, Status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from lgo_cli.results import Results
@@ -33,6 +36,12 @@ class Mode(Enum):
 def write(text: str) -> None:
     """Write a line of data."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def write_path(path: Path) -> None:
+    """Write a path as the system has it, in whatever encoding stdout is."""
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
     sys.stdout.flush()
 
 
@@ -123,7 +132,7 @@ class Output:
         if self.mode is Mode.HUMAN:
             for line in summary_lines(manifest):
                 write(line)
-        write(str(outcome.path))
+        write_path(outcome.path)
 
     def _audited(self, results: Results) -> None:
         """One line if the self-audit was clean; what it complains of are warnings already."""
@@ -152,4 +161,4 @@ class Output:
             write(f"fingerprint  {plan.fingerprint}")
             for name, path in plan.files.items():
                 write(f"input        {name}  {path}")
-        write(str(outcome.path))
+        write_path(outcome.path)

@@ -108,14 +108,13 @@ def _hessian(results: HessianResults) -> Rows:
             f"the first of {measured.num_available:,}: a subset tends to overstate the largest",
         )
     ]
-    share, rounding = results.gradient_share, results.gradient_norm_rounding
-    within = "" if rounding is None else f" ± {rounding:.1e}"
+    share = results.gradient_share
     decay = "" if results.weight_decay is None else f", weight decay {results.weight_decay:g} in"
     rows: Rows = [
         *(subset if measured.num_samples < measured.num_available else []),
         ("operator", f"{_OPERATORS[results.operator]}{_SCALINGS[results.scaling]}{decay}"),
         *([("layers", ", ".join(results.layers))] if results.layers else []),
-        ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}{within}"),
+        ("loss", f"{results.loss:.6g}, gradient norm {results.gradient_norm:.4g}"),
         *_eigenvalues("largest", results.largest, results.clusters["largest"]),
         *_eigenvalues("smallest", results.smallest, results.clusters["smallest"]),
     ]
@@ -128,7 +127,7 @@ def _hessian(results: HessianResults) -> Rows:
     span = f"of its square in the span of the {number}largest"
     if share is not None:
         rows.append(("gradient", f"{share:.1%} {span}"))
-    elif results.largest and rounding and results.gradient_norm > 0:
+    elif results.largest and results.gradient_norm > 0:
         rows.append(("gradient", f"the share {span} is lost in rounding: --dtype float64"))
     rows += _moments(results)
     rows += _layers(results)

@@ -18,7 +18,8 @@ from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
-from lgo_cli.curvature.requested import Requested, on_samples, scaled_gradient
+from lgo_cli.curvature.operators import scaled_gradient
+from lgo_cli.curvature.requested import Requested, on_samples
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 
 CLEAR_OF_ROUNDING = 10.0
-"""Times its rounding from which on a gradient's direction is known: its share in a space to a
-fifth. At a minimum of a network that fits its samples it is not, in float32."""
+"""Times its rounding, on some samples, from which on a gradient is said to have a direction. At a
+minimum it has none in float32."""
 
 
 def analyze_spectrum(
@@ -119,7 +120,7 @@ class _Analysis:
         guess = scaled if config.top_k and not config.density else None
         pairs = self._with_process(operator, replace(wanted, guess=guess))
         self._count_eigenpairs(pairs)
-        is_clear = norm(gradient) >= CLEAR_OF_ROUNDING * (rounding.gradient or 0.0)
+        is_clear = norm(scaled) >= CLEAR_OF_ROUNDING * (rounding.gradient or 0.0)
         exact = self._exact_trace(objective, block)
         trace = self._trace(operator, block, pairs, exact, max_basis)
         if trace is not None:
@@ -130,7 +131,6 @@ class _Analysis:
         spectrum = Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
-            gradient_norm_rounding=rounding.gradient,
             gradient_share=_share(scaled, pairs) if is_clear else None,
             eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors), process=None),
             preconditioned=preconditioned,

@@ -13,6 +13,7 @@ import torch
 from lgo_cli.curvature.folding import Rewritten
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import HessianOperator, NetworkOperator
+from lgo_cli.curvature.operators import scaled_gradient
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.objective import Objective, evaluate_model
 from lgo_cli.seeding import standard_normal
@@ -78,7 +79,8 @@ class Rounding:
         finite_difference: Of the float64 product and central differences of the gradient; `None` if
             it was not looked at.
         note: Why there is none.
-        gradient: ‖fl(∇L) − ∇L‖, absolute, beside; `None` where it was not measured.
+        gradient: ‖fl(∇L) − ∇L‖ on these samples, scaled as what is composed; `None` where it was
+            not measured.
     """
 
     units: float | None
@@ -161,7 +163,8 @@ def measure_rounding(
     again = measure(others[0], difference=False)
     if again.units is None or again.note is not None:
         return found
-    return replace(found, units=min(found.units, again.units))
+    lesser = min(found.gradient or 0.0, again.gradient or 0.0)
+    return replace(found, units=min(found.units, again.units), gradient=lesser)
 
 
 def _rounding_on(
@@ -218,7 +221,7 @@ def _rounding_on(
             both = large + start / norm(start)
             vector = unit(both)  # but for its own rounding, at most half a unit
             known = (of_large + image / norm(start)) / norm(both)
-            gradient = network.gradient()
+            gradient = scaled_gradient(network.gradient(), operator)
             if difference:
                 gap = gap_of(network)
                 note = NO_CURVATURE if gap is None else None
@@ -229,7 +232,8 @@ def _rounding_on(
             with network_in(torch.float64 if step % 2 else objective.dtype) as network:
                 operator = compose(network)
                 if step == 0:
-                    off_gradient = norm(network.gradient().double() - gradient)
+                    found = scaled_gradient(network.gradient(), operator)
+                    off_gradient = norm(found.double() - gradient)
                 off = known - product(operator, vector)
                 worst = max(worst, norm(off))
                 if norm(off) == 0 or step == ROUNDING_STEPS - 1:

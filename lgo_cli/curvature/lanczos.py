@@ -281,12 +281,13 @@ class Lanczos:
         # H is symmetric: what earlier products held of this vector must be what this one holds of
         # theirs. Where something was left behind, how much of it is here is not known, nor needed.
         self._defect[m, :m] = np.where(self._lost > 0, 0.0, self._pending - column[:m])
+        # What couples to this vector was not lost.
+        self._lost = np.append(self._find_again(column[:m] - self._pending), 0.0)
         self._pending = np.zeros(m + 1)
         self._pending[m] = beta
-        self._lost = np.append(self._find_again(column[:m]), 0.0)
         self.size = m + 1
 
-    def _find_again(self, column: Array) -> Array:
+    def _find_again(self, held: Array) -> Array:
         """Bounds on what was left behind [m], less what a new vector holds of it [m].
 
         All, if that vector is the last there is; else what is certain beside a product's rounding.
@@ -295,7 +296,7 @@ class Lanczos:
             return np.zeros(self.size)
         eps = torch.finfo(self.operator.dtype).eps
         rounding = self._rounding_units * eps * float(np.linalg.norm(self._matrix))
-        found = np.maximum(np.abs(column) - max(rounding, self.operator.rounding_floor), 0.0)
+        found = np.maximum(np.abs(held) - max(rounding, self.operator.rounding_floor), 0.0)
         rest: Array = np.sqrt(np.maximum(np.square(self._lost) - np.square(found), 0.0))
         return rest
 

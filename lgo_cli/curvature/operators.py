@@ -129,3 +129,8 @@ class ScaledOperator(Operator):
 
     def _product(self, vector: Tensor) -> Tensor:
         return self.operator.matvec(self.scale * vector).mul_(self.scale)
+
+
+def scaled_gradient(gradient: Tensor, operator: Operator) -> Tensor:
+    """The gradient in the coordinates of an operator, if those are scaled."""
+    return operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient

@@ -101,11 +101,6 @@ class Requested:
         return gradient
 
 
-def scaled_gradient(gradient: Tensor, operator: Operator) -> Tensor:
-    """The gradient in the coordinates of an operator, if those are scaled."""
-    return operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient
-
-
 def on_samples(objective: Objective, samples: Samples) -> Objective:
     """The same objective on other samples, to be entered."""
     return Objective(

@@ -123,9 +123,8 @@ class Spectrum:
         loss: L at the centre.
         gradient_norm: ‖∇L‖ there, of the parameters that are measured and with weight decay if the
             operator has it.
-        gradient_norm_rounding: Allowance for its rounding in float32, measured on a few samples.
-        gradient_share: Share of ‖∇L‖² in the space of the k largest eigenvectors, where ‖∇L‖ is
-            clear of its rounding.
+        gradient_share: Share of ‖∇L‖² in the space of the k largest eigenvectors, where ∇L is clear
+            of its rounding.
         eigenpairs: Both ends of the spectrum; vectors over all P parameters.
         preconditioned: The largest eigenvalue after Adam's preconditioning, if that is known.
         trace: With the Frobenius norm, if asked.
@@ -143,7 +142,6 @@ class Spectrum:
 
     loss: float
     gradient_norm: float
-    gradient_norm_rounding: float | None
     gradient_share: float | None
     eigenpairs: Eigenpairs
     preconditioned: Eigenpairs | None

@@ -60,8 +60,8 @@ def loss_of(objective: Objective, state: Mapping[str, Tensor]) -> float:
     """
     model = objective.model
     here = snapshot(model)
-    model.load_state_dict(state)
     try:
+        model.load_state_dict(state)
         return objective.evaluate().loss
     finally:
         model.load_state_dict(here)

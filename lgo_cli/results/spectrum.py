@@ -132,11 +132,11 @@ class AuditResults(Strict):
 class HessianResults(AnalysisResults):
     """`lgo hessian`.
 
-    `gradient_norm_rounding` is what float32 may have added to that norm or taken from it, and
-    `gradient_share` null where the norm is not ten times as large. Ranks in `clusters` count from
-    1; eigenvalues of a cluster are not told apart by their bounds. `preconditioned` is the largest
-    eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam and ω, `preconditioned_weight_decay`, the
-    coupled decay in the gradient that it preconditions; AdamW has none there.
+    `gradient_share` is null where the gradient is not ten times what float32 rounds it by on some
+    samples. Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their
+    bounds. `preconditioned` is the largest eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam
+    and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
+    AdamW has none there.
     """
 
     operator: str
@@ -145,7 +145,6 @@ class HessianResults(AnalysisResults):
     weight_decay: float | None
     loss: Real
     gradient_norm: Real
-    gradient_norm_rounding: Real | None
     gradient_share: Real | None
     largest: list[Eigenvalue]
     smallest: list[Eigenvalue]

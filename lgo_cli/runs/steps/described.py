@@ -73,7 +73,6 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         "layers": None if spectrum.block.is_whole else _names(spectrum.block),
         "loss": spectrum.loss,
         "gradient_norm": spectrum.gradient_norm,
-        "gradient_norm_rounding": spectrum.gradient_norm_rounding,
         "gradient_share": spectrum.gradient_share,
         **ends,
         "clusters": _clusters(pairs),
