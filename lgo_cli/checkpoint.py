@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import InputError, a_kind
+from lgo_cli.errors import InputError, a_kind, dtype_name
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     ]
     # Copied into floats, complex numbers would lose a part; integers are weights cut off.
     numbers = [
-        f"{name} holds {_dtype(state[name])}, the model wants {_dtype(own[name])}"
+        f"{name} holds {dtype_name(state[name].dtype)}, "
+        f"the model wants {dtype_name(own[name].dtype)}"
         for name in own
         if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
     ]
@@ -187,10 +188,6 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
             hint="give the model and data set it was made with: --model, --model-arg, --dataset",
         )
     return state
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _wrapper(names: list[str], own: Container[str]) -> str:

@@ -98,6 +98,11 @@ class MachineError(LgoError):
     exit_code = ExitCode.MACHINE
 
 
+def dtype_name(dtype: object) -> str:
+    """A dtype's name without PyTorch's: `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def a_kind(value: object) -> str:
     """What a value is, in an error: `an int`, `a list`."""
     name = type(value).__name__

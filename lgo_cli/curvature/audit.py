@@ -207,6 +207,7 @@ def _rounding_on(
         return _central_difference(network.objective, block, vector, expected)
 
     start = standard_normal(block.dim, seed, "hessian", "rounding").to(objective.device)
+    start /= norm(start)
     gap = note = None
     worst = 0.0
     try:
@@ -218,9 +219,9 @@ def _rounding_on(
             large = unit(image)
             of_large = product(operator, large)
             scale = norm(of_large)
-            both = large + start / norm(start)
+            both = large + start
             vector = unit(both)  # but for its own rounding, at most half a unit
-            known = (of_large + image / norm(start)) / norm(both)
+            known = (of_large + image) / norm(both)
             gradient = scaled_gradient(network.gradient(), operator)
             if difference:
                 gap = gap_of(network)

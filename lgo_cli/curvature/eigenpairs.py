@@ -19,6 +19,7 @@ from lgo_cli.curvature.search import (
     kept_at_restart,
     matvec_limit,
 )
+from lgo_cli.errors import dtype_name
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import fix_sign_
@@ -278,7 +279,7 @@ def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
     if process.is_complete:  # all that a residual then holds, disagreements of products too
         rounding = float(found.ritz.residuals[found.order[missed]].max())
     if found.settled or rounding > least:
-        dtype = str(process.operator.dtype).removeprefix("torch.")
+        dtype = dtype_name(process.operator.dtype)
         remedy = "a larger --rtol" + (", or --dtype float64" if dtype == "float32" else "")
         why = (
             f"the rounding of {dtype} products alone allows {rounding:.2g}, for a tolerance of "

@@ -60,7 +60,9 @@ class Ritz(NamedTuple):
     @property
     def crowded(self) -> Array:
         """Which Ritz values lie among so many that those may hide in what looks like a gap [m]."""
-        return _crowded(self.values, self.crowd)
+        distances = np.abs(self.values - self.crowd)
+        result: Array = distances < RESIDUAL_FLOOR * distances.max()
+        return result
 
 
 class Rule(NamedTuple):
@@ -190,9 +192,9 @@ class Lanczos:
         residuals += rounding
         estimates = improved_by_gaps(values, residuals, rounding)
         crowd = self.operator.crowd
-        crowded = _crowded(values, crowd)
-        estimates[crowded] = residuals[crowded]
-        return Ritz(values, coefficients, residuals, estimates, float(rounding), crowd)
+        ritz = Ritz(values, coefficients, residuals, estimates, float(rounding), crowd)
+        estimates[ritz.crowded] = residuals[ritz.crowded]
+        return ritz
 
     @property
     def asymmetry(self) -> float:
@@ -332,12 +334,6 @@ class Lanczos:
             self.basis.project_out(vector)
             vector /= torch.linalg.vector_norm(vector, dtype=torch.float64)
         self.basis.append(vector)
-
-
-def _crowded(values: Array, crowd: float) -> Array:
-    distances = np.abs(values - crowd)
-    result: Array = distances < RESIDUAL_FLOOR * distances.max()
-    return result
 
 
 _MAX_GROUP = 4

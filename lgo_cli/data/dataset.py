@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, dtype_name
 
 Normalization = dict[str, list[float]]
 
@@ -76,7 +76,8 @@ class Dataset:
                 )
             if x.is_floating_point() != self.x_train.is_floating_point():
                 raise InputError(
-                    f"{where} has inputs of {_dtype(x)}, x_train of {_dtype(self.x_train)}",
+                    f"{where} has inputs of {dtype_name(x.dtype)}, "
+                    f"x_train of {dtype_name(self.x_train.dtype)}",
                     hint="store both as float32; or both as int64 if they are indices",
                 )
             # One non-finite value makes the sum so; the search for its row is slow.
@@ -112,10 +113,6 @@ class Dataset:
         raise InputError(
             f"{where} has label {int(y[row])} in row {row}, outside [0, {self.num_classes})"
         )
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def from_pixels(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import NumericsError
+from lgo_cli.errors import NumericsError, dtype_name
 from lgo_cli.landscape.permutations import (
     Group,
     State,
@@ -128,7 +128,7 @@ def align(
             f"relative to the largest, more than rounding ({tolerance:.1e})",
             hint="leave out --align, and report the model: its symmetries were misread",
         )
-    output_dtype = str(dtype).removeprefix("torch.")
+    output_dtype = dtype_name(dtype)
     warnings = (
         (
             f"the aligned network was compared with the original in {output_dtype} and to "

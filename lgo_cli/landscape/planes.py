@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgo_cli.errors import InputError, UsageError
+from lgo_cli.errors import InputError, UsageError, dtype_name
 from lgo_cli.landscape.directions import (
     DESCRIPTIONS,
     ROUNDING,
@@ -207,7 +207,7 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
     """
     wanted = (2, objective.dim)
     if tuple(directions.shape) != wanted or not directions.is_floating_point():
-        kind = str(directions.dtype).removeprefix("torch.")
+        kind = dtype_name(directions.dtype)
         raise InputError(
             f"the directions are {kind} {list(directions.shape)}, the model wants two of its "
             f"{objective.dim} trainable parameters each: floats {list(wanted)}",

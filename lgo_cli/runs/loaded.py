@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lgo_cli import checkpoint
 from lgo_cli.config import AnalysisConfig
 from lgo_cli.data.loading import load_dataset
-from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.errors import MachineError, UsageError, dtype_name
 from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.models.building import build_model
@@ -187,7 +187,7 @@ def measured(
         label_smoothing=objective.loss_function.label_smoothing,
         batchnorm=batchnorm.policy if batchnorm.buffers else "none",
         batchnorm_samples=batchnorm.num_samples,
-        dtype=str(objective.dtype).removeprefix("torch."),
+        dtype=dtype_name(objective.dtype),
         num_samples=len(objective.samples),
         num_available=len(loaded.dataset.y_train),
         num_test_samples=num_test_samples,
