@@ -7,7 +7,7 @@ parameters, N samples, C classes.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -134,6 +134,8 @@ class Objective:
         micro_batch_size: Samples per forward pass; `None` takes `default_micro_batch_size`. Moves
             no more than the last bits of a result.
         dtype: Of parameters and arithmetic inside; sums over samples are always float64.
+        checked: Whether this model is known to be fit for such samples in this dtype, as inside
+            another objective. Nothing is evaluated on entering then, and there is no `center`.
 
     Raises:
         InputError: on entering, if the model cannot take the samples or puts out too few classes.
@@ -154,6 +156,7 @@ class Objective:
         *,
         micro_batch_size: int | None = None,
         dtype: torch.dtype = torch.float32,
+        checked: bool = False,
     ) -> None:
         self.model = model
         self.layout = ParameterLayout.of(model)
@@ -161,6 +164,7 @@ class Objective:
         self.loss_function = loss_function or LossFunction()
         self.micro_batch_size = micro_batch_size or default_micro_batch_size(model)
         self.dtype = dtype
+        self._is_checked = checked
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.samples = samples.to(self.device, dtype)
@@ -192,10 +196,11 @@ class Objective:
                 tensor.data = tensor.data.to(self.dtype, copy=not isinstance(tensor, nn.Parameter))
             elif not isinstance(tensor, nn.Parameter):
                 tensor.data = tensor.data.clone()
-        check_outputs(self.model, self.samples)
-        before = self._loss_in_calls()
-        self.center = self.evaluate()
-        self._check_center(before, self._loss_in_calls())
+        if not self._is_checked:
+            check_outputs(self.model, self.samples)
+            before = self._loss_in_calls()
+            self.center = self.evaluate()
+            self._check_center(before, self._loss_in_calls())
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
@@ -255,6 +260,10 @@ class Objective:
         """The samples in the batches of every evaluation."""
         return self.samples.batches(self.micro_batch_size)
 
+    def differentiating(self) -> AbstractContextManager[None]:
+        """Where the model's derivatives are taken (`twice_differentiable`)."""
+        return twice_differentiable(is_recurrent=self._is_recurrent)
+
     def batch_outputs(
         self, batch: Samples, model: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
@@ -264,7 +273,7 @@ class Objective:
             batch: The samples.
             model: The same function of the same parameters, to be called in the model's place.
         """
-        with twice_differentiable(is_recurrent=self._is_recurrent):
+        with self.differentiating():
             outputs: Tensor = (model or self.model)(batch.inputs)
         return outputs
 
@@ -293,7 +302,7 @@ class Objective:
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [P], at the centre if no θ is given."""
-        with self.at(self.theta if theta is None else theta):
+        with self.at(self.theta if theta is None else theta), self.differentiating():
             gradient = torch.zeros_like(self.theta)
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             for batch in self.micro_batches():

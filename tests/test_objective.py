@@ -137,6 +137,20 @@ def test_a_loss_far_below_float32s_steps_has_its_digits() -> None:
     assert found.standard_error == pytest.approx((losses[0] - losses[1]) / 2, rel=1e-7)
 
 
+def test_what_is_checked_already_is_not_evaluated() -> None:
+    model, calls = _network(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    with Objective(model, _samples()) as objective:
+        assert calls
+        calls.clear()
+        with Objective(model, objective.samples.head(8), dtype=torch.float64, checked=True) as part:
+            assert not calls
+            found, _ = part.loss_and_gradient()
+    model.double().eval()
+    expected = F.cross_entropy(model(_samples().inputs[:8].double()), _samples().labels[:8])
+    assert found == pytest.approx(expected.item(), rel=1e-14)
+
+
 class _AlwaysDropout(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_networks import make
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
@@ -110,6 +111,55 @@ def test_hard_sigmoid_has_a_hessian() -> None:
     assert spectrum.trace is not None
     assert spectrum.trace.exact is not None  # piecewise linear
     assert spectrum.trace.converged
+
+
+class _Checkpointed(nn.Module):
+    """Runs a part of a model again wherever its derivatives are taken."""
+
+    def __init__(self, inner: nn.Module, use_reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.use_reentrant = inner, use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.inner, x, use_reentrant=self.use_reentrant)
+        return found
+
+
+@pytest.mark.parametrize("keeps_graph", [True, False])
+def test_checkpointed_attention_has_the_same_hessian(keeps_graph: bool) -> None:
+    model, samples, loss = make("attention and layer norm")
+    products = []
+    for module in (model, _Checkpointed(model, use_reentrant=False)):
+        with Objective(module, samples, loss, dtype=torch.float64) as objective:
+            operator = HessianOperator(objective, memory_bytes=2**30 if keeps_graph else 0)
+            assert operator.keeps_graph == keeps_graph
+            products.append(operator.matvec(torch.ones(objective.dim, dtype=torch.float64)))
+            _, gradient = objective.loss_and_gradient()
+            torch.testing.assert_close(operator.gradient(), gradient, rtol=1e-12, atol=1e-15)
+    # What runs again is what it was, but for the order in which gradients are added.
+    torch.testing.assert_close(products[1], products[0], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _Checkpointed(nn.Linear(12, 3), use_reentrant=True),
+        # Its recomputation is out of reach of what runs in a kernel's place.
+        _Checkpointed(
+            torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 3)), use_reentrant=False
+        ),
+    ],
+    ids=["reentrant", "weight norm"],
+)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+def test_checkpoints_without_a_second_derivative_are_refused(model: nn.Module) -> None:
+    _, samples, loss = make("relu")
+    config = HessianConfig(top_k=1, bottom_k=0)
+    with (
+        Objective(nn.Sequential(nn.Linear(12, 12), model), samples, loss) as objective,
+        pytest.raises(InputError, match=r"no second derivative through its torch\.utils\.check"),
+    ):
+        analyze_spectrum(objective, config)
 
 
 class _Once(torch.autograd.Function):

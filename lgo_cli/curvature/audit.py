@@ -181,8 +181,10 @@ def _rounding_on(
     plain = Rewritten(objective.model, "as it is")
 
     @contextmanager
-    def network_in(dtype: torch.dtype) -> Iterator[NetworkOperator[Any]]:
-        with Objective(objective.model, samples, objective.loss_function, dtype=dtype) as problem:
+    def network_in(dtype: torch.dtype, *, checked: bool = True) -> Iterator[NetworkOperator[Any]]:
+        with Objective(
+            objective.model, samples, objective.loss_function, dtype=dtype, checked=checked
+        ) as problem:
             called = plain if dtype == torch.float64 else model or plain
             yield kind(problem, block=block, model=called)
 
@@ -211,7 +213,7 @@ def _rounding_on(
     gap = note = None
     worst = 0.0
     try:
-        with network_in(torch.float64) as network:
+        with network_in(torch.float64, checked=False) as network:
             operator = compose(network)
             image = product(operator, start)
             if norm(image) == 0:

@@ -268,16 +268,17 @@ def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tupl
             scale = float(expected.abs().amax()) or 1.0
             outputs = max(outputs, float((found - expected).abs().amax()) / scale)
     products = []
-    for function in (objective.model, call):
-        losses = objective.loss_function(
-            objective.batch_outputs(batch, function).double(), batch.labels
-        )
-        gradient = torch.autograd.grad(
-            losses.mean(), objective.parameters, create_graph=True, materialize_grads=True
-        )
-        curved = [g for g in gradient if g.requires_grad]
-        cotangents = [g.detach() for g in curved]
-        products.append(flatten(pull_back(curved, objective.parameters, cotangents)))
+    with objective.differentiating():
+        for function in (objective.model, call):
+            losses = objective.loss_function(
+                objective.batch_outputs(batch, function).double(), batch.labels
+            )
+            gradient = torch.autograd.grad(
+                losses.mean(), objective.parameters, create_graph=True, materialize_grads=True
+            )
+            curved = [g for g in gradient if g.requires_grad]
+            cotangents = [g.detach() for g in curved]
+            products.append(flatten(pull_back(curved, objective.parameters, cotangents)))
     plain, rewritten = products
     scale = norm(plain)
     return outputs, norm(rewritten - plain) / scale if scale > 0 else norm(rewritten)

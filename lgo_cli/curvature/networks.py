@@ -86,11 +86,12 @@ class NetworkOperator(Operator, Generic[G]):
             memory_bytes = total_memory_bytes(objective.device) // 2
         self.memory_bytes = memory_bytes
         batches = list(objective.micro_batches())
-        first, num_bytes = self._measured_graph(batches[0])
-        self.graph_bytes = num_bytes * len(batches)
-        self.keeps_graph = self.graph_bytes <= memory_bytes
-        if self.keeps_graph:
-            self._kept = [first, *(self._graph(batch) for batch in batches[1:])]
+        with objective.differentiating():
+            first, num_bytes = self._measured_graph(batches[0])
+            self.graph_bytes = num_bytes * len(batches)
+            self.keeps_graph = self.graph_bytes <= memory_bytes
+            if self.keeps_graph:
+                self._kept = [first, *(self._graph(batch) for batch in batches[1:])]
 
     def restricted(self, block: Block) -> Self:
         """The diagonal block of this matrix for some of its parameters, on the same graphs."""
@@ -164,10 +165,11 @@ class NetworkOperator(Operator, Generic[G]):
         pieces = self.block.split(vector.to(self.dtype))
         # In float64, so that the number of micro-batches adds no rounding.
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for graph in self._kept or map(self._graph, self.objective.micro_batches()):
-            share = self._share(graph, pieces)
-            if share is not None:
-                total += flatten(share)
+        with self.objective.differentiating():
+            for graph in self._kept or map(self._graph, self.objective.micro_batches()):
+                share = self._share(graph, pieces)
+                if share is not None:
+                    total += flatten(share)
         return total.to(self.dtype)
 
     @abstractmethod
@@ -190,8 +192,9 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
     def gradient(self) -> Tensor:
         """∇L [P] at the centre, restricted to the block; read off the graphs if they are kept."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for graph in self._kept or map(self._graph, self.objective.micro_batches()):
-            total += flatten(graph[index].detach() for index in self.block.members)
+        with self.objective.differentiating():
+            for graph in self._kept or map(self._graph, self.objective.micro_batches()):
+                total += flatten(graph[index].detach() for index in self.block.members)
         return total.to(self.dtype)
 
     def _graph(self, batch: Samples) -> dict[int, Tensor]:

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lgo_cli.errors import InputError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-_NO_DERIVATIVE = "derivative for"
-"""What PyTorch says of an operator of its own that can be differentiated only once."""
 
 
 class _Seed(Function):
@@ -51,23 +45,11 @@ def pull_back(
         cotangents: cᵢ, of the outputs' shapes and dtypes.
         create_graph: Whether the result can be differentiated, by the cotangents too.
         retain_graph: Whether the graph of the outputs is used again.
-
-    Raises:
-        InputError: if an operator of the model can be differentiated only once.
     """
-    try:
-        return torch.autograd.grad(
-            _Seed.apply(cotangents, *outputs),
-            inputs,
-            create_graph=create_graph,
-            retain_graph=retain_graph or create_graph,
-            materialize_grads=True,
-        )
-    except RuntimeError as error:  # NotImplementedError too
-        if _NO_DERIVATIVE not in str(error):
-            raise
-        raise InputError(
-            f"the model has no second derivative: {str(error).splitlines()[0]}",
-            hint="write that operator out in others, such as nn.EmbeddingBag as nn.Embedding "
-            "and a mean",
-        ) from error
+    return torch.autograd.grad(
+        _Seed.apply(cotangents, *outputs),
+        inputs,
+        create_graph=create_graph,
+        retain_graph=retain_graph or create_graph,
+        materialize_grads=True,
+    )
