@@ -370,6 +370,8 @@ def test_basis_on_disk_moves_no_bit_and_leaves_no_file(tmp_path: Path) -> None:
     expected = extreme_eigenpairs(DenseOperator(matrix), wanted)
     assert torch.equal(found.eigenvectors, expected.eigenvectors)
     assert torch.equal(found.residual_bounds, expected.residual_bounds)
+    assert found.process is not None
+    assert found.process.basis is basis
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,18 @@ def test_memory_moves_no_bit_of_the_request_or_the_numbers(lgo: Lgo, small_run: 
     assert "--memory" in result.stderr
 
 
-def test_basis_on_disk(lgo: Lgo, small_run: Path) -> None:
+def test_basis_on_disk(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, allocated = os.posix_fallocate, []
+
+    def spy(handle: int, offset: int, length: int) -> None:
+        allocated.append(length)
+        allocate(handle, offset, length)
+
+    monkeypatch.setattr("os.posix_fallocate", spy)
     memory = _results(lgo, small_run)
+    assert not allocated
     disk = _results(lgo, small_run, "--basis-device", "disk", "--force")
+    assert min(allocated) >= 4 * disk["num_parameters"]  # a row of float32, or more
     assert memory["largest"] == disk["largest"]
     left = {path.suffix for path in (small_run / ".lgo").iterdir()}
     assert left <= {".lock", ".written"}

@@ -160,10 +160,11 @@ def _moments(results: HessianResults) -> Rows:
     rows: Rows = []
     trace, density = results.trace, results.density
     if trace is not None:
-        rows += _trace(trace, _exact(results))
+        rows += _trace(trace, _exact(results, trace.rounding_allowance))
     if results.frobenius_norm is not None:
         norm = results.frobenius_norm
-        error = f"± {norm.standard_error:.2g}" if norm.standard_error else _exact(results)
+        exact = _exact(results, norm.rounding_allowance)
+        error = f"± {norm.standard_error:.2g}" if norm.standard_error else exact
         rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
         rows.append(
@@ -177,9 +178,11 @@ def _moments(results: HessianResults) -> Rows:
     return rows
 
 
-def _exact(results: HessianResults) -> str:
+def _exact(results: HessianResults, rounding: float = 0.0) -> str:
     """What a number without chance is called: exact, unless the audit found something wrong."""
-    return "exact" if results.audit is None or results.audit.clean else "DOUBTFUL"
+    if results.audit is not None and not results.audit.clean:
+        return "DOUBTFUL"
+    return f"exact to {rounding:.1e}" if rounding else "exact"
 
 
 def _trace(trace: Trace, exact: str) -> Rows:

@@ -260,12 +260,15 @@ class _Analysis:
         units = operator.rounding * torch.finfo(operator.dtype).eps
         known = self._of_block(exact, block)
         # One eigenvalue may be off by all that is allowed, whatever the others take from the sum.
-        size = max(abs(estimate.value), process.ritz().scale) if known is None else abs(known)
+        scale = process.ritz().scale
+        size = max(abs(estimate.value), scale) if known is None else abs(known)
         trace = Trace(
             estimate=estimate,
             exact=known,
             rounding=units * size,
             estimate_rounding=units * process.size * estimate.frobenius_norm,
+            # Of each column of T.
+            norm_rounding=units * math.sqrt(process.size) * scale,
             note=exact if isinstance(exact, str) else exact.reason,
         )
         if not trace.converged and known is None:

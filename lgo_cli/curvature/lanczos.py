@@ -114,7 +114,10 @@ class Lanczos:
         self.operator = operator
         self.seed = seed
         self.size = 0
-        self.basis = basis or Basis(operator.dim, operator.dtype, operator.device)
+        # Not `basis or`: an empty basis is false.
+        if basis is None:
+            basis = Basis(operator.dim, operator.dtype, operator.device)
+        self.basis = basis
         self._matrix = np.zeros((0, 0))
         self._defect = np.zeros((0, 0))
         self._pending = np.zeros(0)

@@ -53,6 +53,7 @@ class FrobeniusNorm(Strict):
 
     value: Real
     standard_error: Real
+    rounding_allowance: Real
 
 
 class Density(Strict):

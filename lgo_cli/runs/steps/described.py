@@ -92,6 +92,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
             else FrobeniusNorm(
                 value=trace.estimate.frobenius_norm,
                 standard_error=trace.estimate.frobenius_standard_error,
+                rounding_allowance=trace.norm_rounding,
             )
         ),
         "density": None if spectrum.density is None else _density(spectrum.density),
