@@ -309,7 +309,7 @@ def test_warm_start_where_rounding_hides_the_gaps_comes_to_an_end() -> None:
             return product + 0.3 * product.norm() * noise / noise.norm()
 
     matrix = with_spectrum(of(9, 5, 4, -2.5, -3, bulk=torch.linspace(-1, 2, 195)), 0)
-    wanted = Wanted(1, 1, floor=1.0)
+    wanted = Wanted(1, 1, floor_share=1.0)
     cold = extreme_eigenpairs(Rounding(matrix), wanted)
     wanted = replace(wanted, warm_start=cold.eigenvectors)
     warm = extreme_eigenpairs(Rounding(matrix), wanted)

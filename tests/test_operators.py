@@ -133,7 +133,8 @@ def test_keeping_graphs_moves_no_bit(name: str) -> None:
         for _ in range(3):  # a kept graph is as good the third time
             v = torch.randn(objective.dim, generator=draw)
             assert torch.equal(keeps.matvec(v), rebuilds.matvec(v))
-        assert keeps.rounding == rebuilds.rounding  # so that bounds do not depend on it either
+        # So that bounds do not depend on it either.
+        assert keeps.rounding_units == rebuilds.rounding_units
 
 
 @each_network
@@ -180,7 +181,7 @@ def test_float32_products_stay_within_their_allowance(name: str) -> None:
     with Objective(model, samples, loss, micro_batch_size=7) as objective:
         operator = HessianOperator(objective)
         error = _norm(_matrix(operator).cpu() - expected)
-    assert error <= operator.rounding * EPS * _norm(expected)
+    assert error <= operator.rounding_units * EPS * _norm(expected)
 
 
 @pytest.mark.parametrize("name", ["relu", "batch norm", "convolution"])
@@ -194,8 +195,8 @@ def test_fitted_networks_keep_their_digits(name: str) -> None:
         operator = HessianOperator(objective)
         error = _norm(_matrix(operator) - expected)
         plain = torch.stack([_plain_product(objective, row) for row in torch.eye(objective.dim)])
-    assert error <= operator.rounding * scale
-    assert _norm(plain.double() - expected) > operator.rounding * scale
+    assert error <= operator.rounding_units * scale
+    assert _norm(plain.double() - expected) > operator.rounding_units * scale
 
 
 def _plain_product(objective: Objective, v: Tensor) -> Tensor:
@@ -221,9 +222,9 @@ def test_large_logits_widen_the_allowance() -> None:
     with Objective(model, samples) as objective:
         operator = HessianOperator(objective)
         found = _matrix(operator)
-    assert operator.rounding == pytest.approx(ROUNDING_UNITS + largest / 2, rel=1e-5)
+    assert operator.rounding_units == pytest.approx(ROUNDING_UNITS + largest / 2, rel=1e-5)
     error, scale = _norm(found - expected), EPS * _norm(expected)
-    assert ROUNDING_UNITS * scale < error <= operator.rounding * scale
+    assert ROUNDING_UNITS * scale < error <= operator.rounding_units * scale
     assert _norm(found - found.T) < error / 10
 
 
@@ -353,4 +354,4 @@ def test_product_on_a_gpu() -> None:
     with Objective(model.cuda(), samples, loss) as objective:
         operator = HessianOperator(objective)
         error = _norm(_matrix(operator).cpu() - expected)
-    assert error <= operator.rounding * EPS * _norm(expected)
+    assert error <= operator.rounding_units * EPS * _norm(expected)

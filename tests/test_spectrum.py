@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from small_networks import dense_hessian, make
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
+from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.objective import LossFunction, Objective, Samples
@@ -82,6 +86,23 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
     rounding = 1e-13 * float(dense.abs().sum())  # all that is left where the basis is complete
     assert abs(spectrum.trace.value - trace) <= 4 * spectrum.trace.standard_error + rounding
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_each_half_has_the_memory_of_a_basis_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Basis]] = []
+    alive = []
+
+    class Counted(Basis):
+        def __init__(self, *arguments: Any) -> None:
+            alive.append(sum(basis() is not None for basis in made))
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("lgo_cli.curvature.lanczos.Basis", Counted)
+    model, samples, loss = make("relu")
+    with Objective(model, samples, loss) as objective:
+        analyze_spectrum(objective, HessianConfig(top_k=1, halves=True))
+    assert alive == [0, 0, 0]
 
 
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "empirical-fisher"])

@@ -101,6 +101,16 @@ def test_imports_go_downwards(module: str, path: Path) -> None:
         assert target == module or LEVEL[target] > LEVEL[module], f"{path} imports {name}"
 
 
+ESTIMATORS = ("search", "lanczos", "basis", "eigenpairs", "trace", "density", "smoothing")
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_know_operators_and_no_network(name: str) -> None:
+    imported = _imports(PACKAGE / "curvature" / f"{name}.py", at_run_time=False)
+    known = {name.split(".")[2] for name in imported if name.startswith("lgo_cli.curvature.")}
+    assert known <= {*ESTIMATORS, "operators"}
+
+
 @pytest.mark.parametrize(("module", "path"), _modules(), ids=str)
 def test_foundation_never_imports_torch(module: str, path: Path) -> None:
     if module in NO_TORCH:

@@ -150,6 +150,7 @@ class _Analysis:
             orthogonality = pairs.process.basis.orthogonality()
             spectrum = replace(spectrum, audit=replace(checked, orthogonality=orthogonality))
         network.release()
+        del pairs  # with its basis, before the halves build theirs
         if config.halves:
             spectrum = replace(spectrum, halves=self._halves(block, wanted))
         return replace(spectrum, warnings=tuple(self.warnings))
@@ -257,7 +258,7 @@ class _Analysis:
             seed=config.seed,
             progress=self.progress,
         )
-        units = operator.rounding * torch.finfo(operator.dtype).eps
+        units = operator.rounding_units * torch.finfo(operator.dtype).eps
         known = self._of_block(exact, block)
         # One eigenvalue may be off by all that is allowed, whatever the others take from the sum.
         scale = process.ritz().scale

@@ -13,7 +13,12 @@ import torch
 from lgo_cli.curvature.folding import Rewritten
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import HessianOperator, NetworkOperator
-from lgo_cli.curvature.operators import scaled_gradient
+from lgo_cli.curvature.operators import (
+    ROUNDING_SLACK,
+    WRONG_DERIVATIVE,
+    most_asymmetry,
+    scaled_gradient,
+)
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.objective import Objective, evaluate_model
 from lgo_cli.seeding import standard_normal
@@ -26,14 +31,6 @@ if TYPE_CHECKING:
 
     from lgo_cli.curvature.operators import Operator
     from lgo_cli.objective import Samples
-
-ROUNDING_SLACK = 1e3
-"""Units of eps to which symmetry, linearity and weighting must hold: products on random vectors are
-small beside ‖H‖, and their relative error is larger."""
-
-WRONG_DERIVATIVE = (
-    "a second derivative of the model is wrong, and no eigenvalue, trace or norm to be relied on"
-)
 
 DIFFERENCE_TOLERANCE = 1e-4
 """To which central differences of float64 gradients must agree with a product: their own error is
@@ -286,8 +283,8 @@ def audit(
 ) -> Audit:
     """Check that the objective is a mean over samples and its operator linear and symmetric.
 
-    Costs three products and one evaluation. That two evaluations agree to the bit has been checked
-    on entering the objective.
+    Costs three products and one evaluation. That the loss of some samples, computed twice, is equal
+    to the bit has been checked on entering the objective.
 
     Args:
         objective: Entered.
@@ -345,11 +342,6 @@ def audit(
         num_matvecs=operator.num_matvecs - before,
         complaints=tuple(complaints),
     )
-
-
-def most_asymmetry(operator: Operator) -> float:
-    """Relative asymmetry that rounding can explain, also where a part computes in float32."""
-    return max(ROUNDING_SLACK, operator.rounding) * torch.finfo(torch.float32).eps
 
 
 def takes_differences(kind: type[NetworkOperator[Any]], nonsmooth: tuple[str, ...]) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgo_cli.curvature.audit import WRONG_DERIVATIVE, most_asymmetry
 from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.operators import WRONG_DERIVATIVE, most_asymmetry
 from lgo_cli.curvature.search import (
     Found,
     Search,
@@ -58,7 +58,7 @@ class Eigenpairs:
         converged: Whether each error estimate, and residual where vectors are meant, is within its
             tolerance.
         checked_multiplicity: Whether further copies were searched for.
-        residual_floor: rtol·floor·max|θ|, the least tolerance of any; the floor is 0.01 if unsaid.
+        residual_floor: rtol·floor_share·max|θ|, the least tolerance of any.
         rounding: The part of each bound that allows for the rounding of products.
         warnings: What a reader must know.
         process: The Krylov space, `None` if nothing was wanted.
@@ -111,8 +111,8 @@ def extreme_eigenpairs(
     """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
 
     Costs one product a step. Stops when every wanted error estimate is within
-    rtol·max(|λ|, floor·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since an
-    early step may look converged by chance, or when those that are not have come down to the
+    rtol·max(|λ|, floor_share·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since
+    an early step may look converged by chance, or when those that are not have come down to the
     rounding of products, which no step lowers. A single pair from a warm start needs but one step
     after the first few, where the rest is clear of it. Eigenvalues are ordered by value, never by
     magnitude. A Krylov space holds one copy of a repeated eigenvalue; others are found only by

@@ -180,7 +180,7 @@ class Lanczos:
         Four parts: what leaves the space, |pᵀs|; what was left behind, in R; what products held
         and T does not, ‖Es‖; and the rounding of products. Of that, E shows the part that makes
         them asymmetric, in so far as it lies in the basis: the largest column is allowed once more
-        for the part outside, and `operator.rounding` for a symmetric part, which no step can see.
+        for the part outside, and `rounding_units` for a symmetric part, which no step can see.
         Rounding of the recurrence is a few eps·‖H‖, within the same.
         """
         # Not numpy's, whose threads and torch's wait for each other: 16 ms in place of 0.2.
@@ -252,7 +252,7 @@ class Lanczos:
     @cached_property
     def _rounding_units(self) -> float:
         """Asked once, since the answer may need a synchronisation."""
-        return self.operator.rounding
+        return self.operator.rounding_units
 
     def _orthogonalize(self, product: Tensor) -> tuple[Array, float]:
         """Take from a product [P], in place, its part in the basis; that [m], and the rest's norm.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -14,6 +15,14 @@ ROUNDING_UNITS = 16.0
 """Rounding of a product, in units of eps·‖H‖, that any operator is allowed. A product is a chain of
 a few sums, each off by a few eps of its result when summed in blocks: on networks in float32 whose
 logits are small, ‖fl(H) − H‖ is 1 to 3 units (tests/test_operators.py)."""
+
+ROUNDING_SLACK = 1e3
+"""Units of eps to which symmetry, linearity and weighting must hold: products on random vectors are
+small beside ‖H‖, and their relative error is larger."""
+
+WRONG_DERIVATIVE = (
+    "a second derivative of the model is wrong, and no eigenvalue, trace or norm to be relied on"
+)
 
 
 class Operator(ABC):
@@ -46,7 +55,7 @@ class Operator(ABC):
         return self._product(vector)
 
     @property
-    def rounding(self) -> float:
+    def rounding_units(self) -> float:
         """‖fl(Hv) − Hv‖ to allow for unit v, in units of eps·‖H‖, eps of `dtype`.
 
         To be asked after a product, when the operator has seen its numbers.
@@ -96,7 +105,7 @@ class ShiftedOperator(Operator):
     @property
     def _expected_rounding(self) -> float:
         """That of H; the shift is a scalar times the vector."""
-        return self.operator.rounding
+        return self.operator.rounding_units
 
     def _product(self, vector: Tensor) -> Tensor:
         return self.operator.matvec(vector).add_(vector, alpha=self.shift)
@@ -125,7 +134,7 @@ class ScaledOperator(Operator):
     @property
     def _expected_rounding(self) -> float:
         """That of H; the two scalings round once each."""
-        return self.operator.rounding + 2
+        return self.operator.rounding_units + 2
 
     def _product(self, vector: Tensor) -> Tensor:
         return self.operator.matvec(self.scale * vector).mul_(self.scale)
@@ -134,3 +143,8 @@ class ScaledOperator(Operator):
 def scaled_gradient(gradient: Tensor, operator: Operator) -> Tensor:
     """The gradient in the coordinates of an operator, if those are scaled."""
     return operator.scale * gradient if isinstance(operator, ScaledOperator) else gradient
+
+
+def most_asymmetry(operator: Operator) -> float:
+    """Relative asymmetry that rounding can explain, also where a part computes in float32."""
+    return max(ROUNDING_SLACK, operator.rounding_units) * torch.finfo(torch.float32).eps

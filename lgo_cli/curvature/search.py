@@ -73,7 +73,8 @@ class Wanted:
     Attributes:
         top_k: How many of the largest eigenvalues.
         bottom_k: How many of the smallest.
-        rtol: Tolerance on the error estimate of each, relative to max(|θ|, floor·max|θ|).
+        rtol: Tolerance on the error estimate of each, relative to
+            max(|θ|, floor_share·max|θ|).
         vector_rtol: Tolerance on each residual in the same measure, where eigenvectors are meant.
         max_matvecs: Products to spend at most; by default as `matvec_limit` says.
         max_basis: Vectors [P] to hold at most; by default as many as fit into 3 GiB, and no
@@ -84,8 +85,8 @@ class Wanted:
             gradient; half of the start, unless there is a warm one. The rest is random.
         recheck: Whether to spend one product on each eigenvalue to see its residual.
         seed: Of the starting vector.
-        floor: Share of max|θ| below which an eigenvalue's size tightens its tolerance no further.
-            At one, all are wanted to the same absolute error.
+        floor_share: Share of max|θ| below which an eigenvalue's size tightens its tolerance no
+            further. At one, all are wanted to the same absolute error.
         scale: Least max|θ| that this is a share of: for a block, that of the whole matrix.
     """
 
@@ -100,7 +101,7 @@ class Wanted:
     guess: Tensor | None = None
     recheck: bool = False
     seed: int = 0
-    floor: float = RESIDUAL_FLOOR
+    floor_share: float = RESIDUAL_FLOOR
     scale: float = 0.0
 
     @property
@@ -167,7 +168,7 @@ class Found:
         order: Indices of the wanted pairs [k + j].
         errors: Error estimates, each for the eigenvalue of its rank [k + j].
         tolerances: On them [k + j].
-        floor: The wanted share of max|θ|.
+        floor: floor_share·max|θ|, absolute.
         settled: Whether nothing is left to be gained: each converged, or down to rounding.
         converged: Whether all is within its tolerance.
         excess: Error over tolerance, the worse of value and vector [k + j].
@@ -288,7 +289,7 @@ class Search:
         top, bottom = size - 1 - wanted.top_k, wanted.bottom_k
         if top < bottom:
             return False
-        enough = max(wanted.rtol * found.floor / wanted.floor, 2 * ritz.rounding)
+        enough = max(wanted.rtol * found.floor / wanted.floor_share, 2 * ritz.rounding)
         clear = True
         if wanted.top_k:
             reach = ritz.values[top] + margin * ritz.residuals[top]
@@ -303,7 +304,7 @@ class Search:
         top = np.arange(size - 1, size - 1 - wanted.top_k, -1)
         order = np.r_[top, np.arange(wanted.bottom_k)].astype(int)
         values, residuals = ritz.values[order], ritz.residuals[order]
-        floor = wanted.floor * max(ritz.scale, wanted.scale)
+        floor = wanted.floor_share * max(ritz.scale, wanted.scale)
         scales = np.maximum(np.abs(values), floor)
         tiny = np.finfo(float).tiny
         tolerances = wanted.rtol * scales

@@ -164,7 +164,7 @@ def convexity_map(
     """
     order = list(_serpentine(len(y), len(x)))
     finished = finished or Finished(np.empty((0, NUM_VALUES)))
-    wanted = Wanted(1, 1, rtol=SHARE * rtol, floor=1.0, seed=seed)
+    wanted = Wanted(1, 1, rtol=SHARE * rtol, floor_share=1.0, seed=seed)
     objective.move(objective.theta)
     with statistics_at(batchnorm, 0.0, 0.0):
         model = fold(objective)  # the same function of any parameters

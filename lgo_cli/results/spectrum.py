@@ -119,7 +119,6 @@ class AuditResults(Strict):
 
     clean: bool
     complaints: list[str]
-    repeated_evaluation: Real
     sample_weighting: Real
     asymmetry: Real
     nonlinearity: Real

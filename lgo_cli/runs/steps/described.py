@@ -239,7 +239,6 @@ def _audit(audit: Audit) -> AuditResults:
     return AuditResults(
         clean=not audit.complaints,
         complaints=list(audit.complaints),
-        repeated_evaluation=0.0,  # else the objective would have refused
         sample_weighting=audit.sample_weighting,
         asymmetry=audit.asymmetry,
         nonlinearity=audit.nonlinearity,
