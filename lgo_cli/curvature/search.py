@@ -221,9 +221,9 @@ class Search:
         """
         passed = settled = None  # the step since which all has converged, or come to its end
         before: Found | None = None
-        warm = self.wanted.warm_start is not None
         least = min(self.wanted.num_pairs, self.process.operator.dim)
-        at_least = max(at_least, WARM_STEPS if warm and self.wanted.num_pairs == 1 else 0)
+        if self.wanted.warm_start is not None and self.wanted.num_pairs == 1:
+            at_least = max(at_least, WARM_STEPS)
         while True:
             if self.process.size >= self.max_basis and not self.process.is_complete:
                 ritz = self.process.ritz()
@@ -242,19 +242,8 @@ class Search:
             steps = self.num_steps
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
-            # Two steps in a row; of several pairs the last may be one that is passed over, hence a
-            # third where the second is not far within its tolerance. After a warm start, that the
-            # rest is clear of it says more of a single pair than a second step.
-            several = self.wanted.num_pairs > 1
-            clearly = bool(found.excess.max() <= CLEARLY)
-            shortest = int(not warm or several or not clearly)
-            lasting = shortest + int(several and not clearly)
-            if several:
-                lasting += int(found.stalled_since(before, STALLED))
-            elif found.stalled_since(before, STALLED_ALONE):
-                lasting += 1 if warm else steps // 2
+            shortest, lasting = self._patience(found, before)
             before = found
-            lasting += max(0, self.process.size - PROMPT_STEPS) // 3
             # What has converged at this very step, by chance, may be down to rounding for long.
             since = passed if found.converged else settled
             if at_end or (since is not None and steps - since >= lasting):
@@ -265,6 +254,27 @@ class Search:
                     converged=found.converged
                     and (complete or (passed is not None and steps - passed >= shortest)),
                 )
+
+    def _patience(self, found: Found, before: Found | None) -> tuple[int, int]:
+        """For how many steps more convergence has to last: always, and as things are here.
+
+        One, so that there are two in a row. None for a single pair from a warm start that is
+        clearly within its tolerance: that the rest is clear of it says more than a second step.
+
+        Of several pairs the last may be one that is passed over: one more if the worst is not
+        clearly within its tolerance, and one more if a residual stalled. For a single pair that
+        stalled half as many more as there were, from a warm start one. To all a third of the steps
+        beyond `PROMPT_STEPS`.
+        """
+        warm, several = self.wanted.warm_start is not None, self.wanted.num_pairs > 1
+        clearly = bool(found.excess.max() <= CLEARLY)
+        shortest = int(not warm or several or not clearly)
+        lasting = shortest + max(0, self.process.size - PROMPT_STEPS) // 3
+        if several:
+            lasting += int(not clearly) + int(found.stalled_since(before, STALLED))
+        elif found.stalled_since(before, STALLED_ALONE):
+            lasting += 1 if warm else self.num_steps // 2
+        return shortest, lasting
 
     def _is_checked(self) -> bool:
         """Whether to solve for Ritz pairs at this size.
