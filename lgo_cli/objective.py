@@ -70,6 +70,17 @@ class LossFunction:
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         return 0.5 * (outputs - targets).square().sum(dim=1)
 
+    def mass(self, labels: Tensor) -> Tensor | float:
+        """Σ t over the classes of each sample's target [n, 1]: one, but for soft labels' rounding.
+
+        By as much cross entropy, and its curvature in the outputs, is larger than for a
+        distribution.
+        """
+        if self.name != "cross_entropy" or not labels.is_floating_point():
+            return 1.0
+        total = labels.double().sum(dim=1, keepdim=True)
+        return total * (1 - self.label_smoothing) + self.label_smoothing
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -161,10 +161,16 @@ def dense_jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
 def dense_ggn(objective: Objective) -> Tensor:
     """The generalised Gauss-Newton matrix [P, P] from the whole Jacobian."""
     jacobian = dense_jacobian(objective, of_losses=False)
-    n, classes, _ = jacobian.shape
-    if objective.loss_function.name == "squared_error":
-        middle = torch.eye(classes, dtype=torch.float64).expand(n, -1, -1)
-    else:
-        p = torch.softmax(objective.model(objective.samples.inputs).detach(), dim=1)
-        middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / n
+    loss, samples = objective.loss_function, objective.samples
+
+    def loss_of_one(z: Tensor, label: Tensor) -> Tensor:
+        return loss(z[None], label[None])[0]
+
+    outputs = objective.model(samples.inputs).detach()
+    middle = torch.stack(
+        [
+            jacrev(grad(loss_of_one))(z, label)
+            for z, label in zip(outputs, samples.labels, strict=True)
+        ]
+    )
+    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / len(samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import NETWORKS, dense_ggn, dense_hessian, dense_jacobian, make
 from torch import Tensor, nn
 
@@ -66,6 +67,24 @@ def test_fisher_of_the_models_own_labels_is_the_ggn(name: str) -> None:
                 expected += torch.einsum("n,np,nq->pq", p[:, label], gradients, gradients) / n
         found = _matrix(OPERATORS["fisher"](objective))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_soft_labels_that_do_not_quite_sum_to_one() -> None:
+    """As rounded ones: the loss is what they say, and so is its GGN; the Fisher matrix is not."""
+    model, samples, _ = make("relu")
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        fisher = dense_ggn(objective)  # of class labels
+    labels = 0.9999 * F.one_hot(samples.labels, 3).double()
+    soft = Samples(samples.inputs, labels)
+    for smoothing in (0.0, 0.2):
+        loss = LossFunction("cross_entropy", smoothing)
+        with Objective(model, soft, loss, dtype=torch.float64) as objective:
+            ggn = dense_ggn(objective)
+            found = _matrix(OPERATORS["ggn"](objective))
+            own = _matrix(OPERATORS["fisher"](objective))
+        torch.testing.assert_close(found, ggn, rtol=0, atol=1e-12)
+        torch.testing.assert_close(own, fisher, rtol=0, atol=1e-12)
+        assert float((ggn - fisher).norm()) > 5e-5 * float(fisher.norm())
 
 
 def _with_margin(margin: float) -> tuple[nn.Linear, Samples]:

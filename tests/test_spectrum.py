@@ -46,6 +46,23 @@ def test_threshold_is_where_torchs_optimiser_diverges(
         assert (_final_size(curvature, momentum, nesterov, weight_decay) > 1) == diverges
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1, 2.0])
+def test_adamws_threshold_is_where_its_iteration_diverges(weight_decay: float) -> None:
+    """In torch's order, with the second moment held at 1."""
+    lr, beta = 0.1, 0.9
+    threshold, reason = stability_threshold("adamw", lr, 0.0, False, beta, weight_decay)
+    assert threshold is not None
+    assert reason is None
+    for factor, diverges in ((0.999, False), (1.001, True)):
+        x, m = 1.0, 0.0
+        for _ in range(20_000):
+            m = beta * m + (1 - beta) * factor * threshold * x
+            x = (1 - lr * weight_decay) * x - lr * m
+        assert (abs(x) > 1) == diverges
+    plain, _ = stability_threshold("adam", lr, 0.0, False, beta, weight_decay)
+    assert plain == pytest.approx(38 / lr)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "lr", "word"),
     [("adam", 0.0, "0 or unknown"), ("sgd", 0.0, "0 or unknown"), ("sgd", None, "0 or unknown")],

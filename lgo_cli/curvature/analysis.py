@@ -278,9 +278,14 @@ class _Analysis:
                 f"after {estimate.num_probes} probes"
             )
         elif not trace.converged:
+            off = (
+                f"{trace.deviation:.1f} standard errors from what {estimate.num_probes} probes say"
+            )
+            if not estimate.num_probes:
+                off = "beyond rounding from what the whole basis says"
             self.warnings.append(
-                f"the exact trace {trace.value:.6g} is {trace.deviation:.1f} standard errors from "
-                f"what {estimate.num_probes} probes say, {estimate.value:.6g}: one of them is wrong"
+                f"the exact trace {trace.value:.9g} is {off}, {estimate.value:.9g}: "
+                "one of them is wrong"
             )
         return trace
 

@@ -192,7 +192,10 @@ class _GradientNorms(fx.Interpreter):
         return self.objective.batch_outputs(batch, self.run).double()
 
     def _factor(self, operator: OperatorName, outputs: Tensor, batch: Samples) -> list[Tensor]:
-        """√p_c (e_c − p) for cross entropy, e_c for squared error; one gradient each for EF."""
+        """√(p_c Σt) (e_c − p) for cross entropy, e_c for squared error; one gradient each for EF.
+
+        Σt is one for the Fisher matrix, whose labels are the model's own.
+        """
         loss = self.objective.loss_function
         z = outputs.detach()
         if operator == "empirical-fisher":
@@ -202,7 +205,8 @@ class _GradientNorms(fx.Interpreter):
         if loss.name == "squared_error":
             return [row.expand_as(z) for row in unit]
         p = torch.softmax(z, dim=1)
-        return [p[:, c : c + 1].sqrt() * (row - p) for c, row in enumerate(unit)]
+        weights = (p if operator == "fisher" else p * loss.mass(batch.labels)).sqrt()
+        return [weights[:, c : c + 1] * (row - p) for c, row in enumerate(unit)]
 
     def _pulled_back(self, outputs: Tensor, columns: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
         edges = list(self.outputs.values())

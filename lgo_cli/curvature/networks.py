@@ -222,12 +222,20 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
 
 
 class _Linearized:
-    """One micro-batch's outputs z [n, C], and Jᵀu as a graph that is linear in u [n, C]."""
+    """One micro-batch's outputs z [n, C], and Jᵀu as a graph that is linear in u [n, C].
+
+    And the mass Σ t of each target [n, 1], where ∂²ℓ/∂z² grows with it.
+    """
 
     def __init__(
-        self, outputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]
+        self,
+        outputs: Tensor,
+        members: tuple[int, ...],
+        parameters: Sequence[Tensor],
+        mass: Tensor | float = 1.0,
     ) -> None:
         self.outputs = outputs
+        self.mass = mass
         self.cotangent = torch.zeros_like(outputs, requires_grad=True)
         pulled = pull_back([outputs], parameters, [self.cotangent], create_graph=True)
         self.pulled = dict(zip(members, pulled, strict=True))
@@ -236,12 +244,10 @@ class _Linearized:
 class GaussNewtonOperator(NetworkOperator[_Linearized]):
     """The generalised Gauss-Newton matrix (1/N) Σ Jᵀ (∂²ℓ/∂z²) J (Schraudolph 2002).
 
-    ∂²ℓ/∂z² is in closed form: diag(p) − ppᵀ for cross entropy with any targets that sum to one
-    (smoothed and soft labels too), the identity for squared error; both in float64. It is the
-    Hessian without the term of the model's own second derivatives, and positive semidefinite. For
-    both losses it is also the Fisher matrix of the model's own labels, exactly: cross entropy is
-    the negative log-likelihood of a categorical, ½‖z − t‖² of a Gaussian of unit variance, and for
-    an exponential family in its natural parameters the two agree (Martens 2020, section 9.2).
+    ∂²ℓ/∂z² is in closed form: (Σt)(diag(p) − ppᵀ) for cross entropy, with Σt = 1 for class labels,
+    smoothed or not, and but for their rounding for soft ones; the identity for squared error; both
+    in float64. It is the Hessian without the term of the model's own second derivatives, and
+    positive semidefinite.
 
     Jv is the derivative of (Jᵀu)ᵀv by u, a second backward pass: no forward mode is needed.
     """
@@ -249,7 +255,11 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
     own_derivatives = False  # they would compute what a product of this kind never asks for
 
     def _graph(self, batch: Samples) -> _Linearized:
-        return _Linearized(self._outputs(batch), self.block.members, self.parameters)
+        mass = self._mass(batch)
+        return _Linearized(self._outputs(batch), self.block.members, self.parameters, mass)
+
+    def _mass(self, batch: Samples) -> Tensor | float:
+        return self.objective.loss_function.mass(batch.labels)
 
     def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
         """(∂²ℓ/∂z²)·(Jv) [n, C]."""
@@ -260,7 +270,7 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
         # The same for all tangents that differ by a constant. Less that of the likeliest class,
         # nothing large cancels where a sample is fitted and its p is all but one.
         tangent = tangent - tangent.gather(1, outputs.argmax(dim=1, keepdim=True))
-        scaled = p * tangent
+        scaled = graph.mass * p * tangent
         return scaled - p * scaled.sum(dim=1, keepdim=True)
 
     def _share(self, graph: _Linearized, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
@@ -275,6 +285,20 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
         (tangent,) = pull_back(pulled, [graph.cotangent], cotangents, retain_graph=True)
         curved = self._curve(graph, tangent) / len(self.objective.samples)
         return pull_back([graph.outputs], self.parameters, [curved], retain_graph=self.keeps_graph)
+
+
+class FisherOperator(GaussNewtonOperator):
+    """The Fisher matrix of the model's own labels, E_{y∼p} of (∇ log p(y))(∇ log p(y))ᵀ.
+
+    It is the Gauss-Newton matrix, exactly: cross entropy is the negative log-likelihood of a
+    categorical, ½‖z − t‖² of a Gaussian of unit variance, and for an exponential family in its
+    natural parameters the two agree (Martens 2020, section 9.2). The data's labels have no part in
+    it, nor what they sum to.
+    """
+
+    def _mass(self, batch: Samples) -> Tensor | float:
+        del batch
+        return 1.0
 
 
 class EmpiricalFisherOperator(GaussNewtonOperator):
@@ -295,7 +319,7 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
 OPERATORS: dict[OperatorName, type[HessianOperator | GaussNewtonOperator]] = {
     "hessian": HessianOperator,
     "ggn": GaussNewtonOperator,
-    "fisher": GaussNewtonOperator,
+    "fisher": FisherOperator,
     "empirical-fisher": EmpiricalFisherOperator,
 }
 

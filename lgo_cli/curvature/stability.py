@@ -24,13 +24,14 @@ def stability_threshold(
     momentum: float,
     nesterov: bool,
     first_moment_decay: float = 0.9,
+    weight_decay: float = 0.0,
 ) -> tuple[float | None, str | None]:
     """Largest curvature at which the optimiser is stable on a quadratic, at full batch.
 
     Gradient descent 2/η; heavy ball (2 + 2β)/η (Polyak 1964); Nesterov (2 + 2β)/(η(1 + 2β)); Adam
-    and AdamW (2 + 2β₁)/((1 − β₁)η), of the preconditioned Hessian and with the preconditioner held
-    fixed (Cohen et al. 2022); see theory.md, sections 8 and 22. Momentum is torch's, without
-    dampening.
+    (2 + 2β₁)/((1 − β₁)η), of the preconditioned Hessian and with the preconditioner held fixed
+    (Cohen et al. 2022); AdamW the same times 1 − ηω/2, since its decay is no part of the gradient;
+    see theory.md, sections 8 and 22. Momentum is torch's, without dampening.
 
     Args:
         optimizer: `sgd`, `adam` or `adamw`.
@@ -38,6 +39,7 @@ def stability_threshold(
         momentum: β of `sgd`.
         nesterov: Whether in Nesterov's form.
         first_moment_decay: β₁ of Adam.
+        weight_decay: ω of AdamW. Coupled decay adds to the curvature instead (`sharpness_ratio`).
 
     Returns:
         The threshold and `None`, or `None` and why there is none.
@@ -45,7 +47,9 @@ def stability_threshold(
     if not lr:
         return None, "the learning rate of the last step is 0 or unknown"
     if optimizer != "sgd":
-        return (2 + 2 * first_moment_decay) / ((1 - first_moment_decay) * lr), None
+        shrinking = lr * weight_decay if optimizer == "adamw" else 0.0
+        beta = first_moment_decay
+        return (1 + beta) * (2 - shrinking) / ((1 - beta) * lr), None
     if nesterov:
         return (2 + 2 * momentum) / (lr * (1 + 2 * momentum)), None
     return (2 + 2 * momentum) / lr, None

@@ -12,8 +12,7 @@ from lgo_cli.errors import InputError, dtype_name
 Normalization = dict[str, list[float]]
 
 SUM_TOLERANCE = 1e-4
-"""By which the sum of a soft label may differ from one. Rounding of float32 is far below, and the
-closed form of the Gauss-Newton matrix is off by no more than that."""
+"""By which the sum of a soft label may differ from one; rounding of float32 is far below."""
 
 
 @dataclass(frozen=True, eq=False)

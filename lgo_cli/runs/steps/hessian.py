@@ -193,6 +193,7 @@ def _stability(
         recipe.momentum,
         recipe.nesterov,
         preconditioner.first_moment_decay if preconditioner else 0.9,
+        recipe.weight_decay,
     )
     if threshold is not None and recipe.batch_size < num_available:
         note = (
