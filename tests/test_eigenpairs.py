@@ -191,6 +191,36 @@ def test_restarts_keep_bounds_and_memory(name: str, dtype: torch.dtype) -> None:
         assert pairs.process.basis.orthogonality() < 100 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize(
+    ("max_basis", "remedy"),
+    [(16, "larger --max-basis"), (None, "larger --rtol, or --dtype float64")],
+)
+def test_rounding_that_ends_a_run_names_its_remedy(max_basis: int | None, remedy: str) -> None:
+    matrix = with_spectrum(torch.linspace(0, 1, 400), 0, torch.float32)
+    wanted = Wanted(3, rtol=1.5e-6, max_basis=max_basis, max_matvecs=4000)
+    pairs = extreme_eigenpairs(DenseOperator(matrix), wanted)
+    assert not pairs.converged
+    assert remedy in pairs.warnings[0]
+
+
+def test_many_restarts_cost_few_digits() -> None:
+    """Their roundings are of their own each, and add in squares: 200 are 14, not 200."""
+    values = torch.cat([torch.tensor([1.0, 0.8, 0.6]), 0.3 * torch.rand(197).double()])
+    matrix = with_spectrum(values, 0, torch.float32)
+    process = Lanczos(DenseOperator(matrix), torch.ones(200))
+    allowances = []
+    for _ in range(200):
+        while process.size < 14:
+            process.step()
+        ritz = process.ritz()
+        allowances.append(ritz.rounding)
+        vectors = process.vectors(ritz.coefficients[:, -3:]).double()
+        errors = vectors @ matrix.double() - torch.from_numpy(ritz.values[-3:])[:, None] * vectors
+        assert (errors.norm(dim=1).numpy() <= ritz.residuals[-3:]).all()
+        process.restart(ritz, np.arange(7, 14))
+    assert allowances[0] < allowances[-1] < 8 * allowances[0]
+
+
 def test_restart_keeps_the_recurrence() -> None:
     matrix = with_spectrum(SPECTRA["isolated"], 0)
     process = Lanczos(DenseOperator(matrix), standard_normal(120, 0, "s"))

@@ -281,10 +281,10 @@ def _not_converged(process: Lanczos, found: Found, wanted: Wanted) -> str:
     if found.settled or rounding > least:
         dtype = dtype_name(process.operator.dtype)
         remedy = "a larger --rtol" + (", or --dtype float64" if dtype == "float32" else "")
-        why = (
-            f"the rounding of {dtype} products alone allows {rounding:.2g}, for a tolerance of "
-            f"{least:.2g}: it takes {remedy}"
-        )
+        of_what = f"the rounding of {dtype} products alone"
+        if process.restart_rounding > rounding / 2:
+            of_what, remedy = "the rounding of restarts", "a larger --max-basis"
+        why = f"{of_what} allows {rounding:.2g}, for a tolerance of {least:.2g}: it takes {remedy}"
         if found.settled and not process.is_complete:
             why += "; a run ends there, and the eigenvalue of a rank may be another than was found"
         return f"{what}; {why}"

@@ -6,6 +6,7 @@ matrix [m, m], (θ, s) its eigenpairs, y = Qᵀs the Ritz vector of θ.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -204,6 +205,11 @@ class Lanczos:
         """How far products were seen to be asymmetric, absolute: a part of `Ritz.rounding`."""
         return float(np.linalg.norm(self._defect, axis=0).max()) + self._carried
 
+    @property
+    def restart_rounding(self) -> float:
+        """What restarts have added to `Ritz.rounding`, absolute."""
+        return self._carried
+
     def rule(self) -> Rule:
         """Gauss quadrature of the start vector's measure, by the steps before any restart."""
         return self._rule or self._current_rule()
@@ -221,7 +227,8 @@ class Lanczos:
 
         The kept vectors all couple to the vector of the next step, by p; T becomes diagonal with
         that one full row. What E and the rounding of the combination add to their residuals is
-        carried on, as one number: kept vectors turn into each other at the next restart.
+        carried on, as one number: kept vectors turn into each other at the next restart. They are
+        roundings of their own each time, and add in squares.
 
         Args:
             ritz: Of this moment.
@@ -231,7 +238,7 @@ class Lanczos:
         coefficients = ritz.coefficients[:, keep]
         eps = torch.finfo(self.operator.dtype).eps
         defect = float(np.linalg.norm(self._defect @ coefficients))
-        self._carried += defect + 4 * eps * ritz.scale
+        self._carried = math.hypot(self._carried, defect + 4 * eps * ritz.scale)
         self._lost = self._lost @ np.abs(coefficients)
         self._pending = self._pending @ coefficients
         self._matrix = np.diag(ritz.values[keep])
