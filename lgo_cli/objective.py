@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgo_cli.determinism import nondeterministic_module
-from lgo_cli.errors import InputError, NumericsError, a_kind
+from lgo_cli.errors import InputError, NumericsError, a_kind, is_out_of_memory
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -328,9 +328,9 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
     try:
         with torch.no_grad():
             outputs = model(batch.inputs)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise InputError(
             f"the model cannot take inputs of shape {shape}: {reason}",

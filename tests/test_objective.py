@@ -189,6 +189,25 @@ def test_model_that_does_not_fit_the_samples(model: nn.Module, match: str) -> No
         pass
 
 
+class _Vast(nn.Module):
+    """What no machine has the memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + x.new_empty(2**45)
+
+
+def test_memory_that_ends_is_not_a_model_that_does_not_fit() -> None:
+    with (
+        pytest.raises(RuntimeError, match="can't allocate memory"),
+        Objective(_Vast(), _samples()),
+    ):
+        pass
+
+
 def test_soft_labels_want_as_many_outputs() -> None:
     soft = Samples(_samples().inputs, torch.full((6, 3), 1 / 3))
     for num_outputs in (2, 4):
