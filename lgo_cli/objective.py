@@ -138,6 +138,7 @@ class Objective:
             another objective. Nothing is evaluated on entering then, and there is no `center`.
 
     Raises:
+        RuntimeError: on entering, if it is entered already.
         InputError: on entering, if the model cannot take the samples or puts out too few classes.
         NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
     """
@@ -168,6 +169,7 @@ class Objective:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.samples = samples.to(self.device, dtype)
+        self._own_data: list[tuple[Tensor, Tensor]] = []
 
     @property
     def dim(self) -> int:
@@ -175,6 +177,8 @@ class Objective:
         return self.layout.dim
 
     def __enter__(self) -> Self:
+        if self._own_data:
+            raise RuntimeError("the objective is already entered")
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._own_data = [(tensor, tensor.data) for tensor in tensors]
         self._modes = [(module, module.training) for module in self.model.modules()]
@@ -192,10 +196,9 @@ class Objective:
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
         self.model.eval()
         for tensor in tensors:
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(self.dtype, copy=not isinstance(tensor, nn.Parameter))
-            elif not isinstance(tensor, nn.Parameter):
-                tensor.data = tensor.data.clone()
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            moves = isinstance(tensor, nn.Parameter) and tensor.requires_grad  # to the buffer
+            tensor.data = tensor.data.to(dtype, copy=not moves)
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             before = self._loss_in_calls()
@@ -209,6 +212,7 @@ class Objective:
     def _restore(self) -> None:
         for tensor, data in self._own_data:
             tensor.data = data
+        self._own_data = []
         for module, training in self._modes:
             module.training = training
         cpu_state, cuda_states = self._rng_states

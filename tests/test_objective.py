@@ -79,6 +79,7 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     model = _network()
     model[3].eval()
     model[0].bias.requires_grad_(False)
+    model[4].order = nn.Parameter(torch.arange(3), requires_grad=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
     modes = [module.training for module in model.modules()]
@@ -86,7 +87,8 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     try:
         with Objective(model, _samples(), dtype=dtype) as objective:
             objective.displace((1.0, torch.ones(objective.dim, dtype=dtype)))
-            model[1].running_mean.add_(1.0)
+            for tensor in (model[1].running_mean, model[0].bias, model[4].order):
+                tensor.add_(1)
             torch.randn(3)
             if fails:
                 raise KeyboardInterrupt
@@ -97,8 +99,21 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
         assert torch.equal(tensor, before[name]), name
     assert [tensor.data_ptr() for tensor in model.state_dict().values()] == pointers
     assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4, False]
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_is_entered_once_at_a_time() -> None:
+    model = _network()
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    objective = Objective(model, _samples())
+    for _ in range(2):
+        with objective:
+            with pytest.raises(RuntimeError, match="already entered"), objective:
+                pass
+            with objective.at(torch.zeros(objective.dim)):
+                assert not any(p.any() for p in model.parameters())
+        assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
 
 
 def test_parameters_are_views_of_one_buffer() -> None:
