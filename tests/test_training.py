@@ -105,6 +105,16 @@ def test_seed_decides() -> None:
     assert not _equal(a.model, c.model)
 
 
+def test_no_generator_is_seeded_that_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = _training()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    training.run()
+    assert not seeded
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_log_has_a_row_an_epoch_and_the_untrained_model() -> None:
     training = _training()
     training.run()
