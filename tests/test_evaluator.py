@@ -132,6 +132,40 @@ def test_any_network_has_the_models_losses(name: str) -> None:
         _check(evaluator, TOLERANCE)
 
 
+class Patches(nn.Module):
+    """A wide first layer that serves five positions of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)[:, None].expand(-1, 5, -1)
+        return self.head(torch.tanh(self.embed(x)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_layers", "num_outputs"), [(TwoTowers, 2, 8), (Patches, 1, 5 * 8)]
+)
+def test_products_of_all_layers_fit_together(
+    kind: Callable[[], nn.Module],
+    num_layers: int,
+    num_outputs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_bytes = num_layers * 90 * 3 * num_outputs * 4  # at the origin and along two directions
+    for less in (0, 1):
+        monkeypatch.setattr("lgo_cli.landscape.evaluator.MOST_BYTES", num_bytes - less)
+        with Objective(_build(kind), _images()) as objective:
+            evaluator = Evaluator(objective, _directions(objective))
+            products = [part for parts in evaluator._products for part in parts]
+            assert len(products) == 3 * (num_layers - less)
+            held = sum(part.untyped_storage().nbytes() for part in products)
+            assert held == num_bytes * (num_layers - less) // num_layers
+            _check(evaluator, TOLERANCE)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_lines_planes_and_more(number: int) -> None:
     with Objective(_build(Functional), _images()) as objective:
