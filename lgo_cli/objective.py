@@ -305,16 +305,16 @@ class Objective:
             return self.evaluate().loss
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
-        """L(θ) and ∇L(θ) [P], at the centre if no θ is given."""
+        """L(θ) and ∇L(θ) [P], at the centre if no θ is given; summed in float64 over batches."""
         with self.at(self.theta if theta is None else theta), self.differentiating():
-            gradient = torch.zeros_like(self.theta)
+            gradient = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             for batch in self.micro_batches():
                 share = self.batch_loss(batch)
                 pieces = torch.autograd.grad(share, self.parameters, materialize_grads=True)
                 gradient += flatten(pieces)
                 loss += share.detach()
-        return float(loss), gradient
+        return float(loss), gradient.to(self.dtype)
 
 
 def check_outputs(model: nn.Module, samples: Samples) -> int:

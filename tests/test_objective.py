@@ -15,6 +15,7 @@ from lgo_cli.objective import (
     Samples,
     default_micro_batch_size,
 )
+from lgo_cli.vectors import flatten
 
 
 def _samples(n: int = 100, dim: int = 5, classes: int = 3) -> Samples:
@@ -53,6 +54,18 @@ def test_every_sample_weighs_the_same(micro_batch_size: int) -> None:
     torch.testing.assert_close(
         gradient, torch.cat([g.flatten() for g in expected]), rtol=1e-11, atol=1e-15
     )
+
+
+def test_micro_batches_add_no_rounding_to_a_gradient() -> None:
+    with Objective(_network(), _samples(), micro_batch_size=3) as objective:
+        _, gradient = objective.loss_and_gradient()
+        shares = [
+            torch.autograd.grad(objective.batch_loss(batch), objective.parameters)
+            for batch in objective.micro_batches()
+        ]
+        expected = sum(flatten(share).double() for share in shares)
+    assert gradient.dtype == torch.float32
+    assert torch.equal(gradient, expected.float())
 
 
 def test_centre_is_the_untouched_model_to_the_bit() -> None:
