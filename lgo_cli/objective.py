@@ -404,10 +404,11 @@ def default_micro_batch_size(model: nn.Module) -> int:
     """Samples per pass, from the model's shapes and never from a timing, so that bytes repeat.
 
     Activations of convolutions are large and want to stay in cache; those of dense layers are small
-    and want wide products.
+    and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
+    module or of a user's own, or an embedding of positions, whose activations are as large.
     """
-    has_convolutions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return 128 if has_convolutions else 2048
+    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
+    return 128 if has_positions else 2048
 
 
 def _cuda_rng_states(device: torch.device) -> list[Tensor]:
