@@ -16,6 +16,7 @@ from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.fusing import can_fuse
 from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.seeding import standard_normal
 
 POINTS = [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0), (2.0, 0.0)]
@@ -121,6 +122,26 @@ def test_fast_path_is_the_model(
         assert said in evaluator.plan
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Functional, TwoTowers, Convolutional])
+def test_fast_path_on_a_gpu(kind: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    model, few = _build(kind).cuda(), _images(30).to(torch.device("cuda"), dtype)
+    with (
+        machine_settings(None, "cuda"),
+        Objective(model, _images(), micro_batch_size=40, dtype=dtype) as objective,
+    ):
+        directions = _directions(objective)
+        for policy in ("frozen", "recompute") if kind is Convolutional else ("frozen",):
+            batchnorm = BatchNorm(objective, policy)  # type: ignore[arg-type]
+            evaluator = Evaluator(objective, directions, batchnorm=batchnorm)
+            assert evaluator.is_fast
+            assert evaluator.verify(POINTS) <= TOLERANCE
+            assert evaluator.is_fast
+            _check(evaluator, TOLERANCE)
+            _check(evaluator.on(few), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
