@@ -98,6 +98,15 @@ class MachineError(LgoError):
     exit_code = ExitCode.MACHINE
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is a lack of memory: NumPy's, a GPU's or a CPU's.
+
+    PyTorch has a subclass of RuntimeError for a GPU's alone; a CPU's is a bare one.
+    """
+    texts = ("out of memory", "can't allocate memory") if isinstance(error, RuntimeError) else ()
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
 def dtype_name(dtype: object) -> str:
     """A dtype's name without PyTorch's: `float32`."""
     return str(dtype).removeprefix("torch.")

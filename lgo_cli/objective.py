@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgo_cli.determinism import nondeterministic_module
-from lgo_cli.errors import InputError, NumericsError, a_kind
+from lgo_cli.errors import InputError, NumericsError, a_kind, is_out_of_memory
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -149,6 +149,7 @@ class Objective:
             another objective. Nothing is evaluated on entering then, and there is no `center`.
 
     Raises:
+        RuntimeError: on entering, if it is entered already.
         InputError: on entering, if the model cannot take the samples or puts out too few classes.
         NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
     """
@@ -179,6 +180,7 @@ class Objective:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.samples = samples.to(self.device, dtype)
+        self._own_data: list[tuple[Tensor, Tensor]] = []
 
     @property
     def dim(self) -> int:
@@ -186,6 +188,8 @@ class Objective:
         return self.layout.dim
 
     def __enter__(self) -> Self:
+        if self._own_data:
+            raise RuntimeError("the objective is already entered")
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._own_data = [(tensor, tensor.data) for tensor in tensors]
         self._modes = [(module, module.training) for module in self.model.modules()]
@@ -203,10 +207,9 @@ class Objective:
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
         self.model.eval()
         for tensor in tensors:
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(self.dtype, copy=not isinstance(tensor, nn.Parameter))
-            elif not isinstance(tensor, nn.Parameter):
-                tensor.data = tensor.data.clone()
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            moves = isinstance(tensor, nn.Parameter) and tensor.requires_grad  # to the buffer
+            tensor.data = tensor.data.to(dtype, copy=not moves)
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             before = self._loss_in_calls()
@@ -220,6 +223,7 @@ class Objective:
     def _restore(self) -> None:
         for tensor, data in self._own_data:
             tensor.data = data
+        self._own_data = []
         for module, training in self._modes:
             module.training = training
         cpu_state, cuda_states = self._rng_states
@@ -312,16 +316,16 @@ class Objective:
             return self.evaluate().loss
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
-        """L(θ) and ∇L(θ) [P], at the centre if no θ is given."""
+        """L(θ) and ∇L(θ) [P], at the centre if no θ is given; summed in float64 over batches."""
         with self.at(self.theta if theta is None else theta), self.differentiating():
-            gradient = torch.zeros_like(self.theta)
+            gradient = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             for batch in self.micro_batches():
                 share = self.batch_loss(batch)
                 pieces = torch.autograd.grad(share, self.parameters, materialize_grads=True)
                 gradient += flatten(pieces)
                 loss += share.detach()
-        return float(loss), gradient
+        return float(loss), gradient.to(self.dtype)
 
 
 def check_outputs(model: nn.Module, samples: Samples) -> int:
@@ -339,9 +343,9 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
     try:
         with torch.no_grad():
             outputs = model(batch.inputs)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise InputError(
             f"the model cannot take inputs of shape {shape}: {reason}",
@@ -411,10 +415,11 @@ def default_micro_batch_size(model: nn.Module) -> int:
     """Samples per pass, from the model's shapes and never from a timing, so that bytes repeat.
 
     Activations of convolutions are large and want to stay in cache; those of dense layers are small
-    and want wide products.
+    and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
+    module or of a user's own, or an embedding of positions, whose activations are as large.
     """
-    has_convolutions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return 128 if has_convolutions else 2048
+    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
+    return 128 if has_positions else 2048
 
 
 def _cuda_rng_states(device: torch.device) -> list[Tensor]:

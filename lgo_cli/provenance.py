@@ -99,5 +99,6 @@ def environment(device: str) -> Environment:
         numpy=np.__version__,
         device=device,
         num_threads=torch.get_num_threads(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
+        deterministic=torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled(),
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def derive_seed(seed: int, *labels: str | int) -> int:
@@ -27,6 +31,17 @@ def derive_seed(seed: int, *labels: str | int) -> int:
 def generator(seed: int, *labels: str | int) -> torch.Generator:
     """CPU generator of the stream that `labels` name; draw on the CPU in float64, then cast."""
     return torch.Generator().manual_seed(derive_seed(seed, *labels))
+
+
+def seed_default(seed: int, devices: Iterable[torch.device] = ()) -> None:
+    """Seed PyTorch's own generators, of the CPU and of some GPUs, for code that takes no other.
+
+    `torch.manual_seed` seeds those of all GPUs, also where the caller puts back a few or none.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def standard_normal(size: int, seed: int, *labels: str | int) -> torch.Tensor:

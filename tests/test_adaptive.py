@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 
 from lgo_cli.config import linspace
 from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
+from lgo_cli.landscape.borders import nearest_is_finite
 from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.spline import ORDERS, fit
 from lgo_cli.objective import Objective, Samples
+from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
 from lgo_cli.seeding import generator
 
 Function = Callable[[Array, Array], Array]
@@ -176,6 +179,28 @@ def test_border_of_what_is_not_finite_is_measured_cell_by_cell(
         assert step.any()
         assert found.measured[one][step].all()
         assert found.measured[other][step].all()
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (7, 12), (31, 30)])
+def test_nearest_measured_cell_is_the_first_of_the_nearest(shape: tuple[int, int]) -> None:
+    draw = np.random.default_rng(0)
+    num_cells = shape[0] * shape[1]
+    measured = draw.permutation(num_cells)[: num_cells // 3]
+    values = np.where(draw.random(len(measured)) < 0.5, 1.0, np.nan)
+    cells = np.stack(np.divmod(np.arange(num_cells), shape[1]), axis=1)
+    gaps = np.abs(cells[:, None] - cells[measured][None]).max(axis=2)
+    finite, distance = nearest_is_finite(shape, measured, values)
+    assert np.array_equal(finite, np.isfinite(values[np.argmin(gaps, axis=1)]))
+    assert np.array_equal(distance, gaps.min(axis=1))
+
+
+def test_nearest_measured_cells_take_memory_of_the_grid_alone() -> None:
+    """What `runs.steps.surfaces` allows a cell of `--tolerance`; all at once it was 16 kB."""
+    tracemalloc.start()
+    nearest_is_finite((101, 101), np.arange(500), np.full(500, np.nan))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < SPLINE_BYTES * 101 * 101
 
 
 def test_small_cells_that_overflow_are_measured_on_all_samples() -> None:

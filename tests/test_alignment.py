@@ -340,6 +340,21 @@ def test_a_model_that_insists_on_its_dtype_is_compared_in_it() -> None:
     assert not align(model, snapshot(model), snapshot(model), inputs).warnings
 
 
+class VastInFloat64(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(x) + (x.new_empty(2**45) if x.dtype == torch.float64 else 0)
+
+
+def test_memory_that_ends_is_not_a_dtype_that_is_refused() -> None:
+    model, inputs = perturbed(Case(VastInFloat64, []))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        align(model, snapshot(model), snapshot(model), inputs)
+
+
 def test_the_model_is_left_as_it_was_and_the_seed_decides() -> None:
     model, inputs = perturbed(CASES["lgo's resnet"])
     model.train()

@@ -256,6 +256,11 @@ def test_spherical_refuses_what_has_no_arc() -> None:
         Arc.between(a, 0 * a)
 
 
+def _first_t(seed: int) -> float:
+    draw = generator(seed, "curve", "t", 0)
+    return float(torch.rand((), dtype=torch.float64, generator=draw))
+
+
 def _one_step(
     name: str, kind: CurveKind, recipe: Recipe
 ) -> tuple[TrainedCurve, list[Tensor], list[Tensor], Tensor, list[float]]:
@@ -268,7 +273,7 @@ def _one_step(
         trained = train_curve(
             objective, objective.theta, end, recipe, train=samples, kind=kind, num_bends=2, seed=4
         )
-        t = float(torch.rand((), generator=generator(4, "curve", "t", 0)))
+        t = _first_t(seed=4)
         before = [bend.requires_grad_() for bend in straight(kind, objective.theta, end, 2).bends]
         if kind == "bezier":
             factors = [3 * t * (1 - t) ** 2, 3 * t * t * (1 - t)]
@@ -497,7 +502,7 @@ def test_logged_loss_is_the_mean_over_the_epoch() -> None:
     trained = _one_step("relu", "bezier", RECIPE)[0]
     model, samples, loss = make("relu")
     with Objective(model, samples, loss, dtype=torch.float64) as objective:
-        t = float(torch.rand((), generator=generator(4, "curve", "t", 0)))
+        t = _first_t(seed=4)
         line = straight("bezier", trained.curve.start, trained.curve.end, 2)
         expected = objective.loss(line.point(t))
     assert trained.history[0].train_loss == pytest.approx(expected, rel=1e-12)

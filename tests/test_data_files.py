@@ -418,6 +418,13 @@ def _with(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         ({"y_train": np.zeros(5, int)}, r"y_train has shape \[5\], but x_train has 6 rows"),
         ({"x_train": np.zeros(6)}, r"x_train has shape \[6\], but must be"),
         ({"x_test": np.zeros((0, 4)), "y_test": np.zeros(0, int)}, "x_test is empty"),
+        (
+            {
+                **{"x_train": np.zeros((0, 4)), "y_train": np.zeros(0, int)},
+                **{"x_test": np.zeros((0, 4)), "y_test": np.zeros(0, int)},
+            },
+            "x_train is empty",
+        ),
         ({"x_test": np.zeros((3, 5))}, r"x_test has samples of shape \[5\], x_train of \[4\]"),
         ({"x_train": np.array([["a"] * 4] * 6)}, "x_train is an array of <U1, not an array of num"),
         ({"x_train": np.zeros((6, 4), complex)}, "x_train is an array of complex128"),

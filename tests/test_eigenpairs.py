@@ -18,6 +18,7 @@ from lgo_cli.curvature.lanczos import Lanczos, Ritz, improved_by_gaps
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import DenseOperator, ShiftedOperator
 from lgo_cli.curvature.search import Wanted, basis_limit, ranked_errors
+from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
@@ -403,6 +404,30 @@ def test_basis_on_disk_moves_no_bit_and_leaves_no_file(tmp_path: Path) -> None:
     assert found.process is not None
     assert found.process.basis is basis
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_basis_on_the_cpu_for_an_operator_on_a_gpu() -> None:
+    """Through restarts, a search for copies and a second look, and with probes beside it."""
+    matrix = with_spectrum(SPECTRA["isolated"], 0, torch.float32)
+    wanted = Wanted(
+        3,
+        1,
+        max_basis=16,
+        max_matvecs=1000,
+        multiplicity=True,
+        recheck=True,
+        guess=matrix[0].cuda(),
+    )
+    basis = Basis(120, torch.float32, torch.device("cpu"))
+    pairs = extreme_eigenpairs(DenseOperator(matrix.cuda()), wanted, basis=basis)
+    assert pairs.converged
+    assert pairs.eigenvectors.is_cuda
+    assert {rows.device.type for rows in basis.rows()} == {"cpu"}
+    check_bounds(matrix, pairs)
+    assert pairs.process is not None
+    trace = estimate_trace(pairs.process, num_total=pairs.process.num_steps + 40)
+    assert abs(trace.value - float(matrix.double().trace())) <= 4 * trace.standard_error
 
 
 def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.fusing import can_fuse
 from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.seeding import standard_normal
 
 POINTS = [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0), (2.0, 0.0)]
@@ -123,6 +124,26 @@ def test_fast_path_is_the_model(
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Functional, TwoTowers, Convolutional])
+def test_fast_path_on_a_gpu(kind: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    model, few = _build(kind).cuda(), _images(30).to(torch.device("cuda"), dtype)
+    with (
+        machine_settings(None, "cuda"),
+        Objective(model, _images(), micro_batch_size=40, dtype=dtype) as objective,
+    ):
+        directions = _directions(objective)
+        for policy in ("frozen", "recompute") if kind is Convolutional else ("frozen",):
+            batchnorm = BatchNorm(objective, policy)  # type: ignore[arg-type]
+            evaluator = Evaluator(objective, directions, batchnorm=batchnorm)
+            assert evaluator.is_fast
+            assert evaluator.verify(POINTS) <= TOLERANCE
+            assert evaluator.is_fast
+            _check(evaluator, TOLERANCE)
+            _check(evaluator.on(few), TOLERANCE)
+
+
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_any_network_has_the_models_losses(name: str) -> None:
     model, samples, loss = make(name)
@@ -130,6 +151,40 @@ def test_any_network_has_the_models_losses(name: str) -> None:
         evaluator = Evaluator(objective, _directions(objective))
         evaluator.verify(POINTS)
         _check(evaluator, TOLERANCE)
+
+
+class Patches(nn.Module):
+    """A wide first layer that serves five positions of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)[:, None].expand(-1, 5, -1)
+        return self.head(torch.tanh(self.embed(x)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_layers", "num_outputs"), [(TwoTowers, 2, 8), (Patches, 1, 5 * 8)]
+)
+def test_products_of_all_layers_fit_together(
+    kind: Callable[[], nn.Module],
+    num_layers: int,
+    num_outputs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_bytes = num_layers * 90 * 3 * num_outputs * 4  # at the origin and along two directions
+    for less in (0, 1):
+        monkeypatch.setattr("lgo_cli.landscape.evaluator.MOST_BYTES", num_bytes - less)
+        with Objective(_build(kind), _images()) as objective:
+            evaluator = Evaluator(objective, _directions(objective))
+            products = [part for parts in evaluator._products for part in parts]
+            assert len(products) == 3 * (num_layers - less)
+            held = sum(part.untyped_storage().nbytes() for part in products)
+            assert held == num_bytes * (num_layers - less) // num_layers
+            _check(evaluator, TOLERANCE)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -268,6 +269,18 @@ def test_table_of_small_networks(name: str) -> None:
     model, samples, loss = make(name)
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
         assert_parts(exact(objective, "ggn"), dense_ggn(objective), objective.layout)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("operator", ["hessian", "ggn", "empirical-fisher"])
+def test_trace_on_a_gpu(operator: OperatorName) -> None:
+    for build in PIECEWISE.values():
+        with objective_of(build) as objective:
+            dense = _dense(objective, operator)
+        model = copy.deepcopy(objective.model).cuda()  # tables share some modules
+        samples, loss = objective.samples, objective.loss_function
+        with Objective(model, samples, loss, micro_batch_size=9, dtype=torch.float64) as objective:
+            assert_parts(exact(objective, operator), dense, objective.layout)
 
 
 def test_frozen_parameters_do_not_count() -> None:

@@ -627,7 +627,14 @@ def test_line_without_test_samples_shows_none() -> None:
 def test_band_of_a_mean_below_its_error_is_drawn() -> None:
     arrays, results = _line()
     arrays["standard_error"] = 3 * arrays["loss"]
-    draw_interpolation(arrays, results).draw_without_rendering()
+    figure = draw_interpolation(arrays, results)
+    figure.draw_without_rendering()
+    (outline,) = figure.axes[0].collections[0].get_paths()
+    at, height = outline.vertices.T
+    for alpha, loss in zip(arrays["alpha"], arrays["loss"], strict=True):
+        (low, high) = height[at == alpha].min(), height[at == alpha].max()
+        assert 0 < low <= loss
+        assert high == pytest.approx(4 * loss)
 
 
 def test_eigenvalues_have_their_bounds_as_bars() -> None:

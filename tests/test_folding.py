@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.objective import Objective, Samples
@@ -181,14 +182,22 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
 
 
 def test_a_rewriting_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lgo_cli.curvature import folding
-
     model, samples = _made("a user's ResNet")
     monkeypatch.setattr(folding, "_differences", lambda objective, call: (0.0, 0.5))
     with Objective(model, samples) as objective:
         found = fold(objective)
     assert found.call is model
     assert "not rewritten: it would move outputs by 0.0e+00, products by 5.0e-01" in found.note
+
+
+def test_memory_that_ends_is_not_a_model_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = _made("a user's ResNet")
+    monkeypatch.setattr(folding, "_differences", lambda objective, call: torch.empty(2**45))
+    with (
+        Objective(model, samples) as objective,
+        pytest.raises(RuntimeError, match="can't allocate memory"),
+    ):
+        fold(objective)
 
 
 def test_dense_models_are_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 from collections.abc import Callable
@@ -300,8 +301,18 @@ def test_weights_of_another_precision_are_taken(
     lgo: Lgo, small_run: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     state = torch.load(small_run / "model.pth", weights_only=True)
-    torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "odd.pth")
-    lgo(*LINE)
+    cast = {name: value.to(dtype) for name, value in state.items()}
+    losses = {}
+    for name, weights in (
+        ("odd", cast),
+        ("cast", {key: value.float() for key, value in cast.items()}),
+        ("own", state),
+    ):
+        torch.save(weights, tmp_path / f"{name}.pth")
+        lgo("hessian", f"{name}.pth", *LINE[2:], "--out", name)
+        losses[name] = json.loads((tmp_path / name / "hessian.json").read_text())["results"]["loss"]
+    assert losses["odd"] == losses["cast"]
+    assert (losses["odd"] == losses["own"]) == (dtype == torch.float64)
 
 
 def test_other_weights_show_what_lacks_and_what_is_too_much(lgo: Lgo, tmp_path: Path) -> None:

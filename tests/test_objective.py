@@ -15,6 +15,7 @@ from lgo_cli.objective import (
     Samples,
     default_micro_batch_size,
 )
+from lgo_cli.vectors import flatten
 
 
 def _samples(n: int = 100, dim: int = 5, classes: int = 3) -> Samples:
@@ -55,6 +56,18 @@ def test_every_sample_weighs_the_same(micro_batch_size: int) -> None:
     )
 
 
+def test_micro_batches_add_no_rounding_to_a_gradient() -> None:
+    with Objective(_network(), _samples(), micro_batch_size=3) as objective:
+        _, gradient = objective.loss_and_gradient()
+        shares = [
+            torch.autograd.grad(objective.batch_loss(batch), objective.parameters)
+            for batch in objective.micro_batches()
+        ]
+        expected = sum(flatten(share).double() for share in shares)
+    assert gradient.dtype == torch.float32
+    assert torch.equal(gradient, expected.float())
+
+
 def test_centre_is_the_untouched_model_to_the_bit() -> None:
     model, samples = _network(), _samples()
     model.eval()
@@ -79,6 +92,7 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     model = _network()
     model[3].eval()
     model[0].bias.requires_grad_(False)
+    model[4].order = nn.Parameter(torch.arange(3), requires_grad=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
     modes = [module.training for module in model.modules()]
@@ -86,7 +100,8 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     try:
         with Objective(model, _samples(), dtype=dtype) as objective:
             objective.displace((1.0, torch.ones(objective.dim, dtype=dtype)))
-            model[1].running_mean.add_(1.0)
+            for tensor in (model[1].running_mean, model[0].bias, model[4].order):
+                tensor.add_(1)
             torch.randn(3)
             if fails:
                 raise KeyboardInterrupt
@@ -97,8 +112,21 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
         assert torch.equal(tensor, before[name]), name
     assert [tensor.data_ptr() for tensor in model.state_dict().values()] == pointers
     assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4, False]
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_is_entered_once_at_a_time() -> None:
+    model = _network()
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    objective = Objective(model, _samples())
+    for _ in range(2):
+        with objective:
+            with pytest.raises(RuntimeError, match="already entered"), objective:
+                pass
+            with objective.at(torch.zeros(objective.dim)):
+                assert not any(p.any() for p in model.parameters())
+        assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
 
 
 def test_parameters_are_views_of_one_buffer() -> None:
@@ -189,6 +217,25 @@ def test_model_that_does_not_fit_the_samples(model: nn.Module, match: str) -> No
         pass
 
 
+class _Vast(nn.Module):
+    """What no machine has the memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + x.new_empty(2**45)
+
+
+def test_memory_that_ends_is_not_a_model_that_does_not_fit() -> None:
+    with (
+        pytest.raises(RuntimeError, match="can't allocate memory"),
+        Objective(_Vast(), _samples()),
+    ):
+        pass
+
+
 def test_soft_labels_want_as_many_outputs() -> None:
     soft = Samples(_samples().inputs, torch.full((6, 3), 1 / 3))
     for num_outputs in (2, 4):
@@ -215,3 +262,4 @@ def test_non_finite_loss_is_refused() -> None:
 def test_micro_batches_come_from_the_shapes() -> None:
     assert default_micro_batch_size(nn.Linear(2, 2)) == 2048
     assert default_micro_batch_size(nn.Conv2d(1, 1, 3)) == 128
+    assert default_micro_batch_size(nn.ParameterList([torch.zeros(1, 16, 8)])) == 128

@@ -260,17 +260,36 @@ def test_default_budget_is_half_of_the_total(monkeypatch: pytest.MonkeyPatch) ->
             assert HessianOperator(objective).keeps_graph is keeps
 
 
-def test_memory_is_the_machines_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = (tmp_path / "memory.max", tmp_path / "limit_in_bytes")
-    monkeypatch.setattr(networks, "CGROUP_LIMITS", paths)
+@pytest.mark.parametrize(
+    ("line", "mount", "limit", "none"),
+    [
+        ("0::/job/step", ".", "memory.max", "max"),
+        ("4:cpu,memory:/job/step", "memory", "memory.limit_in_bytes", f"{2**63 - 4096}"),
+    ],
+)
+def test_memory_is_the_machines_or_that_of_the_tightest_group(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    mount: str,
+    limit: str,
+    none: str,
+) -> None:
+    monkeypatch.setattr(networks, "CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(networks, "CGROUP_MOUNT", tmp_path)
     device = torch.device("cpu")
     physical = total_memory_bytes(device)
     assert physical > 2**28
-    paths[0].write_text("max\n")
-    paths[1].write_text(f"{2**63 - 4096}\n")  # how version 1 says that there is none
+    (tmp_path / "own").write_text(f"9:name=systemd:/memory\n{line}\n")
+    assert total_memory_bytes(device) == physical  # no such directory, as in a container
+    step = tmp_path / mount / "job" / "step"
+    step.mkdir(parents=True)
+    for directory in (step, step.parent, tmp_path / mount):
+        (directory / limit).write_text(f"{none}\n")
     assert total_memory_bytes(device) == physical
-    paths[0].write_text("1048576\n")
-    assert total_memory_bytes(device) == 1048576
+    for num_bytes, directory in ((2**22, tmp_path / mount), (2**21, step), (2**20, step.parent)):
+        (directory / limit).write_text(f"{num_bytes}\n")
+        assert total_memory_bytes(device) == num_bytes
 
 
 @each_network

@@ -24,8 +24,10 @@ from lgo_cli.config import (
 from lgo_cli.errors import InputError, LgoError, NumericsError, OutputError, UsageError
 from lgo_cli.files import step_lock
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.inspect import verify_run
+from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.runs.names import writable
 from lgo_cli.runs.steps import STEPS
 
@@ -524,3 +526,63 @@ def test_frozen_batch_norm_says_what_the_other_end_would_be(tmp_path: Path) -> N
     assert results.loss_of_other == initial.results.loss  # type: ignore[attr-defined,union-attr]
     assert results.loss_of_other != results.loss_at_end  # type: ignore[attr-defined]
     assert "batch-norm statistics are the run's own" in results.warnings[0]
+
+
+IMPRECISE = """
+import torch
+
+torch.set_float32_matmul_precision("medium")
+
+class Watching(torch.nn.Linear):
+    def forward(self, x):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        return super().forward(x.flatten(1))
+
+def build(input_shape, num_classes):
+    return Watching(input_shape[0], num_classes)
+"""
+
+
+def test_float32_is_float32_whatever_a_model_file_allows(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(IMPRECISE)
+    config = TRAIN.model_copy(update={"model": f"{tmp_path / 'net.py'}:build", "model_arg": {}})
+    assert execute(config, execution=Execution(out=tmp_path / "run")).status is Status.COMPUTED
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def _switches() -> list[str]:
+    backends = torch.backends
+    parts = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    return [part.fp32_precision for part in parts]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="needs PyTorch 2.9")
+@pytest.mark.parametrize("api", ["default", "older", "newer"])
+def test_precision_is_put_back_as_the_process_had_it(api: str) -> None:
+    with machine_settings(None, "cpu"):  # which puts back what follows
+        if api == "older":
+            torch.set_float32_matmul_precision("medium")
+        elif api == "newer":
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        before = _switches()
+        with machine_settings(None, "cpu"):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert "tf32" not in _switches()
+            assert "bf16" not in _switches()
+        assert _switches() == before
+        if api == "older":
+            assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_on_cuda_what_can_be_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with machine_settings(None, "cuda"):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not environment("cuda").deterministic  # what cannot be only warns
+        torch.use_deterministic_algorithms(True)
+        assert environment("cuda").deterministic
+    assert not torch.are_deterministic_algorithms_enabled()

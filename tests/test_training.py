@@ -13,6 +13,7 @@ from lgo_cli.errors import UsageError
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.objective import Samples
 from lgo_cli.results import Recipe
+from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.training.loop import (
     DivergenceError,
     Training,
@@ -35,13 +36,16 @@ def _samples(n: int) -> Samples:
     return Samples(inputs, (inputs[:, 0] > 0).long())
 
 
-def _training(recipe: Recipe = RECIPE, n: int = 100, seed: int = 0) -> Training:
+def _training(
+    recipe: Recipe = RECIPE, n: int = 100, seed: int = 0, device: str = "cpu"
+) -> Training:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = nn.Sequential(
             nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
         )
-    return Training(model, _samples(n), _samples(50), recipe, seed=seed)
+    train, test = (_samples(size).to(torch.device(device), torch.float32) for size in (n, 50))
+    return Training(model.to(device), train, test, recipe, seed=seed)
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
@@ -62,6 +66,26 @@ def test_resumed_training_has_the_same_bits(optimizer: str) -> None:
         assert _equal(whole.model, resumed.model)
         assert whole.rows == resumed.rows
         assert resumed.final_lr == whole.final_lr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_training_on_a_gpu(optimizer: str) -> None:
+    """With dropout, whose draws are the GPU's; a resumed one too has the same bits."""
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer, "lr": 0.01})
+    generators = torch.cuda.get_rng_state_all()
+    whole, resumed = (_training(recipe, device="cuda") for _ in range(2))
+    states = []
+    with machine_settings(None, "cuda"):
+        whole.run(on_epoch=lambda training: states.append(_copy(training.state())))
+        resumed.load_state(states[1])
+        resumed.run()
+    assert all(parameter.is_cuda for parameter in whole.model.parameters())
+    assert _equal(whole.model, resumed.model)
+    assert whole.rows == resumed.rows
+    assert whole.rows[-1].train_loss < whole.rows[0].train_loss
+    for before, after in zip(generators, torch.cuda.get_rng_state_all(), strict=True):
+        assert torch.equal(before, after)
 
 
 def _copy(state: dict[str, object]) -> dict[str, object]:
@@ -103,6 +127,16 @@ def test_seed_decides() -> None:
         training.run()
     assert _equal(a.model, b.model)
     assert not _equal(a.model, c.model)
+
+
+def test_no_generator_is_seeded_that_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = _training()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    training.run()
+    assert not seeded
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_log_has_a_row_an_epoch_and_the_untrained_model() -> None:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from lgo_cli import __version__
 from lgo_cli.cli import MODULES
-from lgo_cli.errors import ExitCode, LgoError
+from lgo_cli.errors import ExitCode, LgoError, is_out_of_memory
 
 
 class ErrorBoundary(TyperGroup):
@@ -60,12 +60,8 @@ class ErrorBoundary(TyperGroup):
             if ctx.invoked_subcommand in ("train", "run"):
                 hint += ", with --resume to go on from the last saved epoch"
             _fail("interrupted", hint, ExitCode.INTERRUPTED)
-        except MemoryError:
-            _fail_memory(self.get_command(ctx, ctx.invoked_subcommand))
-        except RuntimeError as error:
-            # torch.OutOfMemoryError is one; the CPU's allocator raises the base class itself.
-            text = str(error)
-            if "out of memory" not in text and "can't allocate memory" not in text:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             _fail_memory(self.get_command(ctx, ctx.invoked_subcommand))
         except OSError as error:

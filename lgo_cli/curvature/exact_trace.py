@@ -172,7 +172,9 @@ class _GradientNorms(fx.Interpreter):
         outputs = self._run(batch)
         direction = standard_normal(outputs.shape[1], 0, "hessian", "exact trace")
         direction = direction.to(outputs.device)
-        expected = torch.zeros(len(objective.parameters), len(batch), dtype=torch.float64)
+        shape = (len(objective.parameters), len(batch))
+        # On the device: one synchronisation at the end.
+        expected = torch.zeros(shape, dtype=torch.float64, device=outputs.device)
         for place, sample in enumerate(batch.batches(1)):
             alone = objective.batch_outputs(sample).double()
             gradients = torch.autograd.grad(

@@ -20,15 +20,14 @@ from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.vectors import Block, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lgo_cli.objective import Objective, Samples
 
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Where versions 2 and 1 of control groups keep a container's limit."""
+CGROUPS = Path("/proc/self/cgroup")
+"""The control groups of this process, a line `id:controllers:path` each."""
+
+CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
 
@@ -325,14 +324,38 @@ OPERATORS: dict[OperatorName, type[HessianOperator | GaussNewtonOperator]] = {
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the device, for a CPU that of the machine or of its cgroup if that is less."""
+    """Memory of the device, for a CPU that of the machine or of its cgroups if that is less."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in CGROUP_LIMITS:
-        text = limit.read_text().strip() if limit.is_file() else "max"
-        total = total if text == "max" else min(total, int(text))
-    return total
+    return min([total, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """What the process's own control group and each around it may take (versions 1 and 2).
+
+    SLURM and systemd limit a group far below the mount. In a container the path may be the one
+    outside, of which the mount alone is to be seen.
+    """
+    for line in _text(CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit = CGROUP_MOUNT, "memory.max"
+        elif "memory" in controllers.split(","):
+            mount, limit = CGROUP_MOUNT / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        texts = [_text(mount / group / limit) for group in (own, *own.parents)]
+        yield from (int(text) for text in texts if text not in ("", "max"))
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel's says, nothing where there is none to be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _gib(num_bytes: int) -> str:

@@ -6,8 +6,9 @@ import io
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx, nn
+
+from lgo_cli.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,9 @@ def strange_forward() -> Iterator[None]:
     try:
         with redirect_stderr(io.StringIO()):  # where fx prints the line that failed
             yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ForwardError(reason) from error
 

@@ -98,7 +98,7 @@ def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
     x_train, x_test = (_inputs(f"{source}: {name}", arrays[name]) for name in ("x_train", "x_test"))
     y_train, y_test = (_labels(f"{source}: {name}", arrays[name]) for name in ("y_train", "y_test"))
     sizes = [_num_classes(y) for y in (y_train, y_test) if y.numel()]
-    num_classes = arrays.get("num_classes", max(2, *sizes))
+    num_classes = arrays.get("num_classes", max([2, *sizes]))
     if not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise InputError(f"{source}: num_classes is {num_classes!r}, not an integer of 2 or more")
     return Dataset(x_train, y_train, x_test, y_test, int(num_classes))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import NumericsError, dtype_name
+from lgo_cli.errors import NumericsError, dtype_name, is_out_of_memory
 from lgo_cli.landscape.permutations import (
     Group,
     State,
@@ -360,9 +360,9 @@ def _output_difference(
     """
     try:
         return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     dtype = next(model.parameters()).dtype
     return _compared(model, state, permuted, inputs, dtype), dtype, reason

@@ -149,10 +149,9 @@ class BatchNorm:
             if self.policy == "recompute":
                 self._recompute()
             else:
-                weights = torch.from_numpy(self._weights(coordinates))
+                weights = torch.from_numpy(self._weights(coordinates)).to(self._objective.device)
                 for name, buffer in self.buffers.items():
-                    ends = self._ends[name]
-                    buffer.copy_(torch.tensordot(weights.to(ends.device), ends, dims=1))
+                    buffer.copy_(torch.tensordot(weights, self._ends[name], dims=1))
             yield
         finally:
             for name, buffer in self.buffers.items():

@@ -24,14 +24,20 @@ def nearest_is_finite(
 
     Returns:
         The guess, right at the measured cells; and the distance in cells, the larger of rows and
-        columns.
+        columns. Of several at one distance the first in `measured` counts.
     """
-    cells = _cells(shape)
-    if np.isfinite(values).all():
-        return np.ones(len(cells), bool), np.zeros(len(cells))
-    gaps = np.abs(cells[:, None] - cells[measured][None]).max(axis=2)
-    nearest = np.argmin(gaps, axis=1)
-    return np.isfinite(values[nearest]), gaps.min(axis=1)
+    guess, distance = np.ones(shape, bool), np.full(shape, max(shape))
+    finite = np.isfinite(values)
+    if finite.all():
+        return guess.ravel(), np.zeros(guess.size)
+    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])
+    # One after another: all distances at once would be m·n numbers.
+    for row, column, is_finite in zip(*np.divmod(measured, shape[1]), finite, strict=True):
+        gap = np.maximum(np.abs(rows - row), np.abs(columns - column))
+        is_nearer = gap < distance
+        guess[is_nearer] = is_finite
+        distance[is_nearer] = gap[is_nearer]
+    return guess.ravel(), distance.ravel()
 
 
 def border(shape: tuple[int, int], known: Array, finite: Array, distance: Array) -> list[int]:

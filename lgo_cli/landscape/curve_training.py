@@ -130,7 +130,8 @@ class CurveTraining(Descent):
         }
 
     def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        t = float(torch.rand((), generator=generator(self.seed, "curve", "t", self.step)))
+        draw = generator(self.seed, "curve", "t", self.step)
+        t = float(torch.rand((), dtype=torch.float64, generator=draw))
         theta = self.curve.point(t)
         self.objective.move(theta)
         loss = self.loss_function(self.model(inputs), labels).mean()

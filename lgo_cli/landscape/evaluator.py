@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
@@ -47,7 +47,7 @@ LEAST_FEATURES = 32
 each output in place of that many multiplications."""
 
 MOST_BYTES = 2**30
-"""Memory for kept products. A constant, since the choice moves the last bits."""
+"""Memory for the kept products of all layers. A constant, since the choice moves the last bits."""
 
 
 class Evaluator:
@@ -196,11 +196,10 @@ class Evaluator:
         if isinstance(traced, str):
             return f"the model's own pass: {traced}"
         num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=False)
-        self._linears = [
-            linear
-            for linear in first_linears(traced)
-            if linear.weight.shape[1] >= LEAST_FEATURES and self._fits(linear)
-        ]
+        try:
+            self._linears = self._worth_keeping(traced)
+        except ForwardError as error:
+            return f"the model's own pass: the rewritten model fails ({error})"
         done = []
         if num_convolutions:
             self._channels_last = wants_channels_last(objective)
@@ -223,10 +222,24 @@ class Evaluator:
         self._call = traced
         return "; ".join(done)
 
-    def _fits(self, linear: FirstLinear) -> bool:
-        per_sample = len(linear.weight) * (1 + len(self.directions))
-        num_bytes = per_sample * len(self.samples) * linear.weight.dtype.itemsize
-        return num_bytes <= MOST_BYTES
+    @torch.no_grad()
+    def _worth_keeping(self, traced: fx.GraphModule) -> list[FirstLinear]:
+        """The wide first layers, in their order, whose products all together fit in."""
+        wide = [
+            linear for linear in first_linears(traced) if linear.weight.shape[1] >= LEAST_FEATURES
+        ]
+        few = self.samples.inputs[:2]
+        with strange_forward():
+            seen = prefix_of(traced, [linear.inputs for linear in wide])(few) if wide else ()
+        kept, left = [], MOST_BYTES
+        for linear, inputs in zip(wide, seen, strict=True):
+            # A layer may serve many positions of a sample, such as the patches of an image.
+            outputs = linear.weight.shape[0] * inputs[..., 0].numel() * len(self.samples)
+            num_bytes = (1 + len(self.directions)) * outputs // len(few) * inputs.itemsize
+            if num_bytes <= left:
+                kept.append(linear)
+                left -= num_bytes
+        return kept
 
     @torch.no_grad()
     def _prepare(self) -> None:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from lgo_cli.errors import InputError, a_kind
 from lgo_cli.factories import call_factory, parse_factory
 from lgo_cli.models.registry import MODELS, ModelSpec, resolve_model
-from lgo_cli.seeding import derive_seed
+from lgo_cli.seeding import derive_seed, seed_default
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,8 +53,7 @@ def build_model(
     arguments = resolve_model(model, model_arg)
     factory = parse_factory(model)
     with torch.random.fork_rng(devices=[]):
-        # Not `torch.manual_seed`, which would also seed the generators of the GPUs.
-        torch.default_generator.manual_seed(derive_seed(seed, "model", "init"))
+        seed_default(derive_seed(seed, "model", "init"))
         if factory is None:
             module = _build(MODELS[model], arguments, input_shape, num_classes)
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ def load(plan: Plan, device: str) -> Loaded:
         dataset.num_classes,
         config.seed,
     )
+    use_true_float32()  # once more: one's own files may have said otherwise
     if "model.pth" in plan.files:
         path = plan.files["model.pth"]
         model.load_state_dict(checkpoint.load_fitting(path, model))
@@ -197,25 +199,54 @@ def measured(
 
 @contextmanager
 def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
-    """Threads, and on CUDA deterministic algorithms and convolutions in true float32.
+    """Threads, float32 that is float32, and on CUDA deterministic algorithms where there are any.
 
-    The process's own are put back.
+    The process's own are put back, but for the workspaces of cuBLAS, which reads them once.
     """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    tf32 = torch.backends.cudnn.allow_tf32
     # On a CPU nothing is set: the call imports a compiler, for a second.
     changes = device != "cpu" and torch.cuda.is_available()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if changes:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with _precision_put_back():
+            use_true_float32()
+            yield
     finally:
         torch.set_num_threads(threads)
         if changes:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.backends.cudnn.allow_tf32 = tf32
+
+
+def use_true_float32() -> None:
+    """Have float32 computed in float32, neither in TF32 nor in bfloat16, on any device."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def _precision_put_back() -> Iterator[None]:
+    """Leave the switches of PyTorch's precision as they were."""
+    backends = torch.backends
+    newer: list[Any] = []
+    if hasattr(backends.cudnn, "conv"):  # from PyTorch 2.9 on
+        newer += [backends.cuda.matmul, backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        newer += [backends.cudnn.conv, backends.cudnn.rnn]
+    values = [switch.fp32_precision for switch in newer]
+    try:
+        older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:
+        # They are not to be read where the newer were used; then they are at their defaults.
+        older = "highest", True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older[0])
+        backends.cudnn.allow_tf32 = older[1]
+        for switch, value in zip(newer, values, strict=True):
+            switch.fp32_precision = value

@@ -21,7 +21,7 @@ from lgo_cli.objective import (
     evaluate_model,
 )
 from lgo_cli.progress import SILENT, Progress, Task
-from lgo_cli.seeding import derive_seed, generator
+from lgo_cli.seeding import derive_seed, generator, seed_default
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Descent(ABC):
         save_every: int | None,
         on_checkpoint: Callable[[int, dict[str, Tensor]], None] | None,
     ) -> None:
-        torch.manual_seed(derive_seed(self.seed, self.stream, "noise", self.epoch))
+        seed_default(derive_seed(self.seed, self.stream, "noise", self.epoch), self._devices)
         draw = generator(self.seed, self.stream, "order", self.epoch)
         augment = generator(self.seed, self.stream, "augment", self.epoch)
         order = torch.randperm(len(self.train), generator=draw).to(self.train.labels.device)
