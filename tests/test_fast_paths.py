@@ -105,6 +105,7 @@ def test_points_are_those_of_the_models_own_pass(
         )  # type: ignore[arg-type]
         assert objective.evaluate() == objective.center
     assert said in fast.plan
+    assert (fast.is_fast, plain.is_fast) == (True, False)
     assert (plain.plan, plain.fast_path_difference) == (CHANGED, None)
     assert fast.fast_path_difference is not None
     assert 0 < fast.fast_path_difference <= TOLERANCE
@@ -176,6 +177,7 @@ def test_wrong_fast_path_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     path = _path(_wide())
     kept, given_up = path.plan.split("; on the test samples, ")
     assert kept == before.plan
+    assert (before.is_fast, path.is_fast) == (True, False)  # on both sets, or it is not said
     assert given_up.startswith("the model's own pass: it would move the loss by")
     # Of the way that was taken.
     assert path.fast_path_difference is not None
@@ -224,7 +226,7 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     for options in (("--direction", "random"), to, (*to, "--to", str(third), "--matrix")):
         told = lgo("interp", run, *options, "--num-points", "5", "--verbose")
         results = json.loads((run / "interp.json").read_text())["results"]
-        assert results["point_plan"] == plan
+        assert (results["point_plan"], results["is_fast"]) == (plan, True)
         assert plan in told.stderr
         assert 0 < results["fast_path_difference"] < TOLERANCE
         row = f"fast path equal to {results['fast_path_difference']:.1e}"
@@ -233,6 +235,7 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     arc = lgo("interp", run, *to, "--num-points", "5", "--spherical")
     results = json.loads((run / "interp.json").read_text())["results"]
     assert (results["point_plan"], results["fast_path_difference"]) == (OWN_PASS, None)
+    assert results["is_fast"] is False
     assert f"\npoints     {OWN_PASS}\n" in arc.stdout
     # Too few inputs for products to pay: there is no fast path to boast of.
     narrow = _trained(tmp_path, 20)
@@ -241,6 +244,8 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     assert f"\npoints     {own}\n" in line.stdout
     plane = lgo("contour", narrow, "--resolution", "3")
     assert f"\n            cells took {own}\n" in plane.stdout
+    for step in ("interp", "contour"):
+        assert json.loads((narrow / f"{step}.json").read_text())["results"]["is_fast"] is False
     for told in (arc, line, plane):
         assert "fast path" not in told.stdout
 

@@ -237,7 +237,9 @@ def test_strict_and_not_converged(small_run: Path) -> None:
     outcome = execute(config, small_run)
     assert outcome.manifest is not None
     assert outcome.manifest.results.converged is False  # type: ignore[attr-defined]
-    assert "did not converge" in outcome.manifest.results.warnings[0]
+    results = outcome.manifest.results
+    assert "did not converge" in results.warnings[0]
+    assert results.unconverged == results.warnings[:1]  # type: ignore[attr-defined]
 
 
 def test_refused_command_leaves_the_old_results(small_run: Path, tmp_path: Path) -> None:

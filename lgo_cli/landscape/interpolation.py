@@ -78,6 +78,7 @@ class Path:
         num_evaluations: Points measured on the probe set and on the test samples together.
         num_matvecs: Products.
         plan: Which way the points between the ends took (`Evaluator.plan`), and why.
+        is_fast: Whether that is no model's own pass, on either set.
         fast_path_difference: Largest relative difference of a fast path that was taken from the
             model's own pass, at 0 and both ends of the grid, on one micro-batch of either set;
             `None` where none was.
@@ -94,6 +95,7 @@ class Path:
     num_evaluations: int
     num_matvecs: int
     plan: str
+    is_fast: bool
     fast_path_difference: float | None
     warnings: tuple[str, ...] = ()
 
@@ -197,6 +199,7 @@ def interpolate(
         num_matvecs=int(straight),
         plan="; on the test samples, ".join({each.plan: None for each in evaluators})
         or (CHANGED if around else OWN_PASS),
+        is_fast=bool(evaluators) and all(each.is_fast for each in evaluators),
         fast_path_difference=max((e.difference for e in evaluators if e.is_fast), default=None),
         warnings=tuple(_warnings(on_train, on_test, (objective.samples, test), has_end=has_end)),
     )

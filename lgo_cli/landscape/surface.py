@@ -86,6 +86,7 @@ class Surface:
         num_measured: Cells measured on all samples, whenever that was.
         filled: How the others were filled in; `None` if every cell was measured.
         plan: Which path the cells took, and why.
+        is_fast: Whether that is not the model's own pass.
         self_check: See there.
     """
 
@@ -104,6 +105,7 @@ class Surface:
     num_measured: int
     filled: Filled | None
     plan: str
+    is_fast: bool
     self_check: SelfCheck
 
 
@@ -165,6 +167,7 @@ def measure_surface(
         num_measured=int(grid.visited.sum()),
         filled=filled,
         plan=evaluator.plan,
+        is_fast=evaluator.is_fast,
         self_check=SelfCheck(
             center_difference=evaluator(0.0, 0.0).loss - grid.center.loss,
             fast_path_difference=difference,

@@ -80,6 +80,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         "num_matvecs": spectrum.num_matvecs,
         "matvecs": spectrum.matvecs,
         "converged": spectrum.converged,
+        "unconverged": list(spectrum.unconverged),
         "residual_floor": pairs.residual_floor,
         "rounding_allowance": pairs.rounding,
         "keeps_graph": spectrum.keeps_graph,

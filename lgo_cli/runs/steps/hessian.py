@@ -244,13 +244,13 @@ class TopEigenpairs:
         values: The largest eigenvalues [k].
         vectors: Their eigenvectors [k, P], unit norm.
         num_matvecs: Products spent here; 0 if they were read.
-        warnings: What did not converge, which `--strict` does not let pass.
+        unconverged: What did not converge, which `--strict` does not let pass.
     """
 
     values: Tensor
     vectors: Tensor
     num_matvecs: int
-    warnings: tuple[str, ...] = ()
+    unconverged: tuple[str, ...] = ()
 
 
 def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
@@ -288,7 +288,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:
-        raise ConvergenceError(pairs.warnings)
-    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
+        raise ConvergenceError(pairs.unconverged)
+    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.unconverged)
     context.eigenpairs[top_k] = found
     return found

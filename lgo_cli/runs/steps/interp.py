@@ -88,7 +88,7 @@ def _along_direction(
             top = top_eigenpairs(context, problem, 1)
             direction = top.vectors[0]
             num_matvecs += top.num_matvecs
-            unconverged = top.warnings
+            unconverged = top.unconverged
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
         else:
@@ -251,6 +251,7 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
         "point_plan": path.plan,
+        "is_fast": path.is_fast,
         "fast_path_difference": path.fast_path_difference,
         "fast_path_difference_beside": largest_difference(paths[1:]),
         "num_nonfinite": sum(each.train.num_nonfinite for each in paths),

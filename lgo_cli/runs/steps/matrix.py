@@ -105,6 +105,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         range=(0.0, 1.0),
         num_points=len(ends.alphas),
         point_plan=" | ".join(dict.fromkeys(path.plan for path in paths.values())),
+        is_fast=all(path.is_fast for path in paths.values()),
         fast_path_difference=largest_difference(paths.values()),
         num_nonfinite=None,
         test_num_nonfinite=None,
