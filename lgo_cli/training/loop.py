@@ -78,8 +78,6 @@ class Descent(ABC):
         train: Training samples, in stored order.
         recipe: Everything that was chosen.
         optimizer: Over the weights that descend.
-        milestones: Fractions of the training at which schedule `step` drops.
-        gamma: By what it drops.
         seed: The user's seed.
 
     Raises:
@@ -101,8 +99,6 @@ class Descent(ABC):
         recipe: Recipe,
         optimizer: torch.optim.Optimizer,
         *,
-        milestones: tuple[float, ...] = (0.5, 0.75),
-        gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
         if recipe.augment == "crop-flip" and train.inputs.ndim != 4:
@@ -113,8 +109,6 @@ class Descent(ABC):
         self.model = model
         self.train = train
         self.recipe = recipe
-        self.milestones = milestones
-        self.gamma = gamma
         self.seed = seed
         self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
         self.optimizer = optimizer
@@ -159,7 +153,7 @@ class Descent(ABC):
         return self._rate(self.step - 1) if self.step else None
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.recipe, step, self.steps_per_epoch, self.milestones, self.gamma)
+        return learning_rate(self.recipe, step, self.steps_per_epoch)
 
     def state(self) -> State:
         """All that a continuation needs: weights, optimiser, position and the log so far."""
@@ -293,8 +287,6 @@ class Training(Descent):
         train: Training samples, in stored order.
         test: Test samples.
         recipe: Everything that was chosen.
-        milestones: Fractions of the training at which schedule `step` drops.
-        gamma: By what it drops.
         seed: The user's seed.
 
     Raises:
@@ -313,15 +305,11 @@ class Training(Descent):
         test: Samples,
         recipe: Recipe,
         *,
-        milestones: tuple[float, ...] = (0.5, 0.75),
-        gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
         self.test = test
         optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), recipe)
-        super().__init__(
-            model, train, recipe, optimizer, milestones=milestones, gamma=gamma, seed=seed
-        )
+        super().__init__(model, train, recipe, optimizer, seed=seed)
 
     def _weights(self) -> dict[str, Tensor]:
         return snapshot(self.model)

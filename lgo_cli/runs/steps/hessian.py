@@ -10,7 +10,6 @@ import numpy as np
 from lgo_cli.config import HessianConfig
 from lgo_cli.errors import ConvergenceError, InputError
 from lgo_cli.files import BOOKKEEPING
-from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
@@ -179,14 +178,7 @@ def _stability(
             f"{recipe.optimizer} preconditions its steps, and its second moments are saved with "
             "the run's final weights only"
         )
-    published = recipe_of(str(plan.config.model))
-    rate = learning_rate(
-        recipe,
-        plan.step - 1,
-        plan.trained.num_steps // recipe.epochs,
-        published.milestones,
-        published.gamma,
-    )
+    rate = learning_rate(recipe, plan.step - 1, plan.trained.num_steps // recipe.epochs)
     threshold, note = stability_threshold(
         recipe.optimizer,
         rate,

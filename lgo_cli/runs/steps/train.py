@@ -53,16 +53,13 @@ class TrainStep(Step):
 
         plan, loaded = context.plan, context.loaded
         config = typed(plan, TrainConfig)
-        published = recipe_of(config.model)
-        recipe = resolve_recipe(config, published)
+        recipe = resolve_recipe(config, recipe_of(config.model))
         with context.stopwatch.phase("compute"):
             training = Training(
                 loaded.model,
                 loaded.samples("train"),
                 loaded.samples("test"),
                 recipe,
-                milestones=published.milestones,
-                gamma=published.gamma,
                 seed=config.seed,
             )
             initial = snapshot(loaded.model)
