@@ -51,22 +51,18 @@ class Barrier:
     alpha: float
 
 
-def barrier(alpha: Array, loss: Array) -> float:
-    """Height of the path above the straight line between its ends (Frankle et al. 2020).
+def highest(alpha: Array, loss: Array) -> tuple[int, float]:
+    """Where a path is highest above the straight line between its ends (Frankle et al. 2020).
 
     Args:
         alpha: Coordinates [n] with 0 and 1 among them.
         loss: Losses there [n].
 
     Returns:
-        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
-        ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
+        The index of the maximum over [0, 1], and the height L(α) − [(1−α)L(0) + αL(1)] there, at
+        least 0. Infinite if a loss between the ends is; NaN if one is NaN, or if an end is not
+        finite and there is no line to measure from.
     """
-    return highest(alpha, loss)[1]
-
-
-def highest(alpha: Array, loss: Array) -> tuple[int, float]:
-    """Where a path is highest, and its `barrier`: an index into its coordinates, and the height."""
     within = np.flatnonzero((alpha >= 0) & (alpha <= 1))
     heights = _heights(alpha[within], loss[within])
     top = int(np.argmax(heights))  # the first NaN, if there is one

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import (
+    DEFAULT_RUN,
     AnalysisConfig,
     ContourConfig,
     HessianConfig,
@@ -402,19 +403,16 @@ def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> 
     return plan
 
 
-def plan_step(
-    config: StepConfig, run: Path | None, execution: Execution, default_out: Path
-) -> Plan:
+def plan_step(config: StepConfig, run: Path | None, execution: Execution) -> Plan:
     """Resolve any step.
 
     Args:
         config: What is asked.
         run: For an analysis, the run or checkpoint.
         execution: How and where.
-        default_out: Where training goes, and analyses look, if nothing is said.
     """
     if isinstance(config, TrainConfig):
-        return plan_training(config, execution.out or default_out, execution)
+        return plan_training(config, execution.out or DEFAULT_RUN, execution)
     if isinstance(config, AnalysisConfig):
-        return plan_analysis(config, run or default_out, execution.out, execution)
+        return plan_analysis(config, run or DEFAULT_RUN, execution.out, execution)
     raise TypeError(f"no step takes a {type(config).__name__}")
