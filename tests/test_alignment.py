@@ -25,6 +25,7 @@ from symmetric_networks import (
 )
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align, assign
@@ -32,7 +33,6 @@ from lgo_cli.landscape.barriers import highest
 from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.models.mlp import mlp
 from lgo_cli.objective import LossFunction, Objective
-from lgo_cli.training.loop import snapshot
 from lgo_cli.vectors import flatten
 
 FLOAT64 = 1e-12

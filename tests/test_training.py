@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.models.registry import recipe_of
@@ -19,7 +20,6 @@ from lgo_cli.training.loop import (
     Training,
     crop_and_flip,
     num_batches,
-    snapshot,
 )
 from lgo_cli.training.recipe import learning_rate, resolve_recipe
 

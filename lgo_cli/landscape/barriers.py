@@ -163,17 +163,16 @@ def estimate_barrier(
         coordinate lies between 0 and 1: nothing was measured that could be high.
     """
     within = (alpha >= 0) & (alpha <= 1)
-    a = alpha[within]
+    a, loss = alpha[within], loss[within]
     if len(a) == 2:
         return None
-    heights = _heights(a, loss[within])
-    top = int(np.argmax(heights))  # the first NaN, if there is one
-    value = float(heights[top])
+    heights = _heights(a, loss)
+    top, value = highest(a, loss)
     if not np.isfinite(heights).all():
         return Barrier(value, math.nan, (math.nan, math.nan), float(a[top]))
     centred, errors = _differences(a, losses[within])
     half_width = _quantile(centred, errors, seed, label) * errors
-    half_width[1:-1] += rounding_allowance(loss[within], dtype, fast_path_difference)
+    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference)
     # The ends have height 0 and no error, so that neither bound is negative.
     lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
     return Barrier(value, float(errors[top]), (lower, upper), float(a[top]))

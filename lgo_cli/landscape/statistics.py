@@ -94,6 +94,11 @@ class LineCurvature:
     deviation_quantile: float
     num_matvecs: int
 
+    @property
+    def num_lines(self) -> int:
+        """n, two of each plane."""
+        return len(self.values)
+
 
 def band(values: Array) -> Band:
     """Order statistics over the first axis of values [K, ...]."""

@@ -193,9 +193,10 @@ def _measure_share(
 
 def _download(config: StepConfig, execution: Execution) -> None:
     from lgo_cli.data.loading import download_dataset
+    from lgo_cli.data.registry import DEFAULT_DATA
 
     if config.dataset is not None:
-        download_dataset(config.dataset, execution.data_root or Path("data"))
+        download_dataset(config.dataset, execution.data_root or DEFAULT_DATA)
 
 
 def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from lgo_cli.config import (
     TrainConfig,
     parse_config,
 )
-from lgo_cli.data.registry import input_files, resolve_dataset
+from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, source_file
 from lgo_cli.files import sha256_file
@@ -106,7 +106,7 @@ class _Builder:
         self.files: dict[str, Path] = {}
         self.inputs: dict[str, InputRef] = {}
         self.warnings: list[str] = []
-        self.data_root = execution.data_root or Path("data")
+        self.data_root = execution.data_root or DEFAULT_DATA
 
     def add(self, name: str, path: Path, produced_by: str | None = None) -> None:
         self.files[name] = path

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.objective import (
     Evaluation,
@@ -348,13 +349,6 @@ class Training(Descent):
         return evaluate_model(
             self.model, samples, self.loss_function, default_micro_batch_size(self.model)
         )
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copy of a model's state_dict, a plain dict of tensors on the CPU."""
-    return {
-        name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()
-    }
 
 
 def num_batches(num_samples: int, batch_size: int) -> int:

@@ -147,11 +147,7 @@ def _trace(trace: MeasuredTrace) -> Trace:
         method="deflated" if trace.exact is None else "exact",
         note=trace.note,
         rounding_allowance=trace.rounding,
-        estimate=TraceEstimate(
-            value=estimate.value,
-            standard_error=estimate.standard_error,
-            exact_part=estimate.exact_part,
-        ),
+        estimate=TraceEstimate.model_validate(estimate, from_attributes=True),
         deviation=trace.deviation,
         num_matvecs=estimate.num_matvecs,
         num_total_matvecs=estimate.num_total_matvecs,

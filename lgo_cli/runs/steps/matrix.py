@@ -36,7 +36,6 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     from lgo_cli.landscape.interpolation import Series
     from lgo_cli.landscape.unmoved import loss_of
     from lgo_cli.runs.loaded import objective
-    from lgo_cli.training.loop import snapshot
 
     plan, loaded = context.plan, context.loaded
     files = [f"to_{index}" for index in range(len(config.to))]
@@ -44,7 +43,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     paths: dict[tuple[int, int], Path] = {}
     losses: list[float] = []
     with context.stopwatch.phase("compute"):
-        states = [snapshot(loaded.model)]
+        states = [checkpoint.snapshot(loaded.model)]
         states += [checkpoint.load_fitting(plan.files[name], loaded.model) for name in files]
         try:
             for first, state in enumerate(states[:-1]):
