@@ -63,7 +63,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Path:
+class LossPath:
     """Losses along θ(α): a line θ + α·d, or a curve.
 
     Attributes:
@@ -124,7 +124,7 @@ def interpolate(
     seed: int = 0,
     memory_bytes: int | None = None,
     progress: Progress = SILENT,
-) -> Path:
+) -> LossPath:
     """Measure loss and accuracy along a path, on the probe set and on test samples.
 
     Exactly one of `target`, `direction` and `curve` says where it goes. The centre and the target
@@ -187,7 +187,7 @@ def interpolate(
     has_end = end is not None
     on_train = train.series(alphas, seed, "train", has_end=has_end)
     on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
-    return Path(
+    return LossPath(
         alpha=np.array(alphas),
         train=on_train,
         test=on_test,

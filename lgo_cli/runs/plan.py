@@ -37,8 +37,8 @@ from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
+from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.names import saved_step
-from lgo_cli.runs.paths import refuse_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,7 +10,7 @@ import numpy as np
 
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
-from lgo_cli.runs.checkpoints import short_names
+from lgo_cli.runs.checkpoints import distinct_names
 from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lgo_cli.config import InterpConfig
-    from lgo_cli.landscape.interpolation import Path, Series
+    from lgo_cli.landscape.interpolation import LossPath, Series
 
 Array = np.ndarray[Any, Any]
 
@@ -39,8 +39,8 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
 
     plan, loaded = context.plan, context.loaded
     files = [f"to_{index}" for index in range(len(config.to))]
-    names = short_names([plan.files[name] for name in ("model.pth", *files)])
-    paths: dict[tuple[int, int], Path] = {}
+    names = distinct_names([plan.files[name] for name in ("model.pth", *files)])
+    paths: dict[tuple[int, int], LossPath] = {}
     losses: list[float] = []
     with context.stopwatch.phase("compute"):
         states = [checkpoint.snapshot(loaded.model)]
