@@ -74,8 +74,8 @@ class Movement:
     """What a random direction does to one parameter.
 
     Attributes:
-        name: Of the parameter.
-        shape: Of it.
+        name: The parameter's.
+        shape: The parameter's.
         treatment: In words.
         held: Why the direction leaves it where it is; `None` if it moves.
     """

@@ -30,10 +30,10 @@ class LayerCurvature:
         name: The module's.
         num_parameters: Entries of the block.
         largest: Its largest eigenvalue.
-        residual_bound: Of that.
-        error_estimate: Of that.
+        residual_bound: Of the largest eigenvalue.
+        error_estimate: Of the largest eigenvalue.
         trace: Of the block, exact or estimated.
-        trace_standard_error: Of it; 0 if it is exact.
+        trace_standard_error: Standard error of the trace; 0 if it is exact.
         estimate: By probes, with the block's Frobenius norm.
         unconverged: What did not converge of the eigenvalue.
     """

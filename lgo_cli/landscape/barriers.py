@@ -122,7 +122,7 @@ def rounding_allowance(loss: Array, dtype: torch.dtype, fast_path_difference: fl
 
     Args:
         loss: Mean losses [n] on [0, 1].
-        dtype: That they were computed in.
+        dtype: Of the arithmetic that gave the losses.
         fast_path_difference: Measured, relative to the loss; 0 for points of the model's own pass.
     """
     largest = float(np.max(loss))
@@ -154,8 +154,8 @@ def estimate_barrier(
         loss: Mean losses [n].
         losses: Of each sample [n, N].
         seed: Of the draws.
-        label: Names their stream.
-        dtype: That the losses were computed in.
+        label: Names the stream of the draws.
+        dtype: Of the arithmetic that gave the losses.
         fast_path_difference: As `rounding_allowance` has it.
 
     Returns:

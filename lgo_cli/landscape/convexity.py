@@ -60,9 +60,9 @@ class Convexity:
         smallest: λmin [ny, nx], the algebraically smallest.
         largest_residual_bound: An eigenvalue of the Hessian lies within it of `largest` [ny, nx],
             the rounding of float32 products being allowed for as it was measured at the cell.
-        smallest_residual_bound: Likewise of `smallest`.
+        smallest_residual_bound: The bound of `smallest` [ny, nx].
         largest_error_estimate: The error of `largest` if its neighbours are what they seem.
-        smallest_error_estimate: Likewise of `smallest`.
+        smallest_error_estimate: The error estimate of `smallest`.
         converged: Whether both error estimates are within `SHARE` of the map's rtol·max |λ|
             [ny, nx].
         num_matvecs: Products spent on each cell [ny, nx].

@@ -89,6 +89,7 @@ class CurveTraining(Descent):
 
     Raises:
         InputError: if the model cannot take the samples.
+        UsageError: if there is no bend, or the recipe augments samples that are no images.
     """
 
     stream = "curve"
@@ -202,7 +203,7 @@ def train_curve(
 
     Raises:
         InputError: if `state` is of another training, or the model cannot take the samples.
-        UsageError: if there is no bend.
+        UsageError: if there is no bend, or the recipe augments samples that are no images.
         DivergenceError: if a loss or a bend is not finite; holds the last finite bends.
     """
     start = start.to(objective.theta).clone()

@@ -40,7 +40,7 @@ class Series:
 
     Attributes:
         loss: Mean loss [n]; non-finite where it is so.
-        standard_error: Of it [n].
+        standard_error: Standard error of the mean loss [n].
         accuracy: Fraction [n].
         barrier_standard_error: Of the height above the straight line between the ends [n], paired;
             NaN along a direction.
@@ -148,6 +148,9 @@ def interpolate(
     Cost: for each point a pass over the probe set and one over the test samples, which on a
     straight line are fast ones; one pass more for the losses of single samples at the centre, and
     on a straight line one matvec and the comparison of the fast path.
+
+    Raises:
+        TypeError: if not exactly one says where the path goes.
     """
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")

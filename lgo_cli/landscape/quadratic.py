@@ -104,7 +104,7 @@ def quadratic_error(
     """Compare a quadratic model with the surface that was measured.
 
     Args:
-        model: See there.
+        model: The quadratic model.
         x: Coordinates [nx].
         y: Coordinates [ny].
         loss: The surface [ny, nx].

@@ -28,11 +28,11 @@ DIRECTIONS = {
 
 
 def route(along: str, shape: str, *, is_repaired: bool) -> str:
-    """Where a path goes, from `along` and `shape` of `InterpResults`.
+    """Where a path goes, in words.
 
     Args:
-        along: See there.
-        shape: Likewise.
+        along: Field of `InterpResults`.
+        shape: Field of `InterpResults`.
         is_repaired: Whether REPAIR rescales layers at each of its points.
     """
     if along in DIRECTIONS:

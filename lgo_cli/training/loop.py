@@ -83,6 +83,7 @@ class Descent(ABC):
 
     Raises:
         InputError: if the model cannot take the samples.
+        UsageError: if the recipe augments samples that are no images.
     """
 
     stream: ClassVar[str]
@@ -292,7 +293,8 @@ class Training(Descent):
 
     Raises:
         InputError: if the model cannot take the samples.
-        UsageError: if it has no trainable parameter.
+        UsageError: if it has no trainable parameter, or the recipe augments samples that are no
+            images.
     """
 
     stream = "train"
@@ -362,6 +364,9 @@ def make_optimizer(weights: Iterable[Tensor], recipe: Recipe) -> torch.optim.Opt
 
     Weight decay is coupled (added to the gradient) for `sgd` and `adam`, decoupled for `adamw`, and
     falls on every parameter, biases and batch norm included, as in He et al. 2016.
+
+    Raises:
+        UsageError: if there are no weights.
     """
     parameters = list(weights)
     if not parameters:

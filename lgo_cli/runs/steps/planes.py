@@ -31,7 +31,7 @@ class Named:
     """A plane, and what a step must know to go on with it.
 
     Attributes:
-        plane: See there.
+        plane: An origin and two directions.
         num_matvecs: Products that finding it took.
         checkpoints: Each reads a trajectory's tensors anew; empty without one.
         ends: Checkpoint files by their coordinates, of a plane through three.
