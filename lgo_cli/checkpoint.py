@@ -1,4 +1,4 @@
-"""Weights on disk: plain state_dicts, read without ever running code from the file."""
+"""Weights apart from their model: plain state_dicts, read without running code from the file."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ _ACCIDENTS = (
 """What any bytes raise that are read as a pickle; their texts say nothing to a user."""
 
 _SAVE = "torch.save(model.state_dict(), path)"
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy of a model's state_dict, a plain dict of tensors on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()
+    }
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:

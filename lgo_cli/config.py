@@ -182,8 +182,8 @@ class LandscapeConfig(AnalysisConfig):
 class InterpConfig(LandscapeConfig, RecipeConfig):
     """`lgo interp`: to another checkpoint or several, or along a direction.
 
-    How to train is for a curve alone, and refused without one, as `runs.paths` says what goes with
-    what.
+    How to train is for a curve alone, and refused without one, as `runs.exclusive` says what goes
+    with what.
     """
 
     command = "interp"

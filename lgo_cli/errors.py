@@ -73,12 +73,11 @@ class ConvergenceError(NumericsError):
     """Eigenvalues did not converge, and `--strict` makes that a failure.
 
     Args:
-        warnings: Of the analysis; the error repeats those that say which "did not converge", and
-            what would help.
+        messages: Which did not, and what would help.
     """
 
-    def __init__(self, warnings: Iterable[str]) -> None:
-        super().__init__("; ".join(text for text in warnings if "did not converge" in text))
+    def __init__(self, messages: Iterable[str]) -> None:
+        super().__init__("; ".join(messages))
 
 
 class AuditError(NumericsError):

@@ -63,6 +63,10 @@ class Role:
         )
         return norms
 
+    def held(self, normalization: Normalization) -> str | None:
+        """Why a random direction leaves such a parameter where it is; `None` if it moves."""
+        return self.unit if self.dim is None and normalization != "none" else None
+
     def treatment(self, shape: torch.Size, normalization: Normalization) -> str:
         """What a random direction does to a parameter of a shape, in words."""
         if normalization == "none":

@@ -74,14 +74,16 @@ class Movement:
     """What a random direction does to one parameter.
 
     Attributes:
-        name: Of the parameter.
-        shape: Of it.
+        name: The parameter's.
+        shape: The parameter's.
         treatment: In words.
+        held: Why the direction leaves it where it is; `None` if it moves.
     """
 
     name: str
     shape: tuple[int, ...]
     treatment: str
+    held: str | None
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 def movements(layout: ParameterLayout, normalization: Normalization) -> list[Movement]:
     """The policy spelled out for each trainable parameter, in vector order."""
     return [
-        Movement(name, tuple(shape), role.treatment(shape, normalization))
+        Movement(name, tuple(shape), role.treatment(shape, normalization), role.held(normalization))
         for name, shape, role in zip(layout.names, layout.shapes, layout.roles, strict=True)
     ]
 

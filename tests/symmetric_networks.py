@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from small_networks import NETWORKS as SMALL
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.models.mlp import mlp
 from lgo_cli.models.resnet import ResNet
 from lgo_cli.objective import Samples
-from lgo_cli.training.loop import snapshot
 
 State = dict[str, Tensor]
 

@@ -25,14 +25,14 @@ from symmetric_networks import (
 )
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.landscape import equivariance
-from lgo_cli.landscape.alignment import align, assign
-from lgo_cli.landscape.barriers import barrier
+from lgo_cli.landscape.alignment import _Matching, align, assign
+from lgo_cli.landscape.barriers import highest
 from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.models.mlp import mlp
 from lgo_cli.objective import LossFunction, Objective
-from lgo_cli.training.loop import snapshot
 from lgo_cli.vectors import flatten
 
 FLOAT64 = 1e-12
@@ -54,6 +54,12 @@ def _shuffled(model: nn.Module, inputs: Tensor, seed: int = 0) -> State:
     draw = torch.Generator().manual_seed(seed)
     order = [torch.randperm(group.size, generator=draw) for group in symmetries.groups]
     return symmetries.permute_state(snapshot(model), order)
+
+
+def _matching(model: nn.Module, a: State, b: State, inputs: Tensor) -> _Matching:
+    names = [name for name, _ in model.named_parameters()]
+    weights_a, weights_b = ({name: state[name].double() for name in names} for state in (a, b))
+    return _Matching(find_symmetries(model, inputs), weights_a, weights_b)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,12 +93,14 @@ def test_the_published_start_alone_may_stop_short_of_the_copy() -> None:
     """Why there is a second start: ascents from the identity end at local maxima on some seeds."""
     model, inputs = perturbed(Case(lambda: mlp((12,), 3, (6,) * 8), []))
     state = snapshot(model)
-    starts = set()
+    distances = []
     for seed in range(8):
-        result = align(model, state, _shuffled(model, inputs, seed), inputs)
-        assert result.distance_after == 0.0
-        starts.add(result.start)
-    assert "forward" in starts
+        permuted = _shuffled(model, inputs, seed)
+        assert align(model, state, permuted, inputs).distance_after == 0.0
+        matching = _matching(model, state, permuted, inputs)
+        order, _ = matching.ascend([torch.arange(6)] * 8, 0)
+        distances.append(matching.distance(order))
+    assert max(distances) > 0.0
 
 
 @pytest.mark.parametrize("name", ["mlp", "lgo's resnet", "stream into itself", "tied weights"])
@@ -109,14 +117,22 @@ def test_objective_never_falls_and_is_the_distance(name: str, seed: int) -> None
     b["same.weight"], b["same.bias"] = b.get("again.weight"), b.get("again.bias")  # type: ignore[assignment]
     b = {key: value for key, value in b.items() if value is not None}
     result = align(model, a, b, inputs, seed=seed)
-    assert np.all(np.diff(result.objective) >= 0)
-    assert len(result.objective) == result.num_iterations + 1 > 1
+    matching = _matching(model, a, b, inputs)
+    identity = [torch.arange(group.size) for group in matching.symmetries.groups]
+    ascents = [matching.ascend(start, seed) for start in (identity, matching.forward())]
+    for _, objective in ascents:
+        assert np.all(np.diff(objective) >= 0)
+    order, objective = max(ascents, key=lambda ascent: ascent[1][-1])
+    assert len(objective) == result.num_iterations + 1 > 1
+    assert result.num_moved == sum(
+        int((o != i).sum()) for o, i in zip(order, identity, strict=True)
+    )
     names = [name for name, _ in model.named_parameters()]
     theta_a, theta_b, aligned = (
         flatten(state[name].double() for name in names) for state in (a, b, result.state)
     )
     # float64 sums of a few thousand terms in another order: 1e-13.
-    assert result.objective[-1] == pytest.approx(float(theta_a @ aligned), rel=1e-12)
+    assert objective[-1] == pytest.approx(float(theta_a @ aligned), rel=1e-12)
     assert result.distance_before == pytest.approx(float((theta_a - theta_b).norm()), rel=1e-12)
     assert result.distance_after == pytest.approx(float((theta_a - aligned).norm()), rel=1e-12)
     assert result.distance_after <= result.distance_before
@@ -134,7 +150,10 @@ def test_the_maximum_over_all_permutations_is_found_on_a_layer() -> None:
         return sum(float((a[key].double() * state[key].double()).sum()) for key in a)
 
     best = max(inner_product(torch.tensor(p)) for p in itertools.permutations(range(5)))
-    assert align(model, a, b, inputs).objective[-1] == pytest.approx(best, rel=1e-12)
+    found = align(model, a, b, inputs).state
+    assert sum(float((a[key].double() * found[key].double()).sum()) for key in a) == pytest.approx(
+        best, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("n", range(1, 7))
@@ -275,7 +294,7 @@ def test_what_cannot_be_permuted_is_named(
 ) -> None:
     model, inputs = perturbed(Case(build, groups, IMAGES if build is CoarseAndFine else (12,)))
     result = align(model, snapshot(model), _shuffled(model, inputs), inputs)
-    assert [group.size for group in result.groups] == groups
+    assert result.num_units == sum(groups)
     assert dict(result.not_permuted) == not_permuted
     assert result.distance_after == 0.0
 
@@ -372,7 +391,7 @@ def test_the_model_is_left_as_it_was_and_the_seed_decides() -> None:
         assert torch.equal(value, before[key])
         assert torch.equal(given[key], state[key])
         assert torch.equal(first.state[key], second.state[key])
-    assert first.objective == second.objective
+    assert first.distance_after == second.distance_after
 
 
 def test_two_networks_trained_apart_have_a_lower_barrier_once_aligned() -> None:
@@ -385,7 +404,7 @@ def test_two_networks_trained_apart_have_a_lower_barrier_once_aligned() -> None:
             target = flatten(state[name] for name in objective.layout.names)
             alphas = np.linspace(0, 1, 5)
             losses = [objective.loss(torch.lerp(objective.theta, target, a)) for a in alphas]
-            barriers.append(barrier(alphas, np.array(losses)))
+            barriers.append(highest(alphas, np.array(losses))[1])
             # The aligned network is the other one: the same loss, to float32's sums.
             outputs = _outputs(model, b, samples.inputs)
             expected = float(F.cross_entropy(outputs, samples.labels))

@@ -151,7 +151,10 @@ def _adaptive() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     check = {"num_cells": 30, "worst_error": 0.0042}
     results |= {
         "normalization": "filter",
-        "movements": ["fc.weight [3, 2]: 3 filters", "fc.bias [3]: held: bias"],
+        "movements": [
+            {"name": "a: held: b", "shape": [3, 2], "treatment": "3 filters", "held": None},
+            {"name": "fc.bias", "shape": [3], "treatment": "held: bias", "held": "bias"},
+        ],
         "filling": {
             "tolerance": 0.01, "largest_relative_estimate": 0.0075, "check": check,
             "converged": False, "share_above": 0.125,

@@ -379,6 +379,15 @@ def test_recheck_that_finds_worse_says_so() -> None:
     pairs = extreme_eigenpairs(operator, Wanted(1, 0, recheck=True))
     assert not pairs.converged
     assert "--recheck found a residual" in pairs.warnings[-1]
+    assert pairs.unconverged == pairs.warnings
+    # Worse than its bound, and yet within the tolerance: a warning, and no failure.
+    loose = extreme_eigenpairs(DenseOperator(matrix), Wanted(1, 0, rtol=1.0))
+    operator = Drifting(matrix)
+    operator.num_matvecs = 29 - loose.num_matvecs
+    pairs = extreme_eigenpairs(operator, Wanted(1, 0, rtol=1.0, recheck=True))
+    assert "--recheck found a residual" in pairs.warnings[-1]
+    assert pairs.converged
+    assert pairs.unconverged == ()
     assert float(pairs.residual_bounds[0]) >= 0.5
 
 

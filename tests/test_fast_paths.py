@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lgo_cli.config import Execution, TrainConfig
 from lgo_cli.landscape.batchnorm import BatchNorm, statistics_at
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
-from lgo_cli.landscape.interpolation import CHANGED, OWN_PASS, Path, Series, interpolate
+from lgo_cli.landscape.interpolation import CHANGED, OWN_PASS, LossPath, Series, interpolate
 from lgo_cli.objective import Evaluation, LossFunction, Objective, Samples
 from lgo_cli.runs import execute
 
@@ -105,6 +105,7 @@ def test_points_are_those_of_the_models_own_pass(
         )  # type: ignore[arg-type]
         assert objective.evaluate() == objective.center
     assert said in fast.plan
+    assert (fast.is_fast, plain.is_fast) == (True, False)
     assert (plain.plan, plain.fast_path_difference) == (CHANGED, None)
     assert fast.fast_path_difference is not None
     assert 0 < fast.fast_path_difference <= TOLERANCE
@@ -158,7 +159,7 @@ def test_each_micro_batchs_own_statistics_are_no_fast_path() -> None:
     assert path.fast_path_difference is None
 
 
-def _path(model: nn.Module, test: Samples | None = TEST) -> Path:
+def _path(model: nn.Module, test: Samples | None = TEST) -> LossPath:
     with Objective(model, TRAIN) as objective:
         return interpolate(objective, test, ALPHAS, target=_flat(_wide(2)))
 
@@ -176,6 +177,7 @@ def test_wrong_fast_path_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     path = _path(_wide())
     kept, given_up = path.plan.split("; on the test samples, ")
     assert kept == before.plan
+    assert (before.is_fast, path.is_fast) == (True, False)  # on both sets, or it is not said
     assert given_up.startswith("the model's own pass: it would move the loss by")
     # Of the way that was taken.
     assert path.fast_path_difference is not None
@@ -210,21 +212,21 @@ def test_fast_points_that_are_not_finite_are_the_models_own() -> None:
     assert (path.train.num_nonfinite, path.test.num_nonfinite) == (1, 1)
 
 
-def _trained(out: FilePath, dimension: int, seed: int = 0) -> FilePath:
+def _trained(out: Path, dimension: int, seed: int = 0) -> Path:
     data = {"num_train": 128, "num_test": 64, "dimension": dimension}
     config = TrainConfig(model_arg={"hidden": [8]}, dataset_arg=data, epochs=1, seed=seed)
     execute(config, execution=Execution(out=out / f"run{dimension}{seed}"))
     return out / f"run{dimension}{seed}"
 
 
-def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo) -> None:
+def test_plan_and_difference_are_recorded_and_shown(tmp_path: Path, lgo: Lgo) -> None:
     run, other, third = (_trained(tmp_path, 40, seed) for seed in (0, 1, 2))
     plan = "products of the first linear layer kept (40 to 8)"
     to = ("--to", str(other))
     for options in (("--direction", "random"), to, (*to, "--to", str(third), "--matrix")):
         told = lgo("interp", run, *options, "--num-points", "5", "--verbose")
         results = json.loads((run / "interp.json").read_text())["results"]
-        assert results["point_plan"] == plan
+        assert (results["point_plan"], results["is_fast"]) == (plan, True)
         assert plan in told.stderr
         assert 0 < results["fast_path_difference"] < TOLERANCE
         row = f"fast path equal to {results['fast_path_difference']:.1e}"
@@ -233,6 +235,7 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     arc = lgo("interp", run, *to, "--num-points", "5", "--spherical")
     results = json.loads((run / "interp.json").read_text())["results"]
     assert (results["point_plan"], results["fast_path_difference"]) == (OWN_PASS, None)
+    assert results["is_fast"] is False
     assert f"\npoints     {OWN_PASS}\n" in arc.stdout
     # Too few inputs for products to pay: there is no fast path to boast of.
     narrow = _trained(tmp_path, 20)
@@ -241,12 +244,14 @@ def test_plan_and_difference_are_recorded_and_shown(tmp_path: FilePath, lgo: Lgo
     assert f"\npoints     {own}\n" in line.stdout
     plane = lgo("contour", narrow, "--resolution", "3")
     assert f"\n            cells took {own}\n" in plane.stdout
+    for step in ("interp", "contour"):
+        assert json.loads((narrow / f"{step}.json").read_text())["results"]["is_fast"] is False
     for told in (arc, line, plane):
         assert "fast path" not in told.stdout
 
 
 def test_fast_path_of_the_paths_beside_a_repaired_one_is_called_theirs(
-    tmp_path: FilePath, lgo: Lgo
+    tmp_path: Path, lgo: Lgo
 ) -> None:
     run, other = (_trained(tmp_path, 40, seed) for seed in (0, 1))
     line = ("interp", run, "--to", other, "--num-points", "3")
@@ -269,7 +274,7 @@ def test_fast_path_of_the_paths_beside_a_repaired_one_is_called_theirs(
 
 
 def test_rejected_fast_path_is_not_called_equal(
-    tmp_path: FilePath, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = Evaluator._products_of
     monkeypatch.setattr(

@@ -151,7 +151,8 @@ def test_what_the_policy_says_is_what_moves(normalization: Normalization) -> Non
     layout, theta = ParameterLayout.of(model), _flat(model)
     direction = normalize(standard_normal(layout.dim, 0), theta, layout, normalization)
     for row, piece in zip(movements(layout, normalization), layout.split(direction), strict=True):
-        assert piece.any() != row.treatment.startswith("held"), row.name
+        assert piece.any() == (row.held is None), row.name
+        assert (row.treatment == f"held: {row.held}") == (row.held is not None), row.name
 
 
 @pytest.mark.parametrize("normalization", ["filter", "layer", "none"])

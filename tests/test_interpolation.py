@@ -7,6 +7,7 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from lgo_cli.landscape.barriers import (
     _factor,
     _quantile,
     _studentised_quantile,
-    barrier,
     estimate_barrier,
     height_errors,
+    highest,
     rounding_allowance,
 )
 from lgo_cli.landscape.curves import Arc, straight
@@ -129,7 +130,7 @@ def test_ends_are_the_models_to_the_bit(dtype: torch.dtype) -> None:
         assert np.array_equal(path.direction, (target - objective.theta).numpy())
     assert path.num_evaluations == 10
     assert path.train.barrier is not None
-    assert path.train.barrier.value == barrier(path.alpha, path.train.loss)
+    assert path.train.barrier.value == _height(path.alpha, path.train.loss)
 
 
 def test_end_is_the_target_where_adding_the_difference_is_not() -> None:
@@ -267,23 +268,27 @@ def test_sample_losses_are_those_behind_the_mean() -> None:
         assert sample_losses(o, TEST)[0] == o.evaluate(TEST)
 
 
+def _height(alpha: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> float:
+    return highest(alpha, loss)[1]
+
+
 def test_barrier_is_above_the_line_between_the_ends() -> None:
     alpha = np.array([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
     # The line at 0.25 and 0.5 is 1.5 and 2; what lies outside of [0, 1] does not count.
-    assert barrier(alpha, np.array([99.0, 1.0, 2.0, 2.75, 3.0, 99.0])) == 0.75
-    assert barrier(alpha, np.array([0.0, 1.0, 1.2, 1.5, 3.0, 0.0])) == 0.0
-    assert barrier(alpha, np.array([0.0, 3.0, 2.5, 2.0, 1.0, 0.0])) == 0.0
-    assert barrier(np.array([0.0, 1.0]), np.array([0.1, 0.3])) == 0.0
+    assert _height(alpha, np.array([99.0, 1.0, 2.0, 2.75, 3.0, 99.0])) == 0.75
+    assert _height(alpha, np.array([0.0, 1.0, 1.2, 1.5, 3.0, 0.0])) == 0.0
+    assert _height(alpha, np.array([0.0, 3.0, 2.5, 2.0, 1.0, 0.0])) == 0.0
+    assert _height(np.array([0.0, 1.0]), np.array([0.1, 0.3])) == 0.0
 
 
 def test_barrier_of_losses_that_are_not_finite() -> None:
     alpha = np.array([0.0, 0.5, 1.0])
-    assert barrier(alpha, np.array([1.0, np.inf, 2.0])) == math.inf
-    assert math.isnan(barrier(alpha, np.array([1.0, np.nan, 2.0])))
-    assert math.isnan(barrier(alpha, np.array([1.0, 1.5, np.inf])))
-    assert math.isnan(barrier(alpha, np.array([1.0, 1.5, np.nan])))
+    assert _height(alpha, np.array([1.0, np.inf, 2.0])) == math.inf
+    assert math.isnan(_height(alpha, np.array([1.0, np.nan, 2.0])))
+    assert math.isnan(_height(alpha, np.array([1.0, 1.5, np.inf])))
+    assert math.isnan(_height(alpha, np.array([1.0, 1.5, np.nan])))
     # Outside of [0, 1] they do not matter.
-    assert barrier(np.array([-1.0, 0.0, 1.0]), np.array([np.nan, 1.0, 2.0])) == 0.0
+    assert _height(np.array([-1.0, 0.0, 1.0]), np.array([np.nan, 1.0, 2.0])) == 0.0
 
 
 def test_points_that_are_not_finite_stay_so() -> None:

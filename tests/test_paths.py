@@ -21,7 +21,7 @@ from lgo_cli.landscape.barriers import rounding_allowance
 from lgo_cli.landscape.curve_training import CurveTraining
 from lgo_cli.results import ContourResults, InterpResults
 from lgo_cli.runs import Status, execute
-from lgo_cli.runs.checkpoints import short_names
+from lgo_cli.runs.checkpoints import distinct_names
 from lgo_cli.runs.steps import curve as curve_step
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
@@ -294,7 +294,7 @@ def test_loss_of_another_end_is_recorded_where_it_is_not_finite(pair: Path) -> N
     ],
 )
 def test_names_are_as_short_as_tells_them_apart(paths: list[str], names: list[str]) -> None:
-    assert short_names([Path(path) for path in paths]) == names
+    assert distinct_names([Path(path) for path in paths]) == names
 
 
 def test_names_do_not_depend_on_where_the_runs_are(

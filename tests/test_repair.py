@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from symmetric_networks import CASES, State, perturbed, trained_on_digits
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.alignment import align
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.repair import Repair
 from lgo_cli.objective import Objective, Samples
-from lgo_cli.training.loop import snapshot
 from lgo_cli.vectors import flatten
 
 EXACT = 1e-10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lgo_cli.config import (
 from lgo_cli.errors import InputError, LgoError, NumericsError, OutputError, UsageError
 from lgo_cli.files import step_lock
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.models.registry import MODELS
 from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.inspect import verify_run
@@ -239,7 +241,9 @@ def test_strict_and_not_converged(small_run: Path) -> None:
     outcome = execute(config, small_run)
     assert outcome.manifest is not None
     assert outcome.manifest.results.converged is False  # type: ignore[attr-defined]
-    assert "did not converge" in outcome.manifest.results.warnings[0]
+    results = outcome.manifest.results
+    assert "did not converge" in results.warnings[0]
+    assert results.unconverged == results.warnings[:1]  # type: ignore[attr-defined]
 
 
 def test_refused_command_leaves_the_old_results(small_run: Path, tmp_path: Path) -> None:
@@ -297,6 +301,37 @@ def test_threshold_is_of_the_checkpoints_own_step(small_run: Path, tmp_path: Pat
     ).manifest.results  # type: ignore[union-attr]
     assert initial.stability_threshold is None  # type: ignore[attr-defined]
     assert "no step behind it" in initial.stability_threshold_note  # type: ignore[attr-defined]
+
+
+def test_threshold_is_of_the_runs_own_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of what the model's published recipe says when it is analysed."""
+    config = HessianConfig(top_k=1, bottom_k=0, analysis_samples=64)
+    mlp = MODELS["mlp"]
+    other = replace(mlp, recipe=replace(mlp.recipe, milestones=(0.25,), gamma=0.5))
+    with monkeypatch.context() as patch:
+        patch.setitem(MODELS, "mlp", other)
+        execute(TRAIN, execution=Execution(out=tmp_path / "run"))
+    recipe = read_manifest(tmp_path / "run" / "train.json").results.recipe  # type: ignore[attr-defined]
+    assert (recipe.milestones, recipe.gamma) == ((0.25,), 0.5)
+    execute(config, tmp_path / "run")
+    results = read_manifest(tmp_path / "run" / "hessian.json").results
+    assert results.stability_threshold == pytest.approx(2 * 1.9 / (0.5 * recipe.lr))  # type: ignore[attr-defined]
+
+
+def test_recipe_of_a_manifest_without_milestones_is_what_it_was(small_run: Path) -> None:
+    config = HessianConfig(top_k=1, bottom_k=0, analysis_samples=64)
+    execute(config, small_run)
+    before = read_manifest(small_run / "hessian.json").results
+    path = small_run / "train.json"
+    manifest = json.loads(path.read_text())
+    for key in ("milestones", "gamma"):
+        del manifest["results"]["recipe"][key]
+    path.write_text(json.dumps(manifest))
+    assert execute(config, small_run).status is Status.UP_TO_DATE
+    execute(config, small_run, execution=Execution(force=True))
+    assert read_manifest(small_run / "hessian.json").results == before
 
 
 def test_dry_run_does_nothing(small_run: Path, tmp_path: Path) -> None:

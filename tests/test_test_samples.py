@@ -46,7 +46,7 @@ def test_each_cell_is_the_model_on_the_test_samples(small_run: Path, tmp_path: P
     """Against the model itself, with parameters written by hand, in float64."""
     _contour(small_run, tmp_path, dtype="float64")
     arrays, results = _arrays(tmp_path), _results(tmp_path)
-    plan = plan_step(ContourConfig(), small_run, Execution(), tmp_path)
+    plan = plan_step(ContourConfig(), small_run, Execution())
     loaded = load(plan, "cpu")
     samples = loaded.samples("test", SAMPLES)
     model = copy.deepcopy(loaded.model).double().eval()

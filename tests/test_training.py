@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.models.registry import recipe_of
@@ -19,7 +21,6 @@ from lgo_cli.training.loop import (
     Training,
     crop_and_flip,
     num_batches,
-    snapshot,
 )
 from lgo_cli.training.recipe import learning_rate, resolve_recipe
 
@@ -189,7 +190,7 @@ def test_single_last_sample_is_left_out_for_batch_norm() -> None:
 )
 def test_schedules(schedule: str, expected: list[float]) -> None:
     recipe = RECIPE.model_copy(update={"schedule": schedule})
-    rates = [learning_rate(recipe, step, 2, (0.5, 0.75), 0.1) for step in range(8)]
+    rates = [learning_rate(recipe, step, 2) for step in range(8)]
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
@@ -198,6 +199,10 @@ def test_recipe_is_the_models_where_the_user_says_nothing() -> None:
     recipe = resolve_recipe(TrainConfig(model="resnet20", dataset="cifar10"), published)
     assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 0.1, 0.9)
     assert (recipe.weight_decay, recipe.schedule, recipe.augment) == (1e-4, "step", "crop-flip")
+    other = replace(published, milestones=(0.25,), gamma=0.5)
+    recipe = resolve_recipe(TrainConfig(epochs=4, lr=1.0), other)
+    rates = [learning_rate(recipe, step, 2) for step in range(8)]
+    assert rates == [1.0, 1.0, *[0.5] * 6]
     assert resolve_recipe(TrainConfig(dataset="digits"), published).augment == "none"
     adam = resolve_recipe(TrainConfig(optimizer="adam"), published)
     assert (adam.lr, adam.momentum) == (1e-3, 0.0)

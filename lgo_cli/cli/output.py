@@ -124,8 +124,8 @@ class Output:
             self.detail(manifest.results.point_plan)
         if isinstance(manifest.results, ContourResults):
             self.detail(manifest.results.cell_plan)
-            for movement in manifest.results.movements:
-                self.detail(movement)
+            for each in manifest.results.movements:
+                self.detail(f"{each.name} {list(each.shape)}: {each.treatment}")
         if self.mode is Mode.JSON:
             write(manifest_json(manifest, indent=None if one_line else 2))
             return

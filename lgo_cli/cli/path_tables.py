@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 
-OWN_PASS = "the model's own pass"
-"""What plans say, before why, of points that have no fast path."""
-
 
 def path_rows(results: InterpResults) -> Rows:
     """What `lgo interp` found."""
@@ -81,7 +78,7 @@ def _self_check(results: InterpResults) -> Rows:
         if difference is not None
     ]
     rows: Rows = [("self-check", ", ".join(found))] if found else []
-    if OWN_PASS in results.point_plan:
+    if not results.is_fast:
         rows.append(("points", results.point_plan))
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.cli.path_tables import OWN_PASS, interval, path_rows
+from lgo_cli.cli.path_tables import interval, path_rows
 from lgo_cli.results import (
     AnalysisResults,
     ContourResults,
@@ -319,8 +319,7 @@ def _contour(results: ContourResults) -> Rows:
             )
         )
     cell = check.recomputed_cell
-    is_fast = not results.cell_plan.startswith(OWN_PASS)
-    fast = f"fast path equal to {check.fast_path_difference:.1e}, " if is_fast else ""
+    fast = f"fast path equal to {check.fast_path_difference:.1e}, " if results.is_fast else ""
     rows.append(
         (
             "self-check",
@@ -329,7 +328,7 @@ def _contour(results: ContourResults) -> Rows:
             f"{check.num_nonfinite} not finite",
         )
     )
-    if not is_fast:
+    if not results.is_fast:
         rows.append(("", f"cells took {results.cell_plan}"))
     return rows
 

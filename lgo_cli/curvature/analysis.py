@@ -72,6 +72,7 @@ class _Analysis:
     progress: Progress
     requested: Requested
     matvecs: dict[str, int] = field(default_factory=dict)
+    unconverged: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def run(self) -> Spectrum:
@@ -144,6 +145,7 @@ class _Analysis:
             rewriting=network.model.note,
             keeps_graph=network.keeps_graph,
             block=block,
+            unconverged=(),
             warnings=(),
         )
         if checked is not None and pairs.process is not None:
@@ -153,7 +155,7 @@ class _Analysis:
         del pairs  # with its basis, before the halves build theirs
         if config.halves:
             spectrum = replace(spectrum, halves=self._halves(block, wanted))
-        return replace(spectrum, warnings=tuple(self.warnings))
+        return replace(spectrum, unconverged=tuple(self.unconverged), warnings=tuple(self.warnings))
 
     def _wanted(self, block: Block) -> Wanted:
         config = self.config
@@ -211,6 +213,7 @@ class _Analysis:
             self.matvecs["multiplicity"] = pairs.num_multiplicity_matvecs
         if self.config.recheck:
             self.matvecs["recheck"] = pairs.num_recheck_matvecs
+        self.unconverged += pairs.unconverged
         self.warnings += pairs.warnings
 
     def _exact_trace(self, objective: Objective, block: Block) -> ExactTrace | str:
@@ -325,7 +328,9 @@ class _Analysis:
             progress=self.progress,
         )
         self.matvecs["layers"] = spent
-        self.warnings += [f"{layer.name}: {layer.warning}" for layer in layers if layer.warning]
+        missed = [f"{layer.name}: {text}" for layer in layers for text in layer.unconverged]
+        self.unconverged += missed
+        self.warnings += missed
         return layers
 
     def _preconditioned(
@@ -339,7 +344,9 @@ class _Analysis:
         basis = self._basis(operator)
         pairs = extreme_eigenpairs(operator, self._largest(), basis=basis, progress=self.progress)
         self.matvecs["preconditioned"] = pairs.num_matvecs
-        self.warnings += [f"preconditioned: {warning}" for warning in pairs.warnings]
+        missed = [f"preconditioned: {text}" for text in pairs.unconverged]
+        self.unconverged += missed
+        self.warnings += missed
         return replace(pairs, process=None)
 
     def _halves(self, block: Block, wanted: Wanted) -> tuple[Half, Half]:
@@ -370,7 +377,9 @@ class _Analysis:
             exact = self._exact_trace(objective, block)
             max_basis = basis_limit(operator.dim, operator.dtype, wanted)
             trace = self._trace(operator, block, pairs, exact, max_basis)
-            self.warnings[said:] = [f"half of the samples: {text}" for text in self.warnings[said:]]
+            of = "half of the samples: "
+            self.unconverged += [of + text for text in pairs.unconverged]
+            self.warnings[said:] = [of + text for text in self.warnings[said:]]
             return Half(len(samples), replace(pairs, process=None), trace)
 
 

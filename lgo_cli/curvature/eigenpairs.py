@@ -55,12 +55,12 @@ class Eigenpairs:
         num_matvecs: Products spent on finding them.
         num_multiplicity_matvecs: Of these, on the search for further copies.
         num_recheck_matvecs: Products spent on looking at residuals, beside.
-        converged: Whether each error estimate, and residual where vectors are meant, is within its
-            tolerance.
         checked_multiplicity: Whether further copies were searched for.
         residual_floor: rtol·floor_share·max|θ|, the least tolerance of any.
         rounding: The part of each bound that allows for the rounding of products.
-        warnings: What a reader must know.
+        unconverged: Which error estimates, and residuals where vectors are meant, are not within
+            their tolerances, and what would help.
+        warnings: What a reader must know, that among it.
         process: The Krylov space, `None` if nothing was wanted.
     """
 
@@ -73,12 +73,17 @@ class Eigenpairs:
     num_matvecs: int
     num_multiplicity_matvecs: int
     num_recheck_matvecs: int
-    converged: bool
     checked_multiplicity: bool
     residual_floor: float
     rounding: float = 0.0
+    unconverged: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     process: Lanczos | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether everything is within its tolerance."""
+        return not self.unconverged
 
     @property
     def largest(self) -> Tensor:
@@ -134,7 +139,7 @@ def extreme_eigenpairs(
     if wanted.num_pairs == 0:
         none = torch.zeros(0, dtype=torch.float64)
         vectors = torch.zeros(0, operator.dim, dtype=operator.dtype, device=operator.device)
-        return Eigenpairs(0, none, none, none, vectors, (), 0, 0, 0, True, wanted.multiplicity, 0.0)
+        return Eigenpairs(0, none, none, none, vectors, (), 0, 0, 0, wanted.multiplicity, 0.0)
     process = Lanczos(operator, _start(operator, wanted), wanted.seed, basis)
     with progress.task("eigenvalues", limit, "products") as task:
         max_basis = basis_limit(operator.dim, operator.dtype, wanted)
@@ -181,7 +186,7 @@ def _start(operator: Operator, wanted: Wanted) -> Tensor:
 
 def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
     ritz, order = found.ritz, found.order
-    warnings = () if found.converged else (_not_converged(process, found, wanted),)
+    unconverged = () if found.converged else (_not_converged(process, found, wanted),)
     vectors = process.vectors(ritz.coefficients[:, order]).to(process.operator.device)
     return Eigenpairs(
         top_k=wanted.top_k,
@@ -193,11 +198,11 @@ def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
         num_matvecs=0,
         num_multiplicity_matvecs=0,
         num_recheck_matvecs=0,
-        converged=found.converged,
         checked_multiplicity=wanted.multiplicity,
         residual_floor=wanted.rtol * found.floor,
         rounding=ritz.rounding,
-        warnings=warnings,
+        unconverged=unconverged,
+        warnings=unconverged,
         process=process,
     )
 
@@ -233,17 +238,20 @@ def _rechecked(
     estimates = pairs.error_estimates
     improved = torch.minimum(torch.where(worse, bounds, estimates), bounds)
     crowded = estimates > pairs.residual_bounds  # the extent of a crowd, which no residual lowers
-    warnings = pairs.warnings
+    warnings, unconverged = pairs.warnings, pairs.unconverged
     if bool(worse.any()):
         ratio = float((bounds / pairs.residual_bounds).max())
         found = f"--recheck found a residual {ratio:.2g} times its bound"
-        warnings += (found + "; that eigenvalue did not converge" * bool(missed.any()),)
+        if bool(missed.any()):
+            found += "; that eigenvalue did not converge"
+            unconverged += (found,)
+        warnings += (found,)
     return replace(
         pairs,
         residual_bounds=bounds,
         error_estimates=torch.where(crowded, torch.maximum(estimates, bounds), improved),
         num_recheck_matvecs=wanted.num_pairs,
-        converged=pairs.converged and not bool(missed.any()),
+        unconverged=unconverged,
         warnings=warnings,
     )
 

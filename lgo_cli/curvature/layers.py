@@ -30,12 +30,12 @@ class LayerCurvature:
         name: The module's.
         num_parameters: Entries of the block.
         largest: Its largest eigenvalue.
-        residual_bound: Of that.
-        error_estimate: Of that.
+        residual_bound: Of the largest eigenvalue.
+        error_estimate: Of the largest eigenvalue.
         trace: Of the block, exact or estimated.
-        trace_standard_error: Of it; 0 if it is exact.
+        trace_standard_error: Standard error of the trace; 0 if it is exact.
         estimate: By probes, with the block's Frobenius norm.
-        warning: If the eigenvalue did not converge.
+        unconverged: What did not converge of the eigenvalue.
     """
 
     name: str
@@ -46,7 +46,7 @@ class LayerCurvature:
     trace: float
     trace_standard_error: float
     estimate: TraceEstimate
-    warning: str | None = None
+    unconverged: tuple[str, ...] = ()
 
 
 def curvature_of_layers(
@@ -102,7 +102,7 @@ def curvature_of_layers(
                     estimate.value if known is None else known,
                     estimate.standard_error if known is None else 0.0,
                     estimate,
-                    None if pairs.converged else pairs.warnings[0],
+                    pairs.unconverged,
                 )
             )
             spent += operator.num_matvecs

@@ -139,7 +139,9 @@ class Spectrum:
         rewriting: What was done to the model's graph.
         keeps_graph: Whether graphs were kept between products.
         block: The parameters that were measured.
-        warnings: What a reader must know.
+        unconverged: What did not converge of all eigenvalues: of the whole, of halves and layers,
+            preconditioned.
+        warnings: What a reader must know, that among it.
     """
 
     loss: float
@@ -157,6 +159,7 @@ class Spectrum:
     rewriting: str
     keeps_graph: bool
     block: Block
+    unconverged: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -167,16 +170,7 @@ class Spectrum:
     @property
     def converged(self) -> bool:
         """Whether every number that has a tolerance is within it."""
-        return self.eigenvalues_converged and all(trace.converged for trace in self.traces)
-
-    @property
-    def eigenvalues_converged(self) -> bool:
-        """The same of all eigenvalues: of the whole, of halves and layers, preconditioned."""
-        ends = [self.eigenpairs, *(half.eigenpairs for half in self.halves or ())]
-        ends += [self.preconditioned] if self.preconditioned else []
-        return all(pairs.converged for pairs in ends) and all(
-            layer.warning is None for layer in self.layers or ()
-        )
+        return not self.unconverged and all(trace.converged for trace in self.traces)
 
     @property
     def traces(self) -> list[Trace]:

@@ -33,10 +33,10 @@ class TraceEstimate:
 
     Attributes:
         value: tr H.
-        standard_error: Of it; 0 if the basis spans the whole space.
+        standard_error: Of the trace; 0 if the basis spans the whole space.
         exact_part: tr T, the part of the basis.
         frobenius_norm: ‖H‖_F.
-        frobenius_standard_error: Of it.
+        frobenius_standard_error: Standard error of the norm.
         num_probes: n.
         num_matvecs: Products spent here: probes, and steps by which the basis was extended.
         num_total_matvecs: The same with the steps that the basis already had.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+DEFAULT_DATA = Path("data")
+"""Where named data sets have their files, if nothing is said."""
+
 Size = Annotated[int, Field(ge=1, le=10_000_000)]
 
 

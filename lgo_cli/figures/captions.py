@@ -87,8 +87,7 @@ def _contour(
         f"{number(results['loss_at_center']):.6g}.",
     ]
     if results["normalization"] is not None:
-        found = [move.partition(": held: ") for move in results["movements"]]
-        held = sorted({why for _, separator, why in found if separator})
+        held = sorted({move["held"] for move in results["movements"] if move["held"]})
         kept = f"; parameters that do not move: {', '.join(held)}" if held else ""
         text.append(f"Normalisation of directions: {results['normalization']}{kept}.")
     text += _cells(arrays, results)

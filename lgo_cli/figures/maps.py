@@ -27,6 +27,7 @@ from lgo_cli.figures.style import (
     INK,
     Size,
     caption,
+    cut_names,
     house_style,
     ink_on,
     legend,
@@ -35,7 +36,6 @@ from lgo_cli.figures.style import (
     number,
     round_levels,
     settle,
-    short_names,
     tick_names,
 )
 
@@ -199,7 +199,7 @@ def draw_matrix(
         size: Inches.
     """
     barriers = np.array(arrays["matrix_barrier"], dtype=float)
-    names = short_names(results["matrix"]["names"], LONGEST_NAME)
+    names = cut_names(results["matrix"]["names"], LONGEST_NAME)
     k = len(names)
     np.fill_diagonal(barriers, 0.0)
     finite = barriers[np.isfinite(barriers)]

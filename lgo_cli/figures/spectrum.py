@@ -19,12 +19,12 @@ from lgo_cli.figures.style import (
     TRAIN,
     Size,
     caption,
+    cut_names,
     house_style,
     legend,
     log_axis,
     new_figure,
     settle,
-    short_names,
 )
 from lgo_cli.results import counted
 
@@ -188,7 +188,7 @@ def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
             rows + offset, arrays[key], height=0.36, xerr=arrays[error], color=colour, hatch=hatch,
             edgecolor=INK, linewidth=0.6, error_kw={"linewidth": 0.9, "ecolor": INK}, label=label,
         )  # fmt: skip
-    axes.set_yticks(rows, short_names(names, int(NAMES_SHARE * _inches(axes)[0] / LETTER)))
+    axes.set_yticks(rows, cut_names(names, int(NAMES_SHARE * _inches(axes)[0] / LETTER)))
     axes.invert_yaxis()
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)

@@ -180,7 +180,7 @@ def _lay_out(figure: Figure) -> None:
             return
 
 
-def short_names(names: list[str], longest: int) -> list[str]:
+def cut_names(names: list[str], longest: int) -> list[str]:
     """Names of so many characters at most, both ends of longer ones, cut so as to tell them apart.
 
     Where no cut does, they are numbered.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lgo_cli.errors import NumericsError, dtype_name, is_out_of_memory
 from lgo_cli.landscape.permutations import (
-    Group,
     State,
     evaluating,
     find_symmetries,
@@ -48,15 +47,9 @@ class Alignment:
 
     Attributes:
         state: B's state_dict, permuted; it computes what B computes.
-        groups: Units that may be permuted among themselves.
-        order: For each group, which unit [size] of B each place is given.
-        num_units: Units in all groups.
+        num_units: Units that may be permuted among others.
         num_moved: Units that are not where they were.
-        objective: ⟨A, P(B)⟩ over the trainable parameters at the start and after each sweep over
-            the groups; never decreasing.
-        start: Where the better of two ascents began: `identity`, or `forward`, each group matched
-            in turn by those weights whose other axes were matched before.
-        num_iterations: Sweeps of that ascent, until nothing changed.
+        num_iterations: Sweeps of the better of two ascents, until nothing changed.
         distance_before: ‖θ_A − θ_B‖.
         distance_after: ‖θ_A − P(θ_B)‖, never more.
         output_difference: Largest difference between the outputs of B and of B permuted, relative
@@ -68,12 +61,8 @@ class Alignment:
     """
 
     state: State
-    groups: tuple[Group, ...]
-    order: tuple[Tensor, ...]
     num_units: int
     num_moved: int
-    objective: tuple[float, ...]
-    start: str
     num_iterations: int
     distance_before: float
     distance_after: float
@@ -115,10 +104,8 @@ def align(
     )
     matching = _Matching(symmetries, weights_a, weights_b)
     identity = [torch.arange(group.size) for group in symmetries.groups]
-    starts = {"identity": identity, "forward": matching.forward()}
-    found = {name: matching.ascend(order, seed) for name, order in starts.items()}
-    start = max(found, key=lambda name: found[name][1][-1])
-    order, objective = found[start]
+    ascents = [matching.ascend(start, seed) for start in (identity, matching.forward())]
+    order, objective = max(ascents, key=lambda ascent: ascent[1][-1])
     state = symmetries.permute_state(state_b, order)
     difference, dtype, refused = _output_difference(model, state_b, state, inputs)
     tolerance = float(torch.finfo(dtype).eps) ** 0.5
@@ -139,12 +126,8 @@ def align(
     )
     return Alignment(
         state=state,
-        groups=symmetries.groups,
-        order=tuple(order),
         num_units=sum(group.size for group in symmetries.groups),
         num_moved=sum(int((new != old).sum()) for new, old in zip(order, identity, strict=True)),
-        objective=tuple(objective),
-        start=start,
         num_iterations=len(objective) - 1,
         distance_before=matching.distance(identity),
         distance_after=matching.distance(order),

@@ -51,22 +51,18 @@ class Barrier:
     alpha: float
 
 
-def barrier(alpha: Array, loss: Array) -> float:
-    """Height of the path above the straight line between its ends (Frankle et al. 2020).
+def highest(alpha: Array, loss: Array) -> tuple[int, float]:
+    """Where a path is highest above the straight line between its ends (Frankle et al. 2020).
 
     Args:
         alpha: Coordinates [n] with 0 and 1 among them.
         loss: Losses there [n].
 
     Returns:
-        max over [0, 1] of L(α) − [(1−α)L(0) + αL(1)], at least 0. Infinite if a loss between the
-        ends is; NaN if one is NaN, or if an end is not finite and there is no line to measure from.
+        The index of the maximum over [0, 1], and the height L(α) − [(1−α)L(0) + αL(1)] there, at
+        least 0. Infinite if a loss between the ends is; NaN if one is NaN, or if an end is not
+        finite and there is no line to measure from.
     """
-    return highest(alpha, loss)[1]
-
-
-def highest(alpha: Array, loss: Array) -> tuple[int, float]:
-    """Where a path is highest, and its `barrier`: an index into its coordinates, and the height."""
     within = np.flatnonzero((alpha >= 0) & (alpha <= 1))
     heights = _heights(alpha[within], loss[within])
     top = int(np.argmax(heights))  # the first NaN, if there is one
@@ -126,7 +122,7 @@ def rounding_allowance(loss: Array, dtype: torch.dtype, fast_path_difference: fl
 
     Args:
         loss: Mean losses [n] on [0, 1].
-        dtype: That they were computed in.
+        dtype: Of the arithmetic that gave the losses.
         fast_path_difference: Measured, relative to the loss; 0 for points of the model's own pass.
     """
     largest = float(np.max(loss))
@@ -158,8 +154,8 @@ def estimate_barrier(
         loss: Mean losses [n].
         losses: Of each sample [n, N].
         seed: Of the draws.
-        label: Names their stream.
-        dtype: That the losses were computed in.
+        label: Names the stream of the draws.
+        dtype: Of the arithmetic that gave the losses.
         fast_path_difference: As `rounding_allowance` has it.
 
     Returns:
@@ -167,17 +163,16 @@ def estimate_barrier(
         coordinate lies between 0 and 1: nothing was measured that could be high.
     """
     within = (alpha >= 0) & (alpha <= 1)
-    a = alpha[within]
+    a, loss = alpha[within], loss[within]
     if len(a) == 2:
         return None
-    heights = _heights(a, loss[within])
-    top = int(np.argmax(heights))  # the first NaN, if there is one
-    value = float(heights[top])
+    heights = _heights(a, loss)
+    top, value = highest(a, loss)
     if not np.isfinite(heights).all():
         return Barrier(value, math.nan, (math.nan, math.nan), float(a[top]))
     centred, errors = _differences(a, losses[within])
     half_width = _quantile(centred, errors, seed, label) * errors
-    half_width[1:-1] += rounding_allowance(loss[within], dtype, fast_path_difference)
+    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference)
     # The ends have height 0 and no error, so that neither bound is negative.
     lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
     return Barrier(value, float(errors[top]), (lower, upper), float(a[top]))

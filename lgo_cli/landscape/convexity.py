@@ -60,12 +60,12 @@ class Convexity:
         smallest: λmin [ny, nx], the algebraically smallest.
         largest_residual_bound: An eigenvalue of the Hessian lies within it of `largest` [ny, nx],
             the rounding of float32 products being allowed for as it was measured at the cell.
-        smallest_residual_bound: Likewise of `smallest`.
+        smallest_residual_bound: The bound of `smallest` [ny, nx].
         largest_error_estimate: The error of `largest` if its neighbours are what they seem.
-        smallest_error_estimate: Likewise of `smallest`.
-        converged: Whether both error estimates are within a tenth of rtol·max |λ| [ny, nx].
+        smallest_error_estimate: The error estimate of `smallest`.
+        converged: Whether both error estimates are within `SHARE` of the map's rtol·max |λ|
+            [ny, nx].
         num_matvecs: Products spent on each cell [ny, nx].
-        rtol: The tolerance.
         warnings: What a reader must know.
         complaints: Cells that are NaN, and why, and cells that did not converge.
     """
@@ -81,7 +81,6 @@ class Convexity:
     smallest_error_estimate: Array
     converged: Array
     num_matvecs: Array
-    rtol: float
     warnings: tuple[str, ...] = ()
     complaints: tuple[str, ...] = ()
 
@@ -207,7 +206,6 @@ def convexity_map(
         smallest_error_estimate=bounds[3],
         converged=converged,
         num_matvecs=found[8].astype(np.int64),
-        rtol=rtol,
         warnings=tuple(_warnings(largest, found[9])),
         complaints=tuple(_complaints(loss, largest, converged, objective.dtype)),
     )

@@ -85,12 +85,11 @@ class CurveTraining(Descent):
         train: Training samples on the objective's device and in its dtype, in stored order.
         curve: Where to begin; its bends are trained in place.
         recipe: Everything that was chosen.
-        milestones: As `Descent`.
-        gamma: As `Descent`.
         seed: The user's seed.
 
     Raises:
         InputError: if the model cannot take the samples.
+        UsageError: if there is no bend, or the recipe augments samples that are no images.
     """
 
     stream = "curve"
@@ -104,22 +103,12 @@ class CurveTraining(Descent):
         curve: Bezier | PolyChain,
         recipe: Recipe,
         *,
-        milestones: tuple[float, ...] = (0.5, 0.75),
-        gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
         self.objective = objective
         self.curve = curve
         optimizer = make_optimizer(curve.bends, recipe.model_copy(update={"weight_decay": 0.0}))
-        super().__init__(
-            objective.model,
-            train,
-            recipe,
-            optimizer,
-            milestones=milestones,
-            gamma=gamma,
-            seed=seed,
-        )
+        super().__init__(objective.model, train, recipe, optimizer, seed=seed)
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=objective.device)
         self._epoch_samples = 0
 
@@ -185,8 +174,6 @@ def train_curve(
     train: Samples,
     kind: CurveKind = "bezier",
     num_bends: int = 1,
-    milestones: tuple[float, ...] = (0.5, 0.75),
-    gamma: float = 0.1,
     seed: int = 0,
     state: State | None = None,
     on_epoch: Callable[[CurveTraining], None] | None = None,
@@ -206,8 +193,6 @@ def train_curve(
         train: All that batches are drawn from.
         kind: `bezier` or `polychain`.
         num_bends: K.
-        milestones: Of schedule `step`, as the model's published recipe has them.
-        gamma: Likewise.
         seed: The user's seed.
         state: Go on from what `CurveTraining.state` returned at the end of an epoch; the rest of
             the arguments must be those of then, and the result then has the bits of an undisturbed
@@ -219,7 +204,7 @@ def train_curve(
 
     Raises:
         InputError: if `state` is of another training, or the model cannot take the samples.
-        UsageError: if there is no bend.
+        UsageError: if there is no bend, or the recipe augments samples that are no images.
         DivergenceError: if a loss or a bend is not finite; holds the last finite bends.
     """
     start = start.to(objective.theta).clone()
@@ -230,8 +215,6 @@ def train_curve(
             train.to(objective.device, objective.dtype),
             curve,
             recipe,
-            milestones=milestones,
-            gamma=gamma,
             seed=seed,
         )
         if state is not None:

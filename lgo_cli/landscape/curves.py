@@ -74,10 +74,6 @@ class Curve(ABC):
             return (self.end if t else self.start).clone()
         return self._combination(self.coefficients(np.array([t]))[0])
 
-    def tangent(self, t: float) -> Tensor:
-        """dθ/dt [P]."""
-        return self._combination(self.velocity(np.array([t]))[0])
-
     def _combination(self, coefficients: Array) -> Tensor:
         terms = zip(coefficients.tolist(), self.points, strict=True)
         (first, point), *rest = [(c, w) for c, w in terms if c]

@@ -40,7 +40,7 @@ class Series:
 
     Attributes:
         loss: Mean loss [n]; non-finite where it is so.
-        standard_error: Of it [n].
+        standard_error: Standard error of the mean loss [n].
         accuracy: Fraction [n].
         barrier_standard_error: Of the height above the straight line between the ends [n], paired;
             NaN along a direction.
@@ -63,7 +63,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Path:
+class LossPath:
     """Losses along θ(α): a line θ + α·d, or a curve.
 
     Attributes:
@@ -78,6 +78,7 @@ class Path:
         num_evaluations: Points measured on the probe set and on the test samples together.
         num_matvecs: Products.
         plan: Which way the points between the ends took (`Evaluator.plan`), and why.
+        is_fast: Whether that is no model's own pass, on either set.
         fast_path_difference: Largest relative difference of a fast path that was taken from the
             model's own pass, at 0 and both ends of the grid, on one micro-batch of either set;
             `None` where none was.
@@ -94,6 +95,7 @@ class Path:
     num_evaluations: int
     num_matvecs: int
     plan: str
+    is_fast: bool
     fast_path_difference: float | None
     warnings: tuple[str, ...] = ()
 
@@ -122,7 +124,7 @@ def interpolate(
     seed: int = 0,
     memory_bytes: int | None = None,
     progress: Progress = SILENT,
-) -> Path:
+) -> LossPath:
     """Measure loss and accuracy along a path, on the probe set and on test samples.
 
     Exactly one of `target`, `direction` and `curve` says where it goes. The centre and the target
@@ -146,6 +148,9 @@ def interpolate(
     Cost: for each point a pass over the probe set and one over the test samples, which on a
     straight line are fast ones; one pass more for the losses of single samples at the centre, and
     on a straight line one matvec and the comparison of the fast path.
+
+    Raises:
+        TypeError: if not exactly one says where the path goes.
     """
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")
@@ -185,7 +190,7 @@ def interpolate(
     has_end = end is not None
     on_train = train.series(alphas, seed, "train", has_end=has_end)
     on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
-    return Path(
+    return LossPath(
         alpha=np.array(alphas),
         train=on_train,
         test=on_test,
@@ -197,6 +202,7 @@ def interpolate(
         num_matvecs=int(straight),
         plan="; on the test samples, ".join({each.plan: None for each in evaluators})
         or (CHANGED if around else OWN_PASS),
+        is_fast=bool(evaluators) and all(each.is_fast for each in evaluators),
         fast_path_difference=max((e.difference for e in evaluators if e.is_fast), default=None),
         warnings=tuple(_warnings(on_train, on_test, (objective.samples, test), has_end=has_end)),
     )

@@ -51,10 +51,11 @@ class QuadraticModel:
 class QuadraticError:
     """How far the quadratic model is off the measured surface, relative to the surface.
 
+    The error of a cell is (model − L)/L, infinite where L is not finite or is zero and the model is
+    not.
+
     Attributes:
-        error: (model − L)/L [ny, nx]; NaN where L was not measured, infinite where L is not
-            finite or is zero and the model is not.
-        max_error: Largest |error| over cells where L is finite; NaN if there are none.
+        max_error: Largest |error| over measured cells where L is finite; NaN if there are none.
         rms_error: Root of the mean of its square over the same cells.
         radius: Largest distance from the centre, in the plane's coordinates, up to which every
             measured cell is within 10 %; 0 if the nearest is not. On a plane of orthonormal
@@ -62,7 +63,6 @@ class QuadraticError:
         holds_everywhere: Whether every measured cell is.
     """
 
-    error: Array
     max_error: float
     rms_error: float
     radius: float
@@ -104,7 +104,7 @@ def quadratic_error(
     """Compare a quadratic model with the surface that was measured.
 
     Args:
-        model: See there.
+        model: The quadratic model.
         x: Coordinates [nx].
         y: Coordinates [ny].
         loss: The surface [ny, nx].
@@ -123,7 +123,6 @@ def quadratic_error(
     nearest = float(distance[off].min()) if off.any() else np.inf
     within = counted & (distance < nearest)
     return QuadraticError(
-        error=error,
         max_error=float(np.abs(seen).max()) if seen.size else np.nan,
         rms_error=float(np.sqrt(np.mean(np.square(seen)))) if seen.size else np.nan,
         radius=float(distance[within].max()) if within.any() else 0.0,

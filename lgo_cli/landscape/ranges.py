@@ -33,14 +33,12 @@ class AutoRange:
     Attributes:
         x_range: Of the first coordinate; three significant digits, rounded outwards.
         y_range: Of the second.
-        target: The loss that was looked for.
         num_evaluations: Losses measured.
         warnings: Which sides never got there.
     """
 
     x_range: Range
     y_range: Range
-    target: float
     num_evaluations: int
     warnings: tuple[str, ...] = ()
 
@@ -90,7 +88,6 @@ def auto_range(loss: Callable[[float, float], float], center: float, ratio: floa
     return AutoRange(
         x_range=(-left, right),
         y_range=(-down, up),
-        target=target,
         num_evaluations=search.num_evaluations,
         warnings=tuple(
             f"along {name} the loss stays below {ratio:g} times the centre's: "

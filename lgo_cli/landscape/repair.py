@@ -39,8 +39,8 @@ class Moments(NamedTuple):
     """What a layer's units put out before their activation, over samples and positions.
 
     Attributes:
-        mean: Of each unit [units], float64.
-        std: Likewise.
+        mean: Mean of each unit [units], float64.
+        std: Standard deviation of each unit [units], float64.
     """
 
     mean: Tensor

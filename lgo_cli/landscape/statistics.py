@@ -75,11 +75,11 @@ class LineCurvature:
 
     Attributes:
         values: dᵀHd/‖d‖² of each line [n].
-        mean: Of them.
-        standard_error: Of the mean.
+        mean: Mean of the values.
+        standard_error: Standard error of the mean.
         expected: What the mean estimates, tr(SHS)/tr S² from the curvature engine; tr H / P for
             isotropic lines.
-        expected_standard_error: Of it.
+        expected_standard_error: Standard error of `expected`.
         deviation: mean − expected in units of both standard errors together.
         deviation_quantile: What |deviation| is within in 95 % of cases, by Student's t.
         num_matvecs: Products spent.
@@ -93,6 +93,11 @@ class LineCurvature:
     deviation: float
     deviation_quantile: float
     num_matvecs: int
+
+    @property
+    def num_lines(self) -> int:
+        """n, two of each plane."""
+        return len(self.values)
 
 
 def band(values: Array) -> Band:

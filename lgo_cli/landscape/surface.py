@@ -74,19 +74,20 @@ class Surface:
         x: [nx].
         y: [ny].
         loss: Mean loss [ny, nx]; non-finite cells stay so.
-        standard_error: Of it [ny, nx]; NaN where it was not measured.
-        accuracy: Fraction [ny, nx]; likewise.
+        standard_error: Of the mean loss [ny, nx]; NaN where it was not measured.
+        accuracy: Fraction [ny, nx]; NaN where it was not measured.
         measured: [ny, nx], bool.
         error_estimate: Of the loss [ny, nx], 0 where measured.
         loss_at_center: Loss at (0, 0): the untouched model's, as its batch-norm policy has it.
         accuracy_at_center: Accuracy there.
-        loss_min: Over finite cells; `None` if there are none.
-        loss_max: Likewise.
+        loss_min: Smallest loss of a finite cell; `None` if there is none.
+        loss_max: Largest loss of a finite cell; `None` if there is none.
         num_cells: nx·ny.
         num_measured: Cells measured on all samples, whenever that was.
         filled: How the others were filled in; `None` if every cell was measured.
         plan: Which path the cells took, and why.
-        self_check: See there.
+        is_fast: Whether that is not the model's own pass.
+        self_check: Evidence that the surface is what it says.
     """
 
     x: Array
@@ -104,6 +105,7 @@ class Surface:
     num_measured: int
     filled: Filled | None
     plan: str
+    is_fast: bool
     self_check: SelfCheck
 
 
@@ -165,6 +167,7 @@ def measure_surface(
         num_measured=int(grid.visited.sum()),
         filled=filled,
         plan=evaluator.plan,
+        is_fast=evaluator.is_fast,
         self_check=SelfCheck(
             center_difference=evaluator(0.0, 0.0).loss - grid.center.loss,
             fast_path_difference=difference,

@@ -142,6 +142,9 @@ def trajectory_heights(
 
     Memory: two checkpoints.
     Cost: two passes over the probe set for each checkpoint, three where it has other buffers.
+
+    Raises:
+        ValueError: if the plane has no trajectory, or one of other checkpoints.
     """
     if plane.trajectory is None or len(plane.trajectory) != len(checkpoints) + 1:
         raise ValueError("the plane is not that of these checkpoints")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.landscape.batchnorm import is_frozen
-from lgo_cli.training.loop import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

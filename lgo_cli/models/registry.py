@@ -60,11 +60,10 @@ class ResNetArgs(Strict):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PublishedRecipe:
     """How to train a model unless the user says otherwise.
 
     Attributes:
-        source: Where the values come from.
         epochs: Passes over the training split.
         batch_size: Samples per step.
         optimizer: Update rule.
@@ -77,7 +76,6 @@ class Recipe:
         augment: What is done to training images.
     """
 
-    source: str
     epochs: int
     batch_size: int
     optimizer: Literal["sgd", "adam", "adamw"]
@@ -90,8 +88,7 @@ class Recipe:
     augment: Literal["none", "crop-flip"] = "none"
 
 
-GENERIC = Recipe(
-    source="lgo's own, for small problems: SGD with momentum, two drops of the rate",
+GENERIC = PublishedRecipe(
     epochs=20,
     batch_size=64,
     optimizer="sgd",
@@ -100,16 +97,12 @@ GENERIC = Recipe(
     weight_decay=5e-4,
     schedule="step",
 )
-"""Of the MLP, of logistic regression and of the user's own models. On Fashion-MNIST the MLP reaches
+"""lgo's own, for small problems: of the MLP, of logistic regression and of the user's own models.
+SGD with momentum, two drops of the rate. On Fashion-MNIST the MLP reaches
 88 % in 5 epochs, which no constant rate does; a cosine would end near rate zero, where no stability
 threshold means anything."""
 
-HE_2016 = Recipe(
-    source=(
-        "He et al. 2016, Deep Residual Learning, section 4.2: 64k steps of batch 128 (164 epochs "
-        "of CIFAR), rate 0.1 divided by 10 at 32k and 48k steps. For resnet110 the paper starts "
-        "at rate 0.01 for about 400 steps: --warmup-epochs 1"
-    ),
+HE_2016 = PublishedRecipe(
     epochs=164,
     batch_size=128,
     optimizer="sgd",
@@ -121,6 +114,9 @@ HE_2016 = Recipe(
     gamma=0.1,
     augment="crop-flip",
 )
+"""Of He et al. 2016, Deep Residual Learning, section 4.2: 64k steps of batch 128 (164 epochs of
+CIFAR), rate 0.1 divided by 10 at 32k and 48k steps. For resnet110 the paper starts at rate 0.01 for
+about 400 steps: --warmup-epochs 1."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ class ModelSpec:
     summary: str
     args: type[Strict]
     builder: str
-    recipe: Recipe
+    recipe: PublishedRecipe
     fixed: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -199,7 +195,7 @@ def resolve_model(model: str, model_arg: Mapping[str, JsonValue]) -> dict[str, J
     return resolve_arguments("model", model, spec.args, model_arg)
 
 
-def recipe_of(model: str) -> Recipe:
+def recipe_of(model: str) -> PublishedRecipe:
     """Published recipe of a model; the generic one for a factory's.
 
     Raises:

@@ -25,7 +25,11 @@ class Results(Strict):
 
 
 class Recipe(Strict):
-    """How a run was trained, every automatic value resolved."""
+    """How a run was trained, every automatic value resolved.
+
+    Schedule `step` takes the rate times `gamma` at each of the `milestones`, fractions of the
+    training. A manifest from before they were recorded is of the values that every model had then.
+    """
 
     epochs: int
     batch_size: int
@@ -35,6 +39,8 @@ class Recipe(Strict):
     nesterov: bool
     weight_decay: float
     schedule: Literal["constant", "cosine", "step"]
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
     warmup_epochs: int
     augment: Literal["none", "crop-flip"]
     loss: Literal["cross_entropy", "squared_error"]

@@ -28,11 +28,11 @@ DIRECTIONS = {
 
 
 def route(along: str, shape: str, *, is_repaired: bool) -> str:
-    """Where a path goes, from `along` and `shape` of `InterpResults`.
+    """Where a path goes, in words.
 
     Args:
-        along: See there.
-        shape: Likewise.
+        along: Field of `InterpResults`.
+        shape: Field of `InterpResults`.
         is_repaired: Whether REPAIR rescales layers at each of its points.
     """
     if along in DIRECTIONS:
@@ -142,7 +142,8 @@ class InterpResults(AnalysisResults):
     repaired path the same without REPAIR. What a path of this kind does not have is `None`: a
     barrier, along a direction and where no point between the ends was measured.
     Without a layer to rescale there is no such other path: batch norm has the same statistics on
-    all. `point_plan` is which way the path's points took, `fast_path_difference` the largest
+    all. `point_plan` is which way the path's points took, `is_fast` whether none but the ends took
+    the model's own pass, `fast_path_difference` the largest
     relative difference from the model's own pass that was found of a fast path among them, of any
     path of a matrix, and `fast_path_difference_beside` that of the paths beside it.
     `num_nonfinite` counts the points whose loss is not, of the path and of those beside it; a
@@ -179,6 +180,7 @@ class InterpResults(AnalysisResults):
     range: tuple[float, float]
     num_points: int
     point_plan: str
+    is_fast: bool
     fast_path_difference: Real | None
     fast_path_difference_beside: Real | None = None
     num_nonfinite: int | None

@@ -136,7 +136,8 @@ class HessianResults(AnalysisResults):
     samples. Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their
     bounds. `preconditioned` is the largest eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam
     and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
-    AdamW has none there.
+    AdamW has none there. `unconverged` is which of the warnings are of eigenvalues that did not
+    converge.
     """
 
     operator: str
@@ -153,6 +154,7 @@ class HessianResults(AnalysisResults):
     num_matvecs: int
     matvecs: dict[str, int]
     converged: bool
+    unconverged: list[str]
     residual_floor: Real
     rounding_allowance: Real
     keeps_graph: bool

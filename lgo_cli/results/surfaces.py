@@ -156,17 +156,27 @@ class ConvexityResults(Strict):
     num_matvecs: int
 
 
+class Movement(Strict):
+    """What a random direction does to a parameter, in words, and why if it is `held`."""
+
+    name: str
+    shape: tuple[int, ...]
+    treatment: str
+    held: str | None
+
+
 class ContourResults(AnalysisResults):
     """`lgo contour`.
 
     `curve_distance` is how far a curve that came with the directions, `plane_path` of the arrays,
-    is off the plane at most, in the unit of the coordinates.
+    is off the plane at most, in the unit of the coordinates. `cell_plan` is which way cells took,
+    `is_fast` whether that is not the model's own pass.
     """
 
     complaints: list[str]
     plane: str
     normalization: Literal["filter", "layer", "none"] | None
-    movements: list[str]
+    movements: list[Movement]
     loss_at_center: Real
     loss_min: Real | None
     loss_max: Real | None
@@ -174,6 +184,7 @@ class ContourResults(AnalysisResults):
     num_measured: int
     filling: Filling | None
     cell_plan: str
+    is_fast: bool
     axis_cosine: float
     self_check: SelfCheck
     axis_labels: tuple[str, str]

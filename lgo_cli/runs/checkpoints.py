@@ -152,7 +152,7 @@ def own_output(checkpoint: Checkpoint, name: str, hint: str) -> Checkpoint:
     return listed_checkpoint(directory / manifest.outputs[name].path, manifest, directory)
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """What to call checkpoints: the fewest last parts of each path that no other ends with.
 
     A run's checkpoint is called by its run too, its `model.pth` by its run alone. Where one path is

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, StepConfig
+from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
 from lgo_cli.files import atomic_write, step_lock
 from lgo_cli.manifest import (
@@ -99,7 +99,7 @@ def execute(
     with stopwatch.phase("load"):
         if execution.download_data:
             _download(config, execution)
-        plan = plan_step(config, None if run is None else Path(run), execution, DEFAULT_RUN)
+        plan = plan_step(config, None if run is None else Path(run), execution)
     _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
@@ -193,9 +193,10 @@ def _measure_share(
 
 def _download(config: StepConfig, execution: Execution) -> None:
     from lgo_cli.data.loading import download_dataset
+    from lgo_cli.data.registry import DEFAULT_DATA
 
     if config.dataset is not None:
-        download_dataset(config.dataset, execution.data_root or Path("data"))
+        download_dataset(config.dataset, execution.data_root or DEFAULT_DATA)
 
 
 def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:

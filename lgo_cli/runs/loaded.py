@@ -163,7 +163,11 @@ def flat_weights(loaded: Loaded, path: Path, dtype: torch.dtype) -> Tensor:
 
 
 def objective(plan: Plan, loaded: Loaded) -> Objective:
-    """The objective of an analysis, on its probe set."""
+    """The objective of an analysis, on its probe set.
+
+    Raises:
+        TypeError: if the plan is of a training.
+    """
     config = plan.config
     if not isinstance(config, AnalysisConfig):
         raise TypeError("only analyses have a probe set")

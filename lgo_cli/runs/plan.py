@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import (
+    DEFAULT_RUN,
     AnalysisConfig,
     ContourConfig,
     HessianConfig,
@@ -19,7 +20,7 @@ from lgo_cli.config import (
     TrainConfig,
     parse_config,
 )
-from lgo_cli.data.registry import input_files, resolve_dataset
+from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, source_file
 from lgo_cli.files import sha256_file
@@ -36,8 +37,8 @@ from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
+from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.names import saved_step
-from lgo_cli.runs.paths import refuse_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -105,7 +106,7 @@ class _Builder:
         self.files: dict[str, Path] = {}
         self.inputs: dict[str, InputRef] = {}
         self.warnings: list[str] = []
-        self.data_root = execution.data_root or Path("data")
+        self.data_root = execution.data_root or DEFAULT_DATA
 
     def add(self, name: str, path: Path, produced_by: str | None = None) -> None:
         self.files[name] = path
@@ -402,19 +403,16 @@ def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> 
     return plan
 
 
-def plan_step(
-    config: StepConfig, run: Path | None, execution: Execution, default_out: Path
-) -> Plan:
+def plan_step(config: StepConfig, run: Path | None, execution: Execution) -> Plan:
     """Resolve any step.
 
     Args:
         config: What is asked.
         run: For an analysis, the run or checkpoint.
         execution: How and where.
-        default_out: Where training goes, and analyses look, if nothing is said.
     """
     if isinstance(config, TrainConfig):
-        return plan_training(config, execution.out or default_out, execution)
+        return plan_training(config, execution.out or DEFAULT_RUN, execution)
     if isinstance(config, AnalysisConfig):
-        return plan_analysis(config, run or default_out, execution.out, execution)
+        return plan_analysis(config, run or DEFAULT_RUN, execution.out, execution)
     raise TypeError(f"no step takes a {type(config).__name__}")

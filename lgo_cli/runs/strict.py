@@ -33,5 +33,5 @@ def refuse_failed(results: Results) -> None:
             f"the trace did not converge within {trace.num_probes} probes",
             hint="lgo hessian with a larger --trace-rtol",
         )
-    if not results.converged:  # for all that the traces say
-        raise ConvergenceError(results.warnings)
+    if results.unconverged:
+        raise ConvergenceError(results.unconverged)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.objective import (
     Evaluation,
@@ -78,12 +79,11 @@ class Descent(ABC):
         train: Training samples, in stored order.
         recipe: Everything that was chosen.
         optimizer: Over the weights that descend.
-        milestones: Fractions of the training at which schedule `step` drops.
-        gamma: By what it drops.
         seed: The user's seed.
 
     Raises:
         InputError: if the model cannot take the samples.
+        UsageError: if the recipe augments samples that are no images.
     """
 
     stream: ClassVar[str]
@@ -101,8 +101,6 @@ class Descent(ABC):
         recipe: Recipe,
         optimizer: torch.optim.Optimizer,
         *,
-        milestones: tuple[float, ...] = (0.5, 0.75),
-        gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
         if recipe.augment == "crop-flip" and train.inputs.ndim != 4:
@@ -113,8 +111,6 @@ class Descent(ABC):
         self.model = model
         self.train = train
         self.recipe = recipe
-        self.milestones = milestones
-        self.gamma = gamma
         self.seed = seed
         self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
         self.optimizer = optimizer
@@ -159,7 +155,7 @@ class Descent(ABC):
         return self._rate(self.step - 1) if self.step else None
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.recipe, step, self.steps_per_epoch, self.milestones, self.gamma)
+        return learning_rate(self.recipe, step, self.steps_per_epoch)
 
     def state(self) -> State:
         """All that a continuation needs: weights, optimiser, position and the log so far."""
@@ -293,13 +289,12 @@ class Training(Descent):
         train: Training samples, in stored order.
         test: Test samples.
         recipe: Everything that was chosen.
-        milestones: Fractions of the training at which schedule `step` drops.
-        gamma: By what it drops.
         seed: The user's seed.
 
     Raises:
         InputError: if the model cannot take the samples.
-        UsageError: if it has no trainable parameter.
+        UsageError: if it has no trainable parameter, or the recipe augments samples that are no
+            images.
     """
 
     stream = "train"
@@ -313,15 +308,11 @@ class Training(Descent):
         test: Samples,
         recipe: Recipe,
         *,
-        milestones: tuple[float, ...] = (0.5, 0.75),
-        gamma: float = 0.1,
         seed: int = 0,
     ) -> None:
         self.test = test
         optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), recipe)
-        super().__init__(
-            model, train, recipe, optimizer, milestones=milestones, gamma=gamma, seed=seed
-        )
+        super().__init__(model, train, recipe, optimizer, seed=seed)
 
     def _weights(self) -> dict[str, Tensor]:
         return snapshot(self.model)
@@ -362,13 +353,6 @@ class Training(Descent):
         )
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copy of a model's state_dict, a plain dict of tensors on the CPU."""
-    return {
-        name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()
-    }
-
-
 def num_batches(num_samples: int, batch_size: int) -> int:
     """Optimiser steps of one epoch: a short last batch counts, unless it is a single sample."""
     full, rest = divmod(num_samples, batch_size)
@@ -380,6 +364,9 @@ def make_optimizer(weights: Iterable[Tensor], recipe: Recipe) -> torch.optim.Opt
 
     Weight decay is coupled (added to the gradient) for `sgd` and `adam`, decoupled for `adamw`, and
     falls on every parameter, biases and batch norm included, as in He et al. 2016.
+
+    Raises:
+        UsageError: if there are no weights.
     """
     parameters = list(weights)
     if not parameters:

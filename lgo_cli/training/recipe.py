@@ -10,13 +10,13 @@ from lgo_cli.results import Recipe
 
 if TYPE_CHECKING:
     from lgo_cli.config import RecipeConfig
-    from lgo_cli.models.registry import Recipe as ModelRecipe
+    from lgo_cli.models.registry import PublishedRecipe
 
 NATURAL_IMAGES = ("cifar10", "cifar100")
 """Data sets whose classes survive a shift and a mirror: crop-flip is a default only for these."""
 
 
-def resolve_recipe(config: RecipeConfig, published: ModelRecipe) -> Recipe:
+def resolve_recipe(config: RecipeConfig, published: PublishedRecipe) -> Recipe:
     """Fill each automatic value of the config from the model's published recipe.
 
     A user who names an optimiser other than the recipe's gets that optimiser's own usual rate
@@ -50,6 +50,8 @@ def resolve_recipe(config: RecipeConfig, published: ModelRecipe) -> Recipe:
             published.weight_decay if config.weight_decay is None else config.weight_decay
         ),
         schedule=config.schedule or published.schedule,
+        milestones=published.milestones,
+        gamma=published.gamma,
         warmup_epochs=config.warmup_epochs,
         augment=config.augment or augment,
         loss=config.loss or "cross_entropy",
@@ -57,19 +59,12 @@ def resolve_recipe(config: RecipeConfig, published: ModelRecipe) -> Recipe:
     )
 
 
-def learning_rate(
-    recipe: Recipe,
-    step: int,
-    steps_per_epoch: int,
-    milestones: tuple[float, ...],
-    gamma: float,
-) -> float:
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Rate of optimiser step `step` (counted from 0).
 
     Linear warm-up over `warmup_epochs`, from 1/W of the rate at the first of W steps; then
     constant, or half a cosine towards zero over the remaining steps (Loshchilov & Hutter 2017,
-    without restarts), or `gamma` times the rate for each milestone passed, milestones being
-    fractions of the whole training.
+    without restarts), or the recipe's `gamma` times the rate for each of its milestones passed.
     """
     warmup = recipe.warmup_epochs * steps_per_epoch
     total = recipe.epochs * steps_per_epoch
@@ -79,6 +74,6 @@ def learning_rate(
         progress = (step - warmup) / max(total - warmup, 1)
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if recipe.schedule == "step":
-        passed = sum(step >= milestone * total for milestone in milestones)
-        return recipe.lr * float(gamma**passed)
+        passed = sum(step >= milestone * total for milestone in recipe.milestones)
+        return recipe.lr * float(recipe.gamma**passed)
     return recipe.lr

@@ -28,14 +28,7 @@ def aligned(context: Context, config: InterpConfig, other: Mapping[str, Tensor])
 
 def alignment_results(alignment: Alignment) -> AlignmentResults:
     """What is recorded of it."""
-    return AlignmentResults(
-        **{
-            name: getattr(alignment, name)
-            for name in AlignmentResults.model_fields
-            if name != "not_permuted"
-        },
-        not_permuted=dict(alignment.not_permuted),
-    )
+    return AlignmentResults.model_validate(alignment, from_attributes=True)
 
 
 def repair_results(repair: Repair) -> RepairResults:

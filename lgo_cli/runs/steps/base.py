@@ -32,7 +32,7 @@ class Context:
     """What a step needs beside its plan.
 
     Attributes:
-        plan: See there.
+        plan: The step, ready to be carried out.
         loaded: Model and data.
         execution: Where and how to run.
         progress: Listener.
@@ -81,7 +81,11 @@ class Step(ABC):
 
 
 def typed(plan: Plan, cls: type[C]) -> C:
-    """The plan's config as the class that its command has."""
+    """The plan's config as the class that its command has.
+
+    Raises:
+        TypeError: if it is of another command.
+    """
     if not isinstance(plan.config, cls):
         raise TypeError(f"this step takes a {cls.__name__}")
     return plan.config

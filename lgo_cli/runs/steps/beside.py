@@ -76,14 +76,7 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
     model = quadratic_model(work.problem, work.named.plane.directions, memory_bytes=memory_bytes)
     error = quadratic_error(model, surface.x, surface.y, surface.loss, surface.measured)
     return (
-        Quadratic(
-            gradient=model.gradient,
-            hessian=model.hessian,
-            max_error=error.max_error,
-            rms_error=error.rms_error,
-            radius=error.radius,
-            holds_everywhere=error.holds_everywhere,
-        ),
+        Quadratic(gradient=model.gradient, hessian=model.hessian, **asdict(error)),
         model.num_matvecs,
     )
 
@@ -128,17 +121,10 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
         self_checks=self_checks,
         fillings=fillings,
         converged=all(filling.converged for filling in fillings),
-        line_curvature=None
-        if lines is None
-        else LineCurvatureResults(
-            num_lines=len(lines.values),
-            mean=lines.mean,
-            standard_error=lines.standard_error,
-            expected=lines.expected,
-            expected_standard_error=lines.expected_standard_error,
-            deviation=lines.deviation,
-            deviation_quantile=lines.deviation_quantile,
-            num_matvecs=lines.num_matvecs,
+        line_curvature=(
+            None
+            if lines is None
+            else LineCurvatureResults.model_validate(lines, from_attributes=True)
         ),
     )
     return found, 0 if lines is None else lines.num_matvecs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.errors import NumericsError
-from lgo_cli.results import ContourResults, Marker
+from lgo_cli.results import ContourResults, Marker, Movement
 from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays
 from lgo_cli.runs.steps.beside import (
@@ -78,6 +78,7 @@ class ContourStep(Step):
             num_measured=surface.num_measured,
             filling=filling,
             cell_plan=surface.plan,
+            is_fast=surface.is_fast,
             axis_cosine=plane.axis_cosine,
             self_check=self_check_results(surface, plane.axis_cosine),
             axis_labels=plane.axis_labels,
@@ -184,12 +185,12 @@ def _grid_evidence(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return found
 
 
-def _movements(work: Work) -> list[str]:
+def _movements(work: Work) -> list[Movement]:
     """What the normalisation does to each parameter."""
     from lgo_cli.vectors import movements
 
     found = movements(work.problem.layout, work.config.normalization)
-    return [f"{each.name} {list(each.shape)}: {each.treatment}" for each in found]
+    return [Movement.model_validate(each, from_attributes=True) for each in found]
 
 
 def _complaints(

@@ -54,7 +54,6 @@ def trained_curve(
 
     if torch.equal(problem.theta, target):
         raise InputError("the other checkpoint has the run's own weights: no curve leads to it")
-    published = recipe_of(str(config.model))
     path, fingerprint = curve_state(context), context.plan.fingerprint
     if context.execution.force:
         path.unlink(missing_ok=True)
@@ -71,12 +70,10 @@ def trained_curve(
         problem,
         problem.theta,
         target,
-        resolve_recipe(config, published),
+        resolve_recipe(config, recipe_of(str(config.model))),
         train=context.loaded.samples("train"),
         kind=config.curve or "bezier",
         num_bends=config.num_bends or 1,
-        milestones=published.milestones,
-        gamma=published.gamma,
         seed=config.seed,
         state=state,
         on_epoch=save,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
-    from lgo_cli.landscape.interpolation import Path
+    from lgo_cli.landscape.interpolation import LossPath
     from lgo_cli.landscape.repair import Repair
     from lgo_cli.objective import Objective
     from lgo_cli.results import Measured
@@ -73,11 +73,11 @@ class Ends:
 
         return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
 
-    def curve(self, state: Mapping[str, Tensor], curve: Curve) -> Path:
+    def curve(self, state: Mapping[str, Tensor], curve: Curve) -> LossPath:
         """Measure a curve to an end."""
         return self._path(state, None, curve=curve)
 
-    def straight(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> Path:
+    def straight(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> LossPath:
         """Measure the line to an end, or the arc where arcs are asked for."""
         from lgo_cli.landscape.curves import Arc
 
@@ -86,7 +86,7 @@ class Ends:
             return self._path(state, repair, curve=Arc.between(self.problem.theta, target))
         return self._path(state, repair, target=target)
 
-    def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> Path:
+    def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> LossPath:
         from lgo_cli.landscape.interpolation import interpolate
 
         return interpolate(
@@ -102,7 +102,7 @@ class Ends:
         )
 
 
-def largest_difference(paths: Iterable[Path]) -> float | None:
+def largest_difference(paths: Iterable[LossPath]) -> float | None:
     """Of the fast paths that were taken from the model's own; `None` if there was none."""
     found = [path.fast_path_difference for path in paths]
     return max((each for each in found if each is not None), default=None)

@@ -10,7 +10,6 @@ import numpy as np
 from lgo_cli.config import HessianConfig
 from lgo_cli.errors import ConvergenceError, InputError
 from lgo_cli.files import BOOKKEEPING
-from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
@@ -179,14 +178,7 @@ def _stability(
             f"{recipe.optimizer} preconditions its steps, and its second moments are saved with "
             "the run's final weights only"
         )
-    published = recipe_of(str(plan.config.model))
-    rate = learning_rate(
-        recipe,
-        plan.step - 1,
-        plan.trained.num_steps // recipe.epochs,
-        published.milestones,
-        published.gamma,
-    )
+    rate = learning_rate(recipe, plan.step - 1, plan.trained.num_steps // recipe.epochs)
     threshold, note = stability_threshold(
         recipe.optimizer,
         rate,
@@ -245,13 +237,13 @@ class TopEigenpairs:
         values: The largest eigenvalues [k].
         vectors: Their eigenvectors [k, P], unit norm.
         num_matvecs: Products spent here; 0 if they were read.
-        warnings: What did not converge, which `--strict` does not let pass.
+        unconverged: What did not converge, which `--strict` does not let pass.
     """
 
     values: Tensor
     vectors: Tensor
     num_matvecs: int
-    warnings: tuple[str, ...] = ()
+    unconverged: tuple[str, ...] = ()
 
 
 def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
@@ -289,7 +281,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:
-        raise ConvergenceError(pairs.warnings)
-    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.warnings)
+        raise ConvergenceError(pairs.unconverged)
+    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.unconverged)
     context.eigenpairs[top_k] = found
     return found

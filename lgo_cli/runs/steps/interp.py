@@ -25,10 +25,10 @@ from lgo_cli.runs.steps.ends import Ends, largest_difference
 from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from lgo_cli.landscape.interpolation import Path
+    from lgo_cli.landscape.interpolation import LossPath
     from lgo_cli.manifest import Manifest
 
 
@@ -54,7 +54,7 @@ class InterpStep(Step):
         save_arrays(context, "interp.npz", arrays)
         return results
 
-    def evidence(self, directory: pathlib.Path, manifest: Manifest) -> dict[str, Any]:
+    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
         """Ends and barriers, recomputed from the losses, or the matrices."""
         from lgo_cli.runs.steps.matrix import matrix_evidence
 
@@ -88,7 +88,7 @@ def _along_direction(
             top = top_eigenpairs(context, problem, 1)
             direction = top.vectors[0]
             num_matvecs += top.num_matvecs
-            unconverged = top.warnings
+            unconverged = top.unconverged
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
         else:
@@ -121,7 +121,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
 
     plan, loaded = context.plan, context.loaded
     warnings: list[str] = []
-    beside: dict[str, Path] = {}
+    beside: dict[str, LossPath] = {}
     loss_of_other = alignment = repair = trained = None
     with context.stopwatch.phase("compute"):
         other = checkpoint.load_fitting(plan.files["to"], loaded.model)
@@ -176,7 +176,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     return results, arrays
 
 
-def path_arrays(path: Path, prefix: str = "") -> dict[str, Any]:
+def path_arrays(path: LossPath, prefix: str = "") -> dict[str, Any]:
     """What `interp.npz` holds of a path; of one beside the first, what differs, after a prefix."""
     arrays = {**path.train.arrays(prefix), **path.test.arrays(f"{prefix}test_")}
     return arrays if prefix else {"alpha": path.alpha, **arrays, "direction": path.direction}
@@ -229,7 +229,7 @@ def _norm(direction: np.ndarray[Any, Any]) -> float:
     return float(np.linalg.norm(direction.astype(np.float64)))
 
 
-def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
+def path_results(path: LossPath, beside: Mapping[str, LossPath] | None = None) -> dict[str, Any]:
     """The fields of `InterpResults` that a path and those beside it settle."""
     fields: dict[str, Any] = {}
     paths = [path, *(beside or {}).values()]
@@ -251,6 +251,7 @@ def path_results(path: Path, beside: Mapping[str, Path] | None = None) -> dict[s
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
         "point_plan": path.plan,
+        "is_fast": path.is_fast,
         "fast_path_difference": path.fast_path_difference,
         "fast_path_difference_beside": largest_difference(paths[1:]),
         "num_nonfinite": sum(each.train.num_nonfinite for each in paths),

@@ -10,7 +10,7 @@ import numpy as np
 
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
-from lgo_cli.runs.checkpoints import short_names
+from lgo_cli.runs.checkpoints import distinct_names
 from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lgo_cli.config import InterpConfig
-    from lgo_cli.landscape.interpolation import Path, Series
+    from lgo_cli.landscape.interpolation import LossPath, Series
 
 Array = np.ndarray[Any, Any]
 
@@ -36,15 +36,14 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     from lgo_cli.landscape.interpolation import Series
     from lgo_cli.landscape.unmoved import loss_of
     from lgo_cli.runs.loaded import objective
-    from lgo_cli.training.loop import snapshot
 
     plan, loaded = context.plan, context.loaded
     files = [f"to_{index}" for index in range(len(config.to))]
-    names = short_names([plan.files[name] for name in ("model.pth", *files)])
-    paths: dict[tuple[int, int], Path] = {}
+    names = distinct_names([plan.files[name] for name in ("model.pth", *files)])
+    paths: dict[tuple[int, int], LossPath] = {}
     losses: list[float] = []
     with context.stopwatch.phase("compute"):
-        states = [snapshot(loaded.model)]
+        states = [checkpoint.snapshot(loaded.model)]
         states += [checkpoint.load_fitting(plan.files[name], loaded.model) for name in files]
         try:
             for first, state in enumerate(states[:-1]):
@@ -105,6 +104,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         range=(0.0, 1.0),
         num_points=len(ends.alphas),
         point_plan=" | ".join(dict.fromkeys(path.plan for path in paths.values())),
+        is_fast=all(path.is_fast for path in paths.values()),
         fast_path_difference=largest_difference(paths.values()),
         num_nonfinite=None,
         test_num_nonfinite=None,

@@ -31,7 +31,7 @@ class Named:
     """A plane, and what a step must know to go on with it.
 
     Attributes:
-        plane: See there.
+        plane: An origin and two directions.
         num_matvecs: Products that finding it took.
         checkpoints: Each reads a trajectory's tensors anew; empty without one.
         ends: Checkpoint files by their coordinates, of a plane through three.
@@ -100,7 +100,7 @@ def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named
 
     top = top_eigenpairs(context, problem, 2)
     plane = eigen_plane(problem, top.values, top.vectors, function=_of(config))
-    return Named(plane, top.num_matvecs, complaints=top.warnings)
+    return Named(plane, top.num_matvecs, complaints=top.unconverged)
 
 
 def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
@@ -119,7 +119,7 @@ def _random_eigen(context: Context, problem: Objective, config: ContourConfig) -
             function=_of(config),
         )
 
-    return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.warnings)
+    return Named(draw(0), top.num_matvecs, draw=draw, complaints=top.unconverged)
 
 
 def _pca(context: Context, problem: Objective, config: ContourConfig) -> Named:

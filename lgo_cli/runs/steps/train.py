@@ -49,23 +49,20 @@ class TrainStep(Step):
 
     def compute(self, context: Context) -> TrainResults:
         """Train, or go on training where a saved state allows it."""
-        from lgo_cli.training.loop import COLUMNS, DivergenceError, Training, snapshot
+        from lgo_cli.training.loop import COLUMNS, DivergenceError, Training
 
         plan, loaded = context.plan, context.loaded
         config = typed(plan, TrainConfig)
-        published = recipe_of(config.model)
-        recipe = resolve_recipe(config, published)
+        recipe = resolve_recipe(config, recipe_of(config.model))
         with context.stopwatch.phase("compute"):
             training = Training(
                 loaded.model,
                 loaded.samples("train"),
                 loaded.samples("test"),
                 recipe,
-                milestones=published.milestones,
-                gamma=published.gamma,
                 seed=config.seed,
             )
-            initial = snapshot(loaded.model)
+            initial = checkpoint.snapshot(loaded.model)
             self._resume(context, training)
             checkpoint.save(initial, context.path("init.pth"))
             last_saved = time.monotonic()
@@ -89,7 +86,7 @@ class TrainStep(Step):
                 checkpoint.save(error.state, context.path("model.pth"))
                 raise
         with context.stopwatch.phase("write"):
-            checkpoint.save(snapshot(loaded.model), context.path("model.pth"))
+            checkpoint.save(checkpoint.snapshot(loaded.model), context.path("model.pth"))
             self._save_state(context, training)
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")

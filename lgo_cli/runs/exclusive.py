@@ -1,4 +1,4 @@
-"""Which options of `lgo interp` go together."""
+"""Which options of `lgo interp` exclude each other, and which need another."""
 
 from __future__ import annotations
 
