@@ -118,8 +118,11 @@ def execute(
         return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
         with step_lock(plan.out, plan.command):
-            manifest = _redraw(plan, done, figure)
-        return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+            # Another process may have published another request's numbers before it was had.
+            done, _ = _finished(plan)
+            if done is not None:
+                manifest = _redraw(plan, done, figure)
+                return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
     with stopwatch.phase("load"):  # torch itself takes a second
         from lgo_cli.runs.loaded import machine_settings
 
