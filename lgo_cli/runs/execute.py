@@ -22,6 +22,7 @@ from lgo_cli.manifest import (
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.runs.claims import claim, own_files, publish, read_ours
+from lgo_cli.runs.inputs import refuse_other
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 from lgo_cli.runs.strict import refuse_failed
@@ -100,7 +101,14 @@ def execute(
         if execution.download_data:
             _download(config, execution)
         plan = plan_step(config, None if run is None else Path(run), execution, DEFAULT_RUN)
-    _refuse_other_inputs(plan, inputs or {})
+    refuse_other(
+        plan.request.inputs,
+        plan.files,
+        inputs or {},
+        "the {name} that the manifest records",
+        "put the old one back, or name what to use on the command line: the run, --model, "
+        "--dataset, --to, --directions or --warm-start",
+    )
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and execution.strict:
@@ -199,17 +207,6 @@ def _download(config: StepConfig, execution: Execution) -> None:
 
     if config.dataset is not None:
         download_dataset(config.dataset, execution.data_root or Path("data"))
-
-
-def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
-    for name, digest in wanted.items():
-        found = plan.request.inputs.get(name)
-        if found is not None and found.sha256 != digest:
-            raise InputError(
-                f"{os.path.normpath(plan.files[name])} is not the {name} that the manifest records",
-                hint="put the old one back, or name what to use on the command line: the run, "
-                "--model, --dataset, --to, --directions or --warm-start",
-            )
 
 
 def _refuse_non_directory(out: Path) -> None:
