@@ -295,6 +295,32 @@ def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> 
         assert "lgo train" not in error
 
 
+def test_a_strangers_train_json_says_nothing_of_weights_beside_it(
+    lgo: Lgo, small_run: Path
+) -> None:
+    weights = Path("coco", "weights", "w.pth")
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes((small_run / "model.pth").read_bytes())
+    strangers = Path("coco", "train.json")
+    strangers.write_text('{"info": {"year": 2017}, "images": [], "annotations": []}')
+    line = ("hessian", weights, "--top-k", 1, "--analysis-samples", 64)
+    assert "comes with no train.json that says what it is" in lgo(*line, code=2).stderr
+    named = ("--model", "mlp", "--dataset", "synthetic", *SMALL[:6])
+    lgo(*line, *named, "--quiet")
+    assert Path("coco", "weights", "hessian.json").is_file()
+    # Nobody is told to delete it.
+    error = lgo("hessian", "coco", code=3).stderr
+    assert error.startswith("lgo: error: coco/train.json is not a manifest that this lgo reads: ")
+    assert error.endswith(
+        "\nhint: if lgo wrote it, its step again with --force replaces it; if not, keep it and "
+        "choose another directory with --out\n"
+    )
+    # lgo's own that was cut short is missed, not passed over.
+    manifest = small_run / "train.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert "is not a manifest" in lgo("hessian", small_run / "model.pth", *named, code=3).stderr
+
+
 def test_what_is_no_run_is_not_to_be_trained_into(lgo: Lgo, small_run: Path) -> None:
     hint = "hint: name the directory of a run, or a checkpoint\n"
     Path("full").mkdir()
