@@ -248,7 +248,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read or parsed.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_bytes().decode())
         return dict(json.loads(json.dumps(values)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
