@@ -292,13 +292,13 @@ def test_code_that_is_new_or_gone_is_not_the_runs(lgo: Lgo, tmp_path: Path) -> N
     _write(tmp_path, {"parts/__init__.py": "x = 1\n"})
     for line in (HESSIAN, again):
         assert lgo(*line, code=3).stderr.startswith(
-            f"lgo: error: {tmp_path}/parts/__init__.py is imported, and was not when that was "
+            f"lgo: error: {tmp_path}/parts/__init__.py is imported, and is not in the record\n"
         )
     _write(tmp_path, {"parts/__init__.py": ""})
     os.rename(tmp_path / "parts", tmp_path / "other")
     for line in (HESSIAN, again):
         assert lgo(*line, code=3).stderr.startswith(
-            "lgo: error: model.py/parts/net.py is not imported any more, as it was when that was "
+            "lgo: error: model.py/parts/net.py is in the record, and is no input any more\n"
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import DEFAULT_RUN, ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
+from lgo_cli.factories import role_of
 from lgo_cli.files import atomic_write, step_lock
 from lgo_cli.manifest import (
     Manifest,
@@ -101,14 +102,7 @@ def execute(
         if execution.download_data:
             _download(config, execution)
         plan = plan_step(config, None if run is None else Path(run), execution, DEFAULT_RUN)
-    refuse_other(
-        plan.request.inputs,
-        plan.files,
-        inputs or {},
-        "the {name} that the manifest records",
-        "put the old one back, or name what to use on the command line: the run, --model, "
-        "--dataset, --to, --directions or --warm-start",
-    )
+    _refuse_other_inputs(plan, inputs or {})
     _refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and execution.strict:
@@ -207,6 +201,17 @@ def _download(config: StepConfig, execution: Execution) -> None:
 
     if config.dataset is not None:
         download_dataset(config.dataset, execution.data_root or Path("data"))
+
+
+def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
+    found = plan.request.inputs
+    # What is said beside a manifest may leave no use for some of its inputs.
+    used = {name: wanted[name] for name in wanted if name in found or role_of(name) in found}
+    hint = (
+        "put the old one back, or name what to use on the command line: the run, --model, "
+        "--dataset, --to, --directions or --warm-start"
+    )
+    refuse_other(found, plan.files, used, "the {name} that the manifest records", hint)
 
 
 def _refuse_non_directory(out: Path) -> None:

@@ -16,21 +16,18 @@ if TYPE_CHECKING:
 
 
 def differing(inputs: Mapping[str, InputRef], wanted: Mapping[str, str]) -> list[str]:
-    """Names of the inputs that are not what was recorded.
+    """Names of the inputs that are not what was recorded: others, missing ones, imported ones.
 
     Args:
         inputs: That were found. Those of other names do not count, unless a file that counts
             imports them.
-        wanted: The recorded SHA-256 by name; what is missing counts if a file imported it.
+        wanted: The recorded SHA-256 by name.
     """
     return [
         name
         for name in dict.fromkeys((*wanted, *inputs))
-        if (
-            inputs[name].sha256 != wanted[name]
-            if name in wanted and name in inputs
-            else role_of(name) != name and role_of(name) in wanted
-        )
+        if (name in wanted or role_of(name) in wanted)
+        and (name not in inputs or inputs[name].sha256 != wanted.get(name))
     ]
 
 
@@ -51,14 +48,12 @@ def refuse_other(
         hint: What to do.
 
     Raises:
-        InputError: naming the first that is another one, is imported no more, or was not then.
+        InputError: naming the first that is another one, or is imported by one of both alone.
     """
     for name in differing(inputs, wanted):
         if name not in inputs:
-            raise InputError(
-                f"{name} is not imported any more, as it was when that was recorded", hint=hint
-            )
+            raise InputError(f"{name} is in the record, and is no input any more", hint=hint)
         place = os.path.normpath(files[name])
         if name not in wanted:
-            raise InputError(f"{place} is imported, and was not when that was recorded", hint=hint)
+            raise InputError(f"{place} is imported, and is not in the record", hint=hint)
         raise InputError(f"{place} is not {recorded.format(name=name)}", hint=hint)
