@@ -53,6 +53,10 @@ class DamagedError(InputError):
     """A manifest that this very lgo wrote was damaged or edited since."""
 
 
+class NoManifestError(InputError):
+    """A file of a manifest's name is no manifest: somebody else's, or damaged beyond knowing."""
+
+
 class OutputError(LgoError):
     """An output cannot be written: it is somebody else's, locked, or no directory."""
 

@@ -13,14 +13,16 @@ import sys
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.errors import InputError, LgoError, UsageError
-from lgo_cli.files import sha256_file
+from lgo_cli.files import canonical_json, sha256_bytes, sha256_file
+from lgo_cli.imports import imported_files, search_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
+    from types import ModuleType
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def source_file(factory: Factory) -> Path:
             )
         return path
     # To find a module its parent packages are imported, which is the user's own code.
-    with _users_code(f"importing {factory.source}"), _from_here():
+    with _users_code(f"importing {factory.source}"), search_from(None):
         try:
             spec = importlib.util.find_spec(factory.source)
         except ModuleNotFoundError as error:
@@ -79,35 +81,38 @@ def source_file(factory: Factory) -> Path:
     return Path(spec.origin)
 
 
-def load_factory(factory: Factory) -> Callable[..., Any]:
-    """Import the factory's file or module and return the callable.
+def source_files(factory: Factory, role: str) -> dict[str, Path]:
+    """Find the files that define what the factory does, without running them.
+
+    Args:
+        factory: Whose.
+        role: What to call its own file: `model.py` or `data.py`.
+
+    Returns:
+        Path by name: the role, and of the files that it imports from beside it (`imported_files`)
+        the role and their place there, such as `model.py/blocks/conv.py`.
 
     Raises:
-        InputError: if the file or module is missing, fails to import, or lacks a callable of that
-            name.
+        InputError: if there is no such file or module.
     """
     path = source_file(factory)
-    with _users_code(f"importing {factory.source}"), _from_here():
-        module = _import_file(path) if factory.is_file else importlib.import_module(factory.source)
-    function = getattr(module, factory.name, None)
-    if not callable(function):
-        named = sorted(
-            key for key, value in vars(module).items() if callable(value) and key[0] != "_"
-        )
-        raise InputError(
-            f"{factory.source} has no callable {factory.name!r}",
-            hint=f"it has: {', '.join(named)}" if named else None,
-        )
-    return function  # type: ignore[no-any-return]
+    imported = imported_files(path, None if factory.is_file else factory.source)
+    return {role: path, **{f"{role}/{name}": file for name, file in imported.items()}}
 
 
-def _import_file(path: Path) -> Any:
-    """Import a Python file under a name that depends on its content.
+def role_of(name: str) -> str:
+    """Whose file an input is, as `source_files` names them: the first part of its name."""
+    return name.partition("/")[0]
 
-    The name holds the digest, so that two files called `net.py` do not shadow each other, and the
-    file's own directory is importable while it is executed, as it is for a script.
+
+def _import_file(path: Path, imported: Mapping[str, Path]) -> ModuleType:
+    """Import a Python file under a name of its place and of all that it is made of.
+
+    So two files called `net.py` do not shadow each other, and one whose neighbour was edited since
+    is imported again.
     """
-    name = f"lgo_factory_{sha256_file(path)[:16]}"
+    files = {str(file.resolve()): sha256_file(file) for file in (path, *imported.values())}
+    name = f"lgo_factory_{sha256_bytes(canonical_json([str(path.resolve()), files]))[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -115,14 +120,11 @@ def _import_file(path: Path) -> Any:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    finally:
-        sys.path.remove(str(path.resolve().parent))
     return module
 
 
@@ -139,30 +141,93 @@ def call_factory(
 
     Raises:
         UsageError: if the signature does not take the arguments.
-        InputError: if the factory cannot be loaded.
+        InputError: if the file or module is missing, fails to import, lacks a callable of that
+            name, or the callable fails.
     """
-    function = load_factory(factory)
-    signature = inspect.signature(function)
-    accepted = {key: value for key, value in offered.items() if key in signature.parameters}
-    try:
-        bound = signature.bind(**{**accepted, **arguments})
-    except TypeError as error:
-        raise UsageError(
-            f"{reference} cannot be called: {error}", hint=f"its signature is {signature}"
-        ) from error
-    with _users_code(f"calling {reference}"):
-        return function(*bound.args, **bound.kwargs)
+    path = source_file(factory)
+    directory = path.resolve().parent if factory.is_file else None
+    imported = imported_files(path) if factory.is_file else {}
+    with search_from(directory), _neighbours(imported):
+        with _users_code(f"importing {factory.source}"):
+            if factory.is_file:
+                module = _import_file(path, imported)
+            else:
+                module = importlib.import_module(factory.source)
+        function = _named(factory, module)
+        signature = inspect.signature(function)
+        accepted = {key: value for key, value in offered.items() if key in signature.parameters}
+        try:
+            bound = signature.bind(**{**accepted, **arguments})
+        except TypeError as error:
+            raise UsageError(
+                f"{reference} cannot be called: {error}", hint=f"its signature is {signature}"
+            ) from error
+        with _users_code(f"calling {reference}"):
+            return function(*bound.args, **bound.kwargs)
+
+
+def _named(factory: Factory, module: ModuleType) -> Callable[..., Any]:
+    """The factory's callable in its module."""
+    function = getattr(module, factory.name, None)
+    if not callable(function):
+        named = sorted(
+            key for key, value in vars(module).items() if callable(value) and key[0] != "_"
+        )
+        raise InputError(
+            f"{factory.source} has no callable {factory.name!r}",
+            hint=f"it has: {', '.join(named)}" if named else None,
+        )
+    return function  # type: ignore[no-any-return]
+
+
+_NEIGHBOURS: dict[Path, tuple[dict[Path, str], dict[str, ModuleType]]] = {}
+"""Modules that factories imported, by where their top-level module lies, with the digests of all
+files that its factory imported."""
 
 
 @contextmanager
-def _from_here() -> Iterator[None]:
-    """Let modules of the current directory be found, as `python -m` does."""
-    here = str(Path.cwd())
-    sys.path.append(here)
+def _neighbours(imported: Mapping[str, Path]) -> Iterator[None]:
+    """Let what a file imports from beside it be that, whatever else goes by such names.
+
+    Modules of the program itself are put back afterwards. Another factory's are not, since what the
+    last one built may import its own when it runs; they come back with their factory.
+
+    Args:
+        imported: By place, from `imported_files`.
+    """
+    digests = {file: sha256_file(file) for file in imported.values()}
+    bases = {}
+    for name, file in imported.items():
+        parts = PurePosixPath(name).parts
+        bases[parts[0].removesuffix(".py")] = file.parents[len(parts) - 1] / parts[0]
+    kept = {base: _NEIGHBOURS[base] for base in bases.values() if base in _NEIGHBOURS}
+    if any(old.get(file, new) != new for old, _ in kept.values() for file, new in digests.items()):
+        kept = {}  # edited since, as in a notebook
+    factories = {id(module) for _, own in _NEIGHBOURS.values() for module in own.values()}
+    before = _take_out(bases)
+    for _, own in kept.values():
+        sys.modules.update(own)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        loaded = _take_out(bases)
+        for top, base in bases.items():
+            old, _ = kept.get(base, ({}, {}))
+            own = {name: module for name, module in loaded.items() if _top(name) == top}
+            _NEIGHBOURS[base] = ({**old, **digests}, own)
+        programs = {name: module for name, module in before.items() if id(module) not in factories}
+        replaced = {_top(name) for name in programs}
+        stay = {name: module for name, module in loaded.items() if _top(name) not in replaced}
+        sys.modules.update(programs | stay)
+
+
+def _take_out(tops: Container[str]) -> dict[str, ModuleType]:
+    """Remove the modules of top-level names, and return them."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in tops}
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from lgo_cli import __version__
 from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict, describe
-from lgo_cli.errors import DamagedError, InputError
+from lgo_cli.errors import DamagedError, InputError, NoManifestError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from lgo_cli.results import (
     STAND_INS,
@@ -248,7 +248,8 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
 
     Raises:
         DamagedError: if this lgo wrote it, and it was damaged or edited since.
-        InputError: if it is not a manifest of this version; of another, it says which.
+        InputError: if it is a manifest of another version, which it names.
+        NoManifestError: if it is none.
     """
     try:
         command = _Head.model_validate_json(text).request.command
@@ -267,9 +268,10 @@ def parse_manifest(text: str | bytes, where: Path) -> Manifest:
                 f"{describe(error)[0]}",
                 hint="use that lgo" if found.is_later else f"lgo {command} again replaces it",
             ) from error
-        raise InputError(
+        raise NoManifestError(
             f"{where} is not a manifest that this lgo reads: {describe(error)[0]}",
-            hint="delete it and run the step again",
+            hint="if lgo wrote it, its step again with --force replaces it; if not, keep it and "
+            "choose another directory with --out",
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -71,7 +72,10 @@ def peak_memory_bytes() -> int | None:
 
 
 def git_state(directory: Path) -> tuple[str | None, bool | None]:
-    """Commit of the checkout around `directory` and whether it is modified; `None` outside one."""
+    """Commit of the checkout around `directory` and whether it is modified.
+
+    Both are `None` outside one; there is no commit before the first.
+    """
     try:
         lines = subprocess.run(
             ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
@@ -83,7 +87,8 @@ def git_state(directory: Path) -> tuple[str | None, bool | None]:
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None, None
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    oid = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), "")
+    commit = oid if re.fullmatch("[0-9a-f]+", oid) else None  # git calls it "(initial)"
     return commit, any(not line.startswith("#") for line in lines)
 
 

@@ -288,11 +288,49 @@ def test_an_empty_argument_is_not_the_current_directory(
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "line", ["train --out r\udcff", "hessian r\udcff", "run --model \udcff.py:f"]
+)
+def test_an_argument_that_a_manifest_cannot_record(lgo: Lgo, line: str) -> None:
+    error = lgo(*line.split(), code=2).stderr
+    assert error.startswith("lgo: error: an argument is not utf-8 text: lgo ")
+    assert "\\udcff" in error
+    assert list(Path().iterdir()) == []
+    # What records nothing takes any name.
+    assert "no such run directory" in lgo("show", "r\udcff", code=3).stderr
+
+
 def test_missing_weights_are_no_run_to_be_trained(lgo: Lgo, small_run: Path) -> None:
     for line in (("hessian", "no.pth"), ("interp", small_run, "--to", "no.pth")):
         error = lgo(*line, code=3).stderr
         assert "lgo: error: no such run or checkpoint: no.pth\n" in error
         assert "lgo train" not in error
+
+
+def test_a_strangers_train_json_says_nothing_of_weights_beside_it(
+    lgo: Lgo, small_run: Path
+) -> None:
+    weights = Path("coco", "weights", "w.pth")
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes((small_run / "model.pth").read_bytes())
+    strangers = Path("coco", "train.json")
+    strangers.write_text('{"info": {"year": 2017}, "images": [], "annotations": []}')
+    line = ("hessian", weights, "--top-k", 1, "--analysis-samples", 64)
+    assert "comes with no train.json that says what it is" in lgo(*line, code=2).stderr
+    named = ("--model", "mlp", "--dataset", "synthetic", *SMALL[:6])
+    lgo(*line, *named, "--quiet")
+    assert Path("coco", "weights", "hessian.json").is_file()
+    # Nobody is told to delete it.
+    error = lgo("hessian", "coco", code=3).stderr
+    assert error.startswith("lgo: error: coco/train.json is not a manifest that this lgo reads: ")
+    assert error.endswith(
+        "\nhint: if lgo wrote it, its step again with --force replaces it; if not, keep it and "
+        "choose another directory with --out\n"
+    )
+    # lgo's own that was cut short is missed, not passed over.
+    manifest = small_run / "train.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert "is not a manifest" in lgo("hessian", small_run / "model.pth", *named, code=3).stderr
 
 
 def test_what_is_no_run_is_not_to_be_trained_into(lgo: Lgo, small_run: Path) -> None:
@@ -743,6 +781,18 @@ def test_characters_that_the_encoding_lacks(small_run: Path) -> None:
     # A path is for the shell, as the system has it.
     assert shown.endswith(os.fsencode(f"{line[-1]}/hessian.json\n"))
     assert json.loads(run([*line, "--json"]).stdout)["provenance"]["argv"][-1] == line[-1]
+    quiet = run([*line[:3], "show", line[-1], "--quiet"]).stdout
+    assert quiet == os.fsencode(f"{line[-1]}/hessian.json\n")
+
+
+def test_a_config_file_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes("epochs = 1  # für später\n".encode())
+    line = [sys.executable, "-m", "lgo_cli", "train", "--config", "c.toml", "--dry-run", "--json"]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        line, cwd=tmp_path, env={**os.environ, **plain}, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["config"]["epochs"] == 1
 
 
 def test_catalogue(lgo: Lgo) -> None:

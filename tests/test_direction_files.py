@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lgo_cli import checkpoint
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.runs.directions import read_curve, read_directions
+from lgo_cli.runs.directions import has_bends, read_curve, read_directions
 from lgo_cli.vectors import ParameterLayout, flatten
 
 
@@ -127,6 +128,20 @@ def test_curve_beside_directions(tmp_path: Path) -> None:
     np.savez(path, directions=np.zeros((2, 3)), plane_coordinates=points)
     assert read_curve([path]) is None
     assert read_curve([tmp_path / "a.pth", tmp_path / "b.pth"]) is None
+
+
+def test_bends_are_looked_for_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, bends=np.ones((3, 1000)), directions=np.zeros((2, 3)))
+    content = path.read_bytes()
+    ones = np.ones((3, 1000)).tobytes()
+    path.write_bytes(content.replace(ones, b"\1" * len(ones)))  # what reading them would refuse
+    with pytest.raises(zipfile.BadZipFile), np.load(path) as arrays:
+        arrays["bends"]
+    assert has_bends([path])
+    assert not has_bends([path, path])
+    np.savez(path, directions=np.zeros((2, 3)))
+    assert not has_bends([path])
 
 
 @pytest.mark.parametrize(

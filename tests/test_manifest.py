@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lgo_cli.manifest import (
     parse_manifest,
     read_manifest,
 )
+from lgo_cli.provenance import git_state
 from lgo_cli.results import Eigenvalue
 
 
@@ -243,3 +245,18 @@ def test_phases_do_not_overlap(small_run: Path) -> None:
     assert set(provenance.phases_s) == {"load", "compute", "figures", "write"}
     assert sum(provenance.phases_s.values()) <= provenance.duration_s
     assert provenance.peak_memory_bytes is None or provenance.peak_memory_bytes > 1e6
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ("# branch.oid (initial)\n# branch.head main\n", (None, False)),
+        ("# branch.oid 62a9c45\n# branch.head main\n1 .M N... x.py\n", ("62a9c45", True)),
+    ],
+)
+def test_a_repository_without_a_commit_has_none(
+    monkeypatch: pytest.MonkeyPatch, lines: str, state: tuple[str | None, bool]
+) -> None:
+    done = subprocess.CompletedProcess([], 0, stdout=lines)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    assert git_state(Path()) == state

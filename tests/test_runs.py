@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 from dataclasses import replace
@@ -151,6 +153,25 @@ def test_figures_are_redrawn_without_computing(
     assert _payload(back.manifest) == _payload(first.manifest)
     (small_run / "contour_3d.png").unlink()
     assert execute(ANALYSES["contour"], small_run).status is Status.REDRAWN
+
+
+def test_numbers_that_came_before_the_lock_are_not_redrawn_as_ones_own(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = execute(ANALYSES["contour"], small_run)
+    other = ANALYSES["contour"].model_copy(update={"seed": 1})
+    module = importlib.import_module("lgo_cli.runs.execute")  # the package calls its function so
+
+    def late(directory: Path, step: str) -> contextlib.AbstractContextManager[None]:
+        monkeypatch.setattr(module, "step_lock", step_lock)
+        assert execute(other, small_run).status is Status.COMPUTED
+        return step_lock(directory, step)
+
+    monkeypatch.setattr(module, "step_lock", late)
+    again = execute(ANALYSES["contour"], small_run, figure=FigureConfig(format="pdf"))
+    assert again.status is Status.COMPUTED
+    assert _payload(again.manifest)["contour.npz"] == _payload(first.manifest)["contour.npz"]
+    assert execute(other, small_run).status is Status.COMPUTED
 
 
 @pytest.mark.parametrize("name", ["hessian.npz", "hessian.png", "hessian.json"])

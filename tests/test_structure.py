@@ -46,7 +46,7 @@ LAYERS = [
     {"results"},
     {"config"},
     {"files"},
-    {"progress"},
+    {"imports", "progress"},
     {"errors"},
     {"__init__"},
 ]
@@ -60,6 +60,7 @@ NO_TORCH = {
     "results",
     "provenance",
     "factories",
+    "imports",
     "arguments",
 }
 HEAVY = {"torch", "torchvision", "matplotlib"}

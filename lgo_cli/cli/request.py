@@ -23,7 +23,7 @@ from lgo_cli.config import (
 )
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import parse_factory
+from lgo_cli.factories import parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read or parsed.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_bytes().decode())
         return dict(json.loads(json.dumps(values)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -300,7 +300,7 @@ def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str
 
 def _named_by(name: str, manifest: Manifest) -> str:
     """The parameter that names an input."""
-    if name in ("model.py", "warm_start.npz"):
+    if role_of(name) in ("model.py", "warm_start.npz"):
         return name.partition(".")[0]
     if name.startswith("directions_"):
         return "directions"

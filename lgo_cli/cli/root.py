@@ -13,7 +13,11 @@ from typer.core import TyperGroup
 
 from lgo_cli import __version__
 from lgo_cli.cli import MODULES
+from lgo_cli.config import CONFIGS
 from lgo_cli.errors import ExitCode, LgoError, is_out_of_memory
+
+_NO_TEXT = "[\ud800-\udfff]"
+"""What Python has in a string in place of bytes that it could not decode."""
 
 
 class ErrorBoundary(TyperGroup):
@@ -40,6 +44,10 @@ class ErrorBoundary(TyperGroup):
         if any(re.fullmatch(r"(--[\w-]+=)?\s*", argument) for argument in args):
             hint = "say what is meant, or leave it out; a shell variable may not be set"
             _fail(f"an argument is empty: {shlex.join(['lgo', *args])}", hint, ExitCode.USAGE)
+        # A manifest is JSON and records the command line: it has no place for such bytes.
+        if args[:1] and args[0] in (*CONFIGS, "run") and re.search(_NO_TEXT, "".join(args)):
+            message = f"an argument is not {sys.getfilesystemencoding()} text"
+            _fail(f"{message}: {shlex.join(['lgo', *args])}", "use another name", ExitCode.USAGE)
         try:
             return super().make_context(info_name, args, *more, **extra)
         except typer.TyperException as error:

@@ -30,7 +30,7 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Show what is in a run: its results, and what is stale or missing."""
-    from lgo_cli.cli.output import Mode, Output, write
+    from lgo_cli.cli.output import Mode, Output, write, write_path
     from lgo_cli.cli.tables import summary_lines
     from lgo_cli.manifest import manifest_json
     from lgo_cli.runs.inspect import inspect_run
@@ -41,7 +41,7 @@ def show(
         path = run / f"{state.command}.json"
         if output.mode is Mode.QUIET:
             if state.manifest is not None and not state.problems:
-                write(str(path))
+                write_path(path)
             continue
         for problem in state.problems if state.error is None else ():
             output.say(f"warning: {state.command}: {problem}")

@@ -14,7 +14,7 @@ from pydantic import Field
 from lgo_cli.arguments import find_named, resolve_arguments
 from lgo_cli.config import Strict
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import parse_factory, source_file
+from lgo_cli.factories import parse_factory, source_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,7 +208,8 @@ def input_files(dataset: str, data_root: Path) -> dict[str, Path]:
         data_root: Where named data sets are looked for.
 
     Returns:
-        Path by logical name, which is the file's usual name without `.gz`; `data.npz`; `data.py`.
+        Path by logical name, which is the file's usual name without `.gz`; `data.npz`; `data.py`
+        and, behind it, what that imports from beside it.
 
     Raises:
         InputError: if a file is missing, naming each folder that was looked in.
@@ -216,7 +217,7 @@ def input_files(dataset: str, data_root: Path) -> dict[str, Path]:
     """
     factory = parse_factory(dataset)
     if factory is not None:
-        return {"data.py": source_file(factory)}
+        return source_files(factory, "data.py")
     if dataset.endswith(".npz"):
         path = Path(dataset)
         if not path.is_file():

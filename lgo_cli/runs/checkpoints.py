@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgo_cli.errors import InputError, UsageError
+from lgo_cli.errors import InputError, NoManifestError, UsageError
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.runs.names import holds_weights
@@ -65,7 +65,12 @@ def find_checkpoint(named: Path) -> Checkpoint:
     for directory in (named.parent, named.parent.parent, real.parent, real.parent.parent):
         manifest_path = directory / "train.json"
         if manifest_path.is_file():
-            manifest = read_manifest(manifest_path)
+            try:
+                manifest = read_manifest(manifest_path)
+            except NoManifestError:
+                if (directory / BOOKKEEPING / "train.written").is_file():  # lgo's own, cut short
+                    raise
+                continue
             paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
             if real in paths:
                 return listed_checkpoint(named, manifest, directory)

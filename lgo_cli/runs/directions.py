@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lgo_cli.landscape.planes import PlaneCurve
 from lgo_cli.vectors import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -80,7 +81,10 @@ def read_curve(paths: Sequence[Path]) -> PlaneCurve | None:
 
 def has_bends(paths: Sequence[Path]) -> bool:
     """Whether the file has the weights of a curve's bends, as only what trained the curve knows."""
-    return len(paths) == 1 and "bends" in _arrays(paths[0], ["bends"])
+    if len(paths) != 1:
+        return False
+    with _npz(paths[0]) as arrays:
+        return "bends" in arrays
 
 
 def _from_npz(path: Path) -> Tensor:
@@ -97,13 +101,20 @@ def _from_npz(path: Path) -> Tensor:
 
 def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
     """Those of the named arrays that a `.npz` has."""
+    with _npz(path) as arrays:
+        return {name: arrays[name] for name in names if name in arrays}
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+    """Open a `.npz`, of which an array is read when it is asked for."""
     try:
         # A handle of our own: NumPy leaves one open when it cannot read the file.
         with path.open("rb") as handle:
             arrays = np.load(handle, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise ValueError("it holds a single array, as a .npy file does")
-            return {name: arrays[name] for name in names if name in arrays}
+            yield arrays
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:

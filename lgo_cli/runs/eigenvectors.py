@@ -42,4 +42,5 @@ def serves(found: Manifest, request: Request, num_vectors: int) -> bool:
             for name, ref in found.request.inputs.items()
             if name not in beside
         )
+        and all(name in found.request.inputs for name in request.inputs if name.endswith(".py"))
     )

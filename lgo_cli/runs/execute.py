@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
+from lgo_cli.factories import role_of
 from lgo_cli.files import atomic_write, step_lock
 from lgo_cli.manifest import (
     Manifest,
@@ -22,6 +23,7 @@ from lgo_cli.manifest import (
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.runs.claims import claim, own_files, publish, read_ours
+from lgo_cli.runs.inputs import refuse_other
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 from lgo_cli.runs.strict import refuse_failed
@@ -118,8 +120,11 @@ def execute(
         return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
         with step_lock(plan.out, plan.command):
-            manifest = _redraw(plan, done, figure)
-        return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
+            # Another process may have published another request's numbers before it was had.
+            done, _ = _finished(plan)
+            if done is not None:
+                manifest = _redraw(plan, done, figure)
+                return Outcome(Status.REDRAWN, plan.manifest_path, manifest, plan)
     with stopwatch.phase("load"):  # torch itself takes a second
         from lgo_cli.runs.loaded import machine_settings
 
@@ -200,14 +205,14 @@ def _download(config: StepConfig, execution: Execution) -> None:
 
 
 def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
-    for name, digest in wanted.items():
-        found = plan.request.inputs.get(name)
-        if found is not None and found.sha256 != digest:
-            raise InputError(
-                f"{os.path.normpath(plan.files[name])} is not the {name} that the manifest records",
-                hint="put the old one back, or name what to use on the command line: the run, "
-                "--model, --dataset, --to, --directions or --warm-start",
-            )
+    found = plan.request.inputs
+    # What is said beside a manifest may leave no use for some of its inputs.
+    used = {name: wanted[name] for name in wanted if name in found or role_of(name) in found}
+    hint = (
+        "put the old one back, or name what to use on the command line: the run, --model, "
+        "--dataset, --to, --directions or --warm-start"
+    )
+    refuse_other(found, plan.files, used, "the {name} that the manifest records", hint)
 
 
 def _refuse_non_directory(out: Path) -> None:

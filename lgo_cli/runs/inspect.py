@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
+from lgo_cli.factories import role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
@@ -115,7 +116,9 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
     for name in _OBJECTIVE:
         if asked.config[name] != run.config[name]:
             return f"with another --{name.replace('_', '-')} than {run.command}"
-    for name in ("model.py", "data.py", "data.npz", *sorted(FILE_NAMES)):
+    roles = ("model.py", "data.py", "data.npz", *sorted(FILE_NAMES))
+    names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
+    for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
         if asked.inputs.get(name) != run.inputs.get(name):
             return f"with another {name} than {run.command}"
     return None

@@ -22,7 +22,7 @@ from lgo_cli.config import (
 )
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import parse_factory, source_file
+from lgo_cli.factories import parse_factory, role_of, source_files
 from lgo_cli.files import sha256_file
 from lgo_cli.manifest import (
     ALGORITHM_VERSIONS,
@@ -38,10 +38,11 @@ from lgo_cli.results import TrainResults
 from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
+from lgo_cli.runs.inputs import differing, refuse_other
 from lgo_cli.runs.names import saved_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from lgo_cli.config import Execution
 
@@ -126,7 +127,8 @@ class _Builder:
         if factory is None:
             self.set("model", model)
             return
-        self.add("model.py", source_file(factory))
+        for name, path in source_files(factory, "model.py").items():
+            self.add(name, path)
         self.set("model", model, f"model.py:{factory.name}" if factory.is_file else model)
 
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
@@ -208,6 +210,9 @@ def plan_analysis(
 def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) -> None:
     trained, directory = checkpoint.trained or (None, checkpoint.directory)
     base = trained.request.config if trained else {}
+    digests = {name: ref.sha256 for name, ref in trained.request.inputs.items()} if trained else {}
+    code = {name: digest for name, digest in digests.items() if role_of(name) == "model.py"}
+    data = {name: digest for name, digest in digests.items() if name not in code}
     for name in ("train_samples", "loss", "label_smoothing"):
         default = TrainConfig.model_fields[name].default
         given = getattr(config, name)
@@ -215,13 +220,14 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
 
     if config.model is not None:
         builder.name_model(config.model, config.model_arg)
-        known = trained.request.inputs.get("model.py") if trained else None
-        if known and "model.py" in builder.inputs and builder.inputs["model.py"] != known:
-            builder.warnings.append("the model's file has changed since the run was trained")
+        changed = differing(builder.inputs, code) if "model.py" in builder.inputs else []
+        if changed:
+            names = ", ".join(name.removeprefix("model.py/") for name in changed)
+            builder.warnings.append(f"the model's code has changed since the run: {names}")
     elif trained is not None:
         model = _located(trained, directory, "model", "model.py", builder.execution)
         builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
-        _check_same(builder, trained, ["model.py"], "--model")
+        _check_same(builder, code, "--model")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what it is",
@@ -231,17 +237,16 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
     if config.dataset is not None:
         builder.name_dataset(config.dataset, config.dataset_arg)
     elif trained is not None:
-        names = [name for name in trained.request.inputs if name != "model.py"]
-        if names and builder.execution.data_root is None:
-            located = (directory / trained.locations[names[0]]).parent
+        if data and builder.execution.data_root is None:
+            located = (directory / trained.locations[next(iter(data))]).parent
             if located.is_dir():
                 builder.data_root = located
-        if "data.npz" in names:
+        if "data.npz" in data:
             dataset = str(directory / trained.locations["data.npz"])
         else:
             dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
         builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
-        _check_same(builder, trained, names, "--dataset")
+        _check_same(builder, data, "--dataset")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what data it is for",
@@ -270,15 +275,10 @@ def _located(
     return named
 
 
-def _check_same(builder: _Builder, trained: Manifest, names: Iterable[str], flag: str) -> None:
-    for name in names:
-        known = trained.request.inputs.get(name)
-        if known and builder.inputs.get(name) != known:
-            found = builder.files.get(name)
-            raise InputError(
-                f"{found or name} is not the file that the run was trained with",
-                hint=f"put the old one back, or use it as it is by naming it: {flag}",
-            )
+def _check_same(builder: _Builder, wanted: Mapping[str, str], flag: str) -> None:
+    hint = f"put the old one back, or use it as it is by naming it: {flag}"
+    recorded = "the file that the run was trained with"
+    refuse_other(builder.inputs, builder.files, wanted, recorded, hint)
 
 
 def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,59 @@
+"""Whether the inputs that were found are what was recorded."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from lgo_cli.errors import InputError
+from lgo_cli.factories import role_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lgo_cli.manifest import InputRef
+
+
+def differing(inputs: Mapping[str, InputRef], wanted: Mapping[str, str]) -> list[str]:
+    """Names of the inputs that are not what was recorded: others, missing ones, imported ones.
+
+    Args:
+        inputs: That were found. Those of other names do not count, unless a file that counts
+            imports them.
+        wanted: The recorded SHA-256 by name.
+    """
+    return [
+        name
+        for name in dict.fromkeys((*wanted, *inputs))
+        if (name in wanted or role_of(name) in wanted)
+        and (name not in inputs or inputs[name].sha256 != wanted.get(name))
+    ]
+
+
+def refuse_other(
+    inputs: Mapping[str, InputRef],
+    files: Mapping[str, Path],
+    wanted: Mapping[str, str],
+    recorded: str,
+    hint: str,
+) -> None:
+    """Refuse inputs that are not what was recorded.
+
+    Args:
+        inputs: As of `differing`.
+        files: Where they are.
+        wanted: As of `differing`.
+        recorded: What they are to be, in words; `{name}` stands for an input's name.
+        hint: What to do.
+
+    Raises:
+        InputError: naming the first that is another one, or is imported by one of both alone.
+    """
+    for name in differing(inputs, wanted):
+        if name not in inputs:
+            raise InputError(f"{name} is in the record, and is no input any more", hint=hint)
+        place = os.path.normpath(files[name])
+        if name not in wanted:
+            raise InputError(f"{place} is imported, and is not in the record", hint=hint)
+        raise InputError(f"{place} is not {recorded.format(name=name)}", hint=hint)
