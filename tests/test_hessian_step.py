@@ -206,6 +206,16 @@ def test_rounding_is_said_where_chance_is_below_it(lgo: Lgo, small_run: Path) ->
     assert any(f"exact to {norm.standard_error:.1e} (Frobenius)" in line for line in lines)
 
 
+def test_density_of_all_eigenvalues(lgo: Lgo, small_run: Path) -> None:
+    asked = ("--layers", "output.bias", "--density")
+    density = _results(lgo, small_run, *asked)["density"]
+    assert (density["num_nodes"], density["sampling_bound"]) == (10, 0)
+    assert (
+        "in Wasserstein distance (all eigenvalues)"
+        in lgo("hessian", small_run, *FEW, *asked).stdout
+    )
+
+
 def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:
     asked = ("--trace", "--trace-rtol", 1e-5, "--scaling", "elementwise", "--max-basis", 40)
     loose = _results(lgo, small_run, *asked)

@@ -166,12 +166,13 @@ def _moments(results: HessianResults) -> Rows:
         error = _error(results, norm.standard_error, norm.rounding_allowance)
         rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
+        chance = f"{density.confidence:.0%} confidence"
         rows.append(
             (
                 "density",
                 f"{density.num_nodes} nodes, mean eigenvalue {density.mean:.4g}; within "
                 f"{density.wasserstein_bound:.2g} in Wasserstein distance "
-                f"({density.confidence:.0%} confidence)",
+                f"({chance if density.sampling_bound else 'all eigenvalues'})",
             )
         )
     return rows

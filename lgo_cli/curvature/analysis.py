@@ -294,9 +294,12 @@ class _Analysis:
     ) -> SpectralDensity | None:
         if not self.config.density:
             return None
+        process = pairs.process
+        if self.setting.warm_start is not None and process is not None and not process.is_complete:
+            process = None  # it did not begin at a Gaussian vector
         density = spectral_density(
             operator,
-            process=pairs.process if self.setting.warm_start is None else None,
+            process=process,
             basis=self._basis(operator),
             num_steps=min(NUM_STEPS, max_basis),
             seed=self.config.seed,

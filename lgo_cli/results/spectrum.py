@@ -61,7 +61,8 @@ class Density(Strict):
     """A stochastic spectral density; its nodes and weights are in the `.npz`.
 
     The bounds are on Wasserstein-1 distances, of the rule to the measure that its vector sees, and
-    of that to the density of eigenvalues with the confidence given.
+    of that to the density of eigenvalues with the confidence given. Where all eigenvalues are
+    known, they are the nodes, and nothing is sampled.
     """
 
     mean: Real
