@@ -329,11 +329,29 @@ def test_layers_are_their_blocks() -> None:
         part = dense[rows][:, rows]
         truth = torch.linalg.eigvalsh(part)[-1]
         assert abs(layer.largest - float(truth)) <= layer.residual_bound + 1e-12
-        error = 4 * layer.trace_standard_error + 1e-9
-        assert abs(layer.trace - float(part.trace())) <= error
-        error = 4 * layer.estimate.frobenius_standard_error + 1e-9
-        assert abs(layer.estimate.frobenius_norm - float(torch.linalg.matrix_norm(part))) <= error
+        error = 4 * layer.trace.standard_error + 1e-9
+        assert abs(layer.trace.value - float(part.trace())) <= error
+        estimate = layer.trace.estimate
+        error = 4 * estimate.frobenius_standard_error + 1e-9
+        assert abs(estimate.frobenius_norm - float(torch.linalg.matrix_norm(part))) <= error
     assert spectrum.matvecs["layers"] > 0
+
+
+def test_layers_that_ten_products_complete_are_not_estimated() -> None:
+    """A block of 4 took 13 products, and one that is the whole had another trace than that."""
+    model, samples, loss = make("batch norm", 60)
+    asked = {"per_layer": True, "top_k": 1, "bottom_k": 0, "dtype": "float64", "audit": False}
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        both = analyze_spectrum(objective, HessianConfig(layers=["1", "3.bias"], **asked))
+        alone = analyze_spectrum(objective, HessianConfig(layers=["0"], **asked))
+    assert both.layers is not None
+    for layer, size in zip(both.layers, (12, 3), strict=True):
+        estimate = layer.trace.estimate
+        assert (estimate.num_probes, estimate.num_total_matvecs) == (0, size)
+        assert layer.trace.standard_error == 0 < layer.trace.rounding
+    assert both.matvecs["layers"] == 12 + 3
+    assert alone.layers is not None
+    assert [layer.trace for layer in alone.layers] == [alone.trace]
 
 
 def test_small_and_unused_layers_converge_as_the_whole_does() -> None:

@@ -109,6 +109,48 @@ def test_a_long_run_that_restarted_late_gives_its_first_rule() -> None:
     np.testing.assert_array_equal(density.nodes, before.nodes)
 
 
+def test_a_run_that_broke_down_has_a_final_rule() -> None:
+    """It was taken for one that had restarted, and made again."""
+    values = torch.tensor([2.0] * 36 + [5.0] * 24, dtype=torch.float64)
+    operator, start = DenseOperator(torch.diag(values)), standard_normal(60, 0, "start")
+    process = Lanczos(operator, start)
+    for _ in range(45):
+        process.step()
+    density = spectral_density(operator, process=process)
+    assert density.num_matvecs == 0
+    np.testing.assert_allclose(density.nodes, [2, 5], rtol=1e-12)
+    seen = start.numpy() ** 2 / float(start @ start)
+    distance = _distance(density.nodes, density.weights, values.numpy(), seen)
+    # Rounding of the weights beside that of the nodes; both are a few hundred ulps.
+    assert distance <= density.quadrature_bound + 1e-13
+    assert density.quadrature_bound < 1e-13
+    assert density.wasserstein_bound == density.quadrature_bound + density.sampling_bound
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_all_eigenvalues_are_the_density(restarts: bool) -> None:
+    operator = DenseOperator(_matrix(20))
+    process = Lanczos(operator, standard_normal(20, 0, "start"))
+    for step in range(25 if restarts else 20):
+        if step == 10 and restarts:
+            process.restart(process.ritz(), np.arange(5, 10))
+        process.step()
+    density = spectral_density(operator, process=process)
+    assert density.num_matvecs == 0
+    values = np.linalg.eigvalsh(_matrix(20).numpy())
+    np.testing.assert_allclose(density.nodes, values, atol=1e-13)
+    np.testing.assert_array_equal(density.weights, 1 / 20)
+    assert density.mean == pytest.approx(float(_matrix(20).trace()) / 20)
+    assert density.sampling_bound == 0
+    assert 0 < density.wasserstein_bound < 1e-13
+
+
+def test_no_distance_is_larger_than_the_extent() -> None:
+    density = spectral_density(DenseOperator(_matrix(20)), num_steps=2)
+    assert density.quadrature_bound + density.sampling_bound > density.extent
+    assert density.wasserstein_bound == density.extent
+
+
 def test_rules_that_end_early() -> None:
     matrix = torch.diag(torch.tensor([2.0] * 6 + [5.0] * 4, dtype=torch.float64))
     density = spectral_density(DenseOperator(matrix), num_steps=8)

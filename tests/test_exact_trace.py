@@ -612,8 +612,8 @@ def test_decay_layers_and_halves() -> None:
     for layer in spectrum.layers:
         part = dense.diag()[start : start + layer.num_parameters] + 0.25
         start += layer.num_parameters
-        assert layer.trace == pytest.approx(float(part.sum()), rel=EXACT)
-        assert layer.trace_standard_error == 0.0 < layer.estimate.standard_error
+        assert layer.trace.value == pytest.approx(float(part.sum()), rel=EXACT)
+        assert layer.trace.standard_error == 0.0 < layer.trace.estimate.standard_error
     assert spectrum.halves is not None
     both = [half.trace.value - 0.25 * P for half in spectrum.halves if half.trace is not None]
     # 10 and 11 samples.
@@ -621,7 +621,7 @@ def test_decay_layers_and_halves() -> None:
     assert mean == pytest.approx(float(dense.trace()), rel=EXACT)
     assert both[0] != pytest.approx(both[1], rel=1e-3)
     only, _ = _analyzed(PIECEWISE["mlp"], setting, include_weight_decay=True, layers=["4"])
-    assert _trace_of(only).value == pytest.approx(spectrum.layers[-1].trace, rel=EXACT)
+    assert _trace_of(only).value == pytest.approx(spectrum.layers[-1].trace.value, rel=EXACT)
 
 
 def test_contradiction_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

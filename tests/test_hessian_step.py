@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from conftest import SMALL, Lgo
 
+from lgo_cli.cli.tables import summary_lines
+from lgo_cli.manifest import read_manifest
+
 FEW = ("--top-k", 2, "--bottom-k", 1, "--analysis-samples", 64)
 
 
@@ -175,6 +178,44 @@ def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:
     results = _results(lgo, small_run, "--trace-matvecs", 5)
     assert results["trace"]["num_probes"] == 20
     assert any("all of --trace-matvecs 5: the trace took 20" in x for x in results["warnings"])
+
+
+def test_a_single_layer_is_the_whole(lgo: Lgo, small_run: Path) -> None:
+    results = _results(
+        lgo, small_run, "--layers", "linear1", "--per-layer", "--top-k", 1, "--bottom-k", 0,
+        "--trace-matvecs", 20, "--scaling", "elementwise",
+    )  # fmt: skip
+    (block,) = results["per_layer"]["blocks"]
+    trace = results["trace"]
+    assert block["trace"] == trace["value"]
+    assert block["trace_standard_error"] == trace["standard_error"] > 0
+    assert block["trace_rounding_allowance"] == trace["rounding_allowance"] > 0
+    assert results["per_layer"]["off_block_share"] == 0
+    assert results["per_layer"]["off_block_share_standard_error"] == 0
+
+
+def test_rounding_is_said_where_chance_is_below_it(lgo: Lgo, small_run: Path) -> None:
+    lgo("hessian", small_run, *FEW, "--per-layer")
+    manifest = read_manifest(small_run / "hessian.json")
+    lines = {line.split()[0]: line for line in summary_lines(manifest)}
+    assert all("exact to" in lines[name] for name in ("trace", "linear1", "output"))
+    results = manifest.results
+    norm = results.frobenius_norm
+    assert f"± {norm.standard_error:.2g} (Frobenius)" in lines["norm"]
+    below = norm.model_copy(update={"rounding_allowance": norm.standard_error})
+    results = results.model_copy(update={"frobenius_norm": below})
+    lines = summary_lines(manifest.model_copy(update={"results": results}))
+    assert any(f"exact to {norm.standard_error:.1e} (Frobenius)" in line for line in lines)
+
+
+def test_density_of_all_eigenvalues(lgo: Lgo, small_run: Path) -> None:
+    asked = ("--layers", "output.bias", "--density")
+    density = _results(lgo, small_run, *asked)["density"]
+    assert (density["num_nodes"], density["sampling_bound"]) == (10, 0)
+    assert (
+        "in Wasserstein distance (all eigenvalues)"
+        in lgo("hessian", small_run, *FEW, *asked).stdout
+    )
 
 
 def test_strict_takes_the_trace_into_account(lgo: Lgo, small_run: Path) -> None:

@@ -151,6 +151,25 @@ def test_a_basis_that_probes_would_cost_is_completed(num_dims: int, rtol: float)
     assert found.num_matvecs <= num_dims - 12 + MIN_PROBES
 
 
+@pytest.mark.parametrize("total", [41, 60])
+def test_a_total_that_completes_the_basis_does(total: int) -> None:
+    """60 products on 41 parameters went into half a basis and 30 probes, and stayed an estimate."""
+    matrix = _matrix(41)
+    found = estimate_trace(_process(matrix, 0), num_total=total)
+    assert (found.standard_error, found.num_probes, found.num_total_matvecs) == (0, 0, 41)
+    assert found.value == pytest.approx(float(matrix.trace()), rel=1e-12)
+    last = estimate_trace(_process(matrix, 0, 40), num_total=41)  # no room for two probes
+    assert (last.num_probes, last.num_matvecs) == (0, 1)
+    short = estimate_trace(_process(matrix, 0), num_total=40)
+    assert (short.num_probes, short.num_total_matvecs) == (20, 40)
+
+
+def test_a_basis_that_is_nearly_there_is_completed() -> None:
+    matrix = _matrix(66)
+    found = estimate_trace(_process(matrix, 0, 50), rtol=math.inf)
+    assert (found.num_probes, found.num_matvecs) == (0, 16)
+
+
 def test_any_error_is_within_an_infinite_tolerance_of_zero() -> None:
     """As beside an exact trace, of a matrix that is zero."""
     matrix = torch.zeros(200, 200, dtype=torch.float64)
@@ -196,3 +215,19 @@ def test_total_after_a_restart_still_has_probes() -> None:
     assert estimate.num_probes == 2
     assert math.isfinite(estimate.standard_error)
     assert abs(estimate.value - float(matrix.trace())) < 10 * estimate.standard_error
+
+
+def test_rounding_is_part_of_a_standard_error() -> None:
+    """Of rank five in float32: a basis of 30 holds all but rounding, and probes see 3e-10 of it."""
+    vectors = standard_normal(120 * 5, 2, "vectors").view(120, 5)
+    matrix = (vectors @ vectors.T / 120).float()
+    found = estimate_trace(_process(matrix, 0), num_total=60)
+    assert found.num_probes == 30
+    assert found.standard_error == found.rounding > 0
+    assert found.frobenius_standard_error == found.frobenius_rounding > 0
+    assert abs(found.value - float(matrix.double().trace())) <= found.standard_error
+    norm = float(torch.linalg.matrix_norm(matrix.double()))
+    assert abs(found.frobenius_norm - norm) <= found.frobenius_standard_error
+    # In float64 it is below the chance of a matrix that has some.
+    chance = _estimate(_matrix(), 0, 60)
+    assert 0 < chance.rounding < 1e-9 * chance.standard_error

@@ -187,7 +187,7 @@ TraceRtol = Annotated[
 ]
 TraceMatvecs = Annotated[
     int | None,
-    _option(CURVATURE, "Spend N products on the trace instead, the basis included.", metavar="N"),
+    _option(CURVATURE, "Spend N products at most on it instead, the basis included.", metavar="N"),
 ]
 Density = Annotated[
     bool, _flag(CURVATURE, "Estimate the spectral density (Lanczos quadrature).", "--density")

@@ -160,19 +160,19 @@ def _moments(results: HessianResults) -> Rows:
     rows: Rows = []
     trace, density = results.trace, results.density
     if trace is not None:
-        rows += _trace(trace, _exact(results, trace.rounding_allowance))
+        rows += _trace(results, trace)
     if results.frobenius_norm is not None:
         norm = results.frobenius_norm
-        exact = _exact(results, norm.rounding_allowance)
-        error = f"± {norm.standard_error:.2g}" if norm.standard_error else exact
+        error = _error(results, norm.standard_error, norm.rounding_allowance)
         rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
+        chance = f"{density.confidence:.0%} confidence"
         rows.append(
             (
                 "density",
                 f"{density.num_nodes} nodes, mean eigenvalue {density.mean:.4g}; within "
                 f"{density.wasserstein_bound:.2g} in Wasserstein distance "
-                f"({density.confidence:.0%} confidence)",
+                f"({chance if density.sampling_bound else 'all eigenvalues'})",
             )
         )
     return rows
@@ -185,31 +185,43 @@ def _exact(results: HessianResults, rounding: float = 0.0) -> str:
     return f"exact to {rounding:.1e}" if rounding else "exact"
 
 
-def _trace(trace: Trace, exact: str) -> Rows:
+def _error(
+    results: HessianResults, standard_error: float, rounding: float, form: str = ".2g"
+) -> str:
+    """What stands behind a number: chance, where there is more of it than of rounding."""
+    if standard_error > rounding:
+        return f"± {standard_error:{form}}"
+    return _exact(results, rounding)
+
+
+def _trace(results: HessianResults, trace: Trace) -> Rows:
     """Exact or estimated, and what the other way to it says."""
-    estimate = trace.estimate
+    estimate, exact = trace.estimate, _exact(results, trace.rounding_allowance)
     probes = f"{estimate.value:.6g} ± {estimate.standard_error:.2g}"
     if trace.method == "exact":
-        says = f"{trace.num_probes} probes say {probes}" if trace.num_probes else f"basis {probes}"
+        basis = f"the basis says {estimate.value:.6g}"
+        says = f"{trace.num_probes} probes say {probes}" if trace.num_probes else basis
         return [("trace", f"{trace.value:.6g} {exact} ({trace.note}); {says}")]
     if not trace.num_probes:
         return [("trace", f"{trace.value:.6g} {exact} (the basis spans the whole space)")]
-    text = f"{trace.num_probes} probes; {estimate.exact_part:.4g} of it {exact}"
-    return [("trace", f"{probes} (standard error, {text})"), ("", f"estimated: {trace.note}")]
+    error = _error(results, trace.standard_error, trace.rounding_allowance)
+    name = "standard error, " if error != exact else ""
+    text = f"{name}{trace.num_probes} probes; {estimate.exact_part:.4g} of it {exact}"
+    return [("trace", f"{trace.value:.6g} {error} ({text})"), ("", f"estimated: {trace.note}")]
 
 
 def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
-    layers, exact = results.per_layer, _exact(results)
+    layers = results.per_layer
     rows: Rows = [("per layer", f"{'largest':>12}   {'trace':>10}")]
     for block in layers.blocks:
-        error = f"± {block.trace_standard_error:.1e}" if block.trace_standard_error else exact
+        error = _error(results, block.trace_standard_error, block.trace_rounding_allowance, ".1e")
         rows.append(
             (
                 f"  {block.name}",
                 f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
-                f"{block.trace:>10.5g} {error:<9}   "
+                f"{block.trace:>10.5g} {error:<16}   "
                 f"({counted(block.num_parameters, 'parameter')})",
             )
         )

@@ -22,7 +22,7 @@ from lgo_cli.curvature.operators import scaled_gradient
 from lgo_cli.curvature.requested import Requested, on_samples
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
-from lgo_cli.curvature.trace import MIN_PROBES, estimate_trace
+from lgo_cli.curvature.trace import MIN_PROBES, completes, estimate_trace
 from lgo_cli.errors import UsageError
 from lgo_cli.objective import Samples
 from lgo_cli.progress import SILENT, Progress
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from lgo_cli.config import HessianConfig
     from lgo_cli.curvature.operators import Operator
+    from lgo_cli.curvature.trace import TraceEstimate
     from lgo_cli.objective import Objective
 
 
@@ -127,7 +128,7 @@ class _Analysis:
         if trace is not None:
             self.matvecs["trace"] = trace.estimate.num_matvecs
         density = self._density(operator, pairs, max_basis)
-        layers = self._layers(network, pairs, exact) if config.per_layer else None
+        layers = self._layers(network, pairs, trace, exact)
         preconditioned = self._preconditioned(network, beside)
         spectrum = Spectrum(
             loss=objective.center.loss,
@@ -246,13 +247,10 @@ class _Analysis:
         config, process = self.config, pairs.process
         if process is None or not config.wants_trace:
             return None
-        total = config.trace_matvecs
-        if total is not None and total < process.num_steps + 2 and not process.is_complete:
-            total = process.num_steps + MIN_PROBES
-            self.warnings.append(
-                f"the eigenvalues took {process.num_steps} products, all of --trace-matvecs "
-                f"{config.trace_matvecs}: the trace took {MIN_PROBES} beside"
-            )
+        total, spent = config.trace_matvecs, process.num_steps
+        left = math.inf if total is None else total - spent
+        if left < 2 and not completes(process, left, max_basis):
+            total = spent + MIN_PROBES
         estimate = estimate_trace(
             process,
             rtol=config.trace_rtol if isinstance(exact, str) else math.inf,
@@ -261,21 +259,13 @@ class _Analysis:
             seed=config.seed,
             progress=self.progress,
         )
-        units = operator.rounding_units * torch.finfo(operator.dtype).eps
-        known = self._of_block(exact, block)
-        # One eigenvalue may be off by all that is allowed, whatever the others take from the sum.
-        scale = process.ritz().scale
-        size = max(abs(estimate.value), scale) if known is None else abs(known)
-        trace = Trace(
-            estimate=estimate,
-            exact=known,
-            rounding=units * size,
-            estimate_rounding=units * process.size * estimate.frobenius_norm,
-            # Of each column of T.
-            norm_rounding=units * math.sqrt(process.size) * scale,
-            note=exact if isinstance(exact, str) else exact.reason,
-        )
-        if not trace.converged and known is None:
+        if total != config.trace_matvecs:
+            self.warnings.append(
+                f"the eigenvalues took {spent} products, all of --trace-matvecs "
+                f"{config.trace_matvecs}: the trace took {estimate.num_matvecs} beside"
+            )
+        trace = self._reported(estimate, process, exact, block)
+        if not trace.converged and trace.exact is None:
             self.warnings.append(
                 f"the trace's standard error is above --trace-rtol {config.trace_rtol:g} of it "
                 f"after {estimate.num_probes} probes"
@@ -292,14 +282,32 @@ class _Analysis:
             )
         return trace
 
+    def _reported(
+        self, estimate: TraceEstimate, process: Lanczos, exact: ExactTrace | str, block: Block
+    ) -> Trace:
+        """An estimate from a space, or what is known exactly in its place."""
+        operator = process.operator
+        units = operator.rounding_units * torch.finfo(operator.dtype).eps
+        known = self._of_block(exact, block)
+        return Trace(
+            estimate=estimate,
+            exact=known,
+            rounding=estimate.rounding if known is None else units * abs(known),
+            estimate_rounding=units * process.size * estimate.frobenius_norm,
+            note=exact if isinstance(exact, str) else exact.reason,
+        )
+
     def _density(
         self, operator: Operator, pairs: Eigenpairs, max_basis: int
     ) -> SpectralDensity | None:
         if not self.config.density:
             return None
+        process = pairs.process
+        if self.setting.warm_start is not None and process is not None and not process.is_complete:
+            process = None  # it did not begin at a Gaussian vector
         density = spectral_density(
             operator,
-            process=pairs.process if self.setting.warm_start is None else None,
+            process=process,
             basis=self._basis(operator),
             num_steps=min(NUM_STEPS, max_basis),
             seed=self.config.seed,
@@ -309,8 +317,14 @@ class _Analysis:
         return density
 
     def _layers(
-        self, network: NetworkOperator[Any], pairs: Eigenpairs, exact: ExactTrace | str
-    ) -> tuple[LayerCurvature, ...]:
+        self,
+        network: NetworkOperator[Any],
+        pairs: Eigenpairs,
+        trace: Trace | None,
+        exact: ExactTrace | str,
+    ) -> tuple[LayerCurvature, ...] | None:
+        if not self.config.per_layer or trace is None:
+            return None
         whole = None if pairs.process is None else pairs.process.ritz()
         floor, scale = (0.0, 0.0) if whole is None else (whole.rounding, whole.scale)
 
@@ -323,8 +337,9 @@ class _Analysis:
             network,
             compose,
             replace(self._largest(), scale=scale),
+            trace,
             basis=self._basis,
-            exact=lambda block: self._of_block(exact, block),
+            report=lambda estimate, process, block: self._reported(estimate, process, exact, block),
             progress=self.progress,
         )
         self.matvecs["layers"] = spent

@@ -31,14 +31,17 @@ CONFIDENCE = 0.99
 class SpectralDensity:
     """Gauss quadrature of the spectral measure, as one random vector sees it.
 
+    Of a basis that spans the whole space it is the density itself: all eigenvalues, of one weight.
+
     Attributes:
         nodes: [m], ascending; they are Ritz values, not eigenvalues, and their share below zero
             estimates nothing.
         weights: [m], sum to one.
         mean: First moment, within the bound of tr H / P.
         quadrature_bound: Wasserstein-1 distance at most between the rule and the measure that the
-            vector sees.
+            vector sees; rounding alone where the run saw all of it.
         sampling_bound: The same between that measure and the density, with 99 % confidence.
+        extent: Of the spectrum, as far as the run saw; no distance is larger.
         num_matvecs: Products spent here, beside those of a run that was there.
     """
 
@@ -47,12 +50,13 @@ class SpectralDensity:
     mean: float
     quadrature_bound: float
     sampling_bound: float
+    extent: float
     num_matvecs: int
 
     @property
     def wasserstein_bound(self) -> float:
         """Of the rule to the density of the eigenvalues, with 99 % confidence."""
-        return self.quadrature_bound + self.sampling_bound
+        return min(self.quadrature_bound + self.sampling_bound, self.extent)
 
     def smoothed(self, grid: Array, width: float | None = None) -> Array:
         """A view for the eye: the measure convolved with a Gaussian; integrates to one.
@@ -85,7 +89,8 @@ def spectral_density(
     Args:
         operator: H.
         process: A run that began at a Gaussian vector, to take the rule from; it is extended to
-            `num_steps`, unless it has restarted before: then a run of its own is made.
+            `num_steps`, unless it has restarted before: then a run of its own is made. One whose
+            basis spans the whole space may have begun anywhere.
         basis: Empty, where the basis of such a run goes.
         num_steps: m.
         seed: The user's seed.
@@ -95,7 +100,7 @@ def spectral_density(
         NumericsError: if a product is not finite.
     """
     before = operator.num_matvecs
-    if process is None or (process.has_rule and len(process.rule().nodes) < num_steps):
+    if process is None or not _is_enough(process, num_steps):
         start = standard_normal(operator.dim, seed, "hessian", "density")
         process = Lanczos(operator, start, seed, basis)
     missing = max(0, min(num_steps, operator.dim) - process.size)
@@ -105,14 +110,27 @@ def spectral_density(
                 process.step()
                 task.advance(1)
     rule = process.rule()
+    if process.is_complete:  # all eigenvalues, whatever a single vector sees of them
+        dim = operator.dim
+        rule = process.ritz().rule(np.full(dim, 1 / dim), is_whole=True)
+    extent = rule.high - rule.low
     return SpectralDensity(
         nodes=rule.nodes,
         weights=rule.weights,
         mean=float(rule.nodes @ rule.weights),
         quadrature_bound=quadrature_bound(rule),
-        sampling_bound=sampling_bound(operator.dim, rule.high - rule.low),
+        sampling_bound=0.0 if process.is_complete else sampling_bound(operator.dim, extent),
+        extent=extent,
         num_matvecs=operator.num_matvecs - before,
     )
+
+
+def _is_enough(process: Lanczos, num_steps: int) -> bool:
+    """Whether a run's rule has as many nodes as are wanted, or there are, or can have."""
+    if process.is_complete or not process.has_rule:
+        return True
+    rule = process.rule()
+    return rule.is_whole or len(rule.nodes) >= num_steps
 
 
 def quadrature_bound(rule: Rule) -> float:
@@ -120,9 +138,12 @@ def quadrature_bound(rule: Rule) -> float:
 
     Between two nodes the distribution function differs from the rule's by no more than the larger
     of their weights, and outside by the outer node's (Chebyshev, Markov and Stieltjes; Golub &
-    Meurant 2010, section 2.5); the distance is the area between the two functions.
+    Meurant 2010, section 2.5); the distance is the area between the two functions. A rule that is
+    the measure has its nodes off by their residuals.
     """
     nodes, weights = rule.nodes, rule.weights
+    if rule.is_whole:
+        return float(max(nodes[0] - rule.low, rule.high - nodes[-1]))
     inner = np.diff(nodes) @ np.maximum(weights[1:], weights[:-1])
     outer = (nodes[0] - rule.low) * weights[0] + (rule.high - nodes[-1]) * weights[-1]
     return float(inner + outer)

@@ -65,6 +65,11 @@ class Ritz(NamedTuple):
         result: Array = distances < RESIDUAL_FLOOR * distances.max()
         return result
 
+    def rule(self, weights: Array, *, is_whole: bool) -> Rule:
+        """The Ritz values with weights [m]."""
+        low, high = self.values[0] - self.residuals[0], self.values[-1] + self.residuals[-1]
+        return Rule(self.values, weights, float(low), float(high), is_whole)
+
 
 class Rule(NamedTuple):
     """Gauss quadrature of the measure Σ (uᵢᵀq)² δ(λᵢ) that a start vector q of unit norm sees.
@@ -74,12 +79,14 @@ class Rule(NamedTuple):
         weights: Squared first entries of T's eigenvectors [m]; they sum to one.
         low: Lower bound on the smallest eigenvalue that the run saw, θ₁ − r₁.
         high: Upper bound on the largest, θ_m + r_m.
+        is_whole: Whether the run ended in an invariant subspace: the rule is the measure itself.
     """
 
     nodes: Array
     weights: Array
     low: float
     high: float
+    is_whole: bool
 
 
 class Lanczos:
@@ -169,7 +176,7 @@ class Lanczos:
             self._lose_pending()
         elif beta <= 8 * torch.finfo(self.operator.dtype).eps * np.abs(self._matrix).max():
             # An invariant subspace: T falls apart into blocks, and the run goes on in what is left.
-            self._close_rule()
+            self._close_rule(is_whole=True)
             self._lose_pending()
             self._append_random()
         else:
@@ -212,7 +219,7 @@ class Lanczos:
 
     def rule(self) -> Rule:
         """Gauss quadrature of the start vector's measure, by the steps before any restart."""
-        return self._rule or self._current_rule()
+        return self._rule or self._current_rule(is_whole=self.is_complete)
 
     def vectors(self, coefficients: Array) -> Tensor:
         """Ritz vectors [k, P], unit norm, from columns of coefficients [m, k]."""
@@ -321,19 +328,14 @@ class Lanczos:
         self._lost = self._lost + np.abs(self._pending)
         self._pending = np.zeros(self.size)
 
-    def _close_rule(self) -> None:
+    def _close_rule(self, *, is_whole: bool = False) -> None:
         """Keep the quadrature before the space is no longer the start vector's."""
         if self._rule is None:
-            self._rule = self._current_rule()
+            self._rule = self._current_rule(is_whole=is_whole)
 
-    def _current_rule(self) -> Rule:
+    def _current_rule(self, *, is_whole: bool) -> Rule:
         ritz = self.ritz()
-        return Rule(
-            ritz.values,
-            ritz.coefficients[0] ** 2,
-            float(ritz.values[0] - ritz.residuals[0]),
-            float(ritz.values[-1] + ritz.residuals[-1]),
-        )
+        return ritz.rule(ritz.coefficients[0] ** 2, is_whole=is_whole)
 
     def _append_random(self) -> None:
         labels = ("lanczos", "continue", self._num_random)

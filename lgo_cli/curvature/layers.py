@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
-from lgo_cli.curvature.trace import TraceEstimate, estimate_trace
+from lgo_cli.curvature.search import basis_limit
+from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lgo_cli.curvature.basis import Basis
+    from lgo_cli.curvature.lanczos import Lanczos
     from lgo_cli.curvature.networks import NetworkOperator
     from lgo_cli.curvature.operators import Operator
     from lgo_cli.curvature.search import Wanted
+    from lgo_cli.curvature.spectrum import Trace
+    from lgo_cli.curvature.trace import TraceEstimate
     from lgo_cli.vectors import Block
 
 NUM_PROBES = 10
@@ -32,9 +36,7 @@ class LayerCurvature:
         largest: Its largest eigenvalue.
         residual_bound: Of the largest eigenvalue.
         error_estimate: Of the largest eigenvalue.
-        trace: Of the block, exact or estimated.
-        trace_standard_error: Standard error of the trace; 0 if it is exact.
-        estimate: By probes, with the block's Frobenius norm.
+        trace: Of the block, exact or estimated, with its Frobenius norm.
         unconverged: What did not converge of the eigenvalue.
     """
 
@@ -43,9 +45,7 @@ class LayerCurvature:
     largest: float
     residual_bound: float
     error_estimate: float
-    trace: float
-    trace_standard_error: float
-    estimate: TraceEstimate
+    trace: Trace
     unconverged: tuple[str, ...] = ()
 
 
@@ -53,23 +53,26 @@ def curvature_of_layers(
     network: NetworkOperator[Any],
     compose: Callable[[NetworkOperator[Any]], Operator],
     wanted: Wanted,
+    whole: Trace,
     *,
     basis: Callable[[Operator], Basis | None],
-    exact: Callable[[Block], float | None],
+    report: Callable[[TraceEstimate, Lanczos, Block], Trace],
     progress: Progress = SILENT,
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
 
     Blocks share the graphs of the whole matrix, and its tolerance on small eigenvalues: a block
     rounds as the whole does, however small it is itself. One whose products are zero is zero. Each
-    costs the products of its eigenvalue, some 5 to 20, and 10 probes.
+    costs the products of its eigenvalue, some 5 to 20, and 10 probes, or fewer that complete its
+    basis. The trace of one that is all of the matrix is the matrix's.
 
     Args:
         network: The whole matrix.
         compose: What is measured of a block: the block itself, shifted or scaled.
         wanted: Of each block; one eigenvalue, its scale that of the whole.
+        whole: The trace of the whole matrix.
         basis: Where to put the basis of an operator.
-        exact: The trace of a block, if that is known without probes.
+        report: Makes of an estimate on a space what is reported of a block.
         progress: Told of each layer.
 
     Returns:
@@ -84,14 +87,16 @@ def curvature_of_layers(
             pairs = extreme_eigenpairs(operator, wanted, basis=basis(operator))
             if pairs.process is None:
                 raise AssertionError("one eigenvalue was wanted")
-            size = pairs.process.size
-            known = exact(block)
-            estimate = estimate_trace(
-                pairs.process,
-                num_total=pairs.process.num_steps + NUM_PROBES,
-                max_basis=size,
-                seed=wanted.seed,
-            )
+            trace = whole
+            if block.members != network.block.members:
+                estimate = estimate_trace(
+                    pairs.process,
+                    num_total=pairs.process.num_steps + NUM_PROBES,
+                    least_basis=pairs.process.size,
+                    max_basis=basis_limit(operator.dim, operator.dtype, wanted),
+                    seed=wanted.seed,
+                )
+                trace = report(estimate, pairs.process, block)
             layers.append(
                 LayerCurvature(
                     name,
@@ -99,9 +104,7 @@ def curvature_of_layers(
                     float(pairs.values[0]),
                     float(pairs.residual_bounds[0]),
                     float(pairs.error_estimates[0]),
-                    estimate.value if known is None else known,
-                    estimate.standard_error if known is None else 0.0,
-                    estimate,
+                    trace,
                     pairs.unconverged,
                 )
             )

@@ -57,8 +57,7 @@ class Trace:
         estimate: By deflation and probes, with the Frobenius norm.
         exact: Without chance, where that is proved.
         rounding: Allowance for the rounding of the value, absolute.
-        estimate_rounding: The same for what the estimate knows from its basis.
-        norm_rounding: The same for the Frobenius norm.
+        estimate_rounding: The same for what the estimate knows from its basis, at its worst.
         note: Why it is exact, or why it has to be estimated.
     """
 
@@ -66,7 +65,6 @@ class Trace:
     exact: float | None
     rounding: float
     estimate_rounding: float
-    norm_rounding: float
     note: str
 
     @property

@@ -33,14 +33,16 @@ class TraceEstimate:
 
     Attributes:
         value: tr H.
-        standard_error: Of the trace; 0 if the basis spans the whole space.
+        standard_error: Of the trace, no less than its rounding; 0 if the basis is the whole space.
         exact_part: tr T, the part of the basis.
         frobenius_norm: ‖H‖_F.
-        frobenius_standard_error: Standard error of the norm.
+        frobenius_standard_error: Of the norm, no less than its rounding.
         num_probes: n.
         num_matvecs: Products spent here: probes, and steps by which the basis was extended.
         num_total_matvecs: The same with the steps that the basis already had.
         converged: Whether the standard error came down to what was asked.
+        rounding: Allowance for the rounding of the value, absolute.
+        frobenius_rounding: The same for the norm.
     """
 
     value: float
@@ -52,6 +54,8 @@ class TraceEstimate:
     num_matvecs: int
     num_total_matvecs: int
     converged: bool
+    rounding: float = 0.0
+    frobenius_rounding: float = 0.0
 
 
 def estimate_trace(
@@ -59,6 +63,7 @@ def estimate_trace(
     *,
     rtol: float = 0.01,
     num_total: int | None = None,
+    least_basis: int | None = None,
     max_basis: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -69,13 +74,14 @@ def estimate_trace(
     second is the mean of yᵀHy with y the part beside the basis of a random sign vector (Hutchinson
     1990), of variance 2‖(I − QᵀQ)H(I − QᵀQ)‖²_F at most (theory.md, section 20). ‖H‖²_F is split
     likewise into Σ‖Hq‖² and the mean of ‖Hy‖². Probe i has a stream of its own, and is the same
-    however many are drawn. Where as many steps as probes would still be needed complete the basis,
-    it is completed, and nothing is estimated.
+    however many are drawn. Where what may or would still be spent completes the basis, it is
+    completed, and nothing is estimated.
 
     Args:
-        process: A Krylov space of H; is extended to 30 steps, or to half of `num_total`, or to P.
+        process: A Krylov space of H, which is extended.
         rtol: Stop at 20 probes or more when the standard error is below this share of the value.
-        num_total: Products to spend in all instead, those of the basis included.
+        num_total: Products to spend in all at most instead, those of the basis included.
+        least_basis: Vectors to extend the basis to; by default 30, or half of `num_total`.
         max_basis: Vectors that the basis may hold.
         seed: The user's seed.
         progress: Told of each product.
@@ -87,22 +93,22 @@ def estimate_trace(
     operator = process.operator
     before = operator.num_matvecs
     spent = process.num_steps
-    if num_total is not None and num_total < spent + 2 and not process.is_complete:
+    if least_basis is None:
+        least_basis = LEAST_BASIS if num_total is None else num_total // 2
+    steps = min(least_basis, max_basis or least_basis, operator.dim)
+    added = max(0, steps - process.size)
+    budget = added + MIN_PROBES if num_total is None else num_total - spent
+    if completes(process, budget, max_basis):
+        added = budget = operator.dim - process.size
+    elif budget < 2:
         raise UsageError(
             f"--trace-matvecs {num_total} leaves no room for probes: the basis took {spent}",
             hint=f"--trace-matvecs {spent + 20}, or more",
         )
-    steps = LEAST_BASIS if num_total is None else num_total // 2
-    steps = min(steps, max_basis or steps, operator.dim)
-    completes = num_total is None and operator.dim <= (max_basis or operator.dim)
-    if completes and operator.dim - steps <= MIN_PROBES:
-        steps = operator.dim
-    added = max(0, steps - process.size)
-    if num_total is not None:
-        added = min(added, num_total - spent - 2)
-    limit = MAX_PROBES if num_total is None else num_total - spent - added
-    total = None if num_total is None else num_total - spent
-    with progress.task("trace", total, "products") as task:
+    elif num_total is not None:
+        added = min(added, budget - 2)
+    limit = MAX_PROBES if num_total is None else budget - added
+    with progress.task("trace", None if num_total is None else budget, "products") as task:
         for _ in range(added):
             process.step()
             task.advance(1)
@@ -122,7 +128,7 @@ def estimate_trace(
             if _is_within(error, rtol, estimate):
                 break
             needed = len(values) * (error / max(rtol * estimate, math.ulp(0.0))) ** 2
-            if completes and operator.dim - process.size <= min(needed, limit) - len(values):
+            if completes(process, min(needed, limit) - len(values), max_basis):
                 while not process.is_complete:
                     process.step()
                     task.advance(1)
@@ -132,20 +138,33 @@ def estimate_trace(
     value = exact + (float(np.mean(values)) if values else 0.0)
     square = squares + (float(np.mean(norms)) if norms else 0.0)
     norm = math.sqrt(square)
+    # One eigenvalue may be off by all that is allowed, whatever the others take from the sum.
+    allowed = process.ritz().rounding
+    units = operator.rounding_units * torch.finfo(operator.dtype).eps
+    rounding = max(units * abs(value), allowed)
+    norm_rounding = math.sqrt(process.size) * allowed  # of each column of T
+    norm_error = _standard_error(norms) / (2 * norm) if norms and norm > 0 else 0.0
     return TraceEstimate(
         value=value,
-        standard_error=error,
+        standard_error=max(error, rounding) if values else 0.0,
         exact_part=exact,
         frobenius_norm=norm,
-        frobenius_standard_error=(
-            _standard_error(norms) / (2 * norm) if norms and norm > 0 else 0.0
-        ),
+        frobenius_standard_error=max(norm_error, norm_rounding) if values else 0.0,
         num_probes=len(values),
         num_matvecs=operator.num_matvecs - before,
         num_total_matvecs=process.num_steps + len(values),
         converged=math.isfinite(error)
         and (num_total is not None or _is_within(error, rtol, abs(value))),
+        rounding=rounding,
+        frobenius_rounding=norm_rounding,
     )
+
+
+def completes(process: Lanczos, num_matvecs: float, max_basis: int | None) -> bool:
+    """Whether so many products at most complete the basis, and it may hold as many vectors."""
+    dim = process.operator.dim
+    missing = dim - process.size
+    return not missing or (missing <= num_matvecs and dim <= (max_basis or dim))
 
 
 def _is_within(error: float, rtol: float, size: float) -> bool:

@@ -30,6 +30,7 @@ class TraceEstimate(Strict):
 class Trace(Strict):
     """A trace: exact, with no standard error, where the network's graph allows it.
 
+    A standard error is no less than the allowance for rounding, and zero where nothing was drawn.
     `note` says why it is exact or why it had to be estimated. The estimate is always there, and
     `deviation` of its standard errors away from an exact trace; products are the estimate's,
     `num_total_matvecs` counts the basis too.
@@ -60,7 +61,8 @@ class Density(Strict):
     """A stochastic spectral density; its nodes and weights are in the `.npz`.
 
     The bounds are on Wasserstein-1 distances, of the rule to the measure that its vector sees, and
-    of that to the density of eigenvalues with the confidence given.
+    of that to the density of eigenvalues with the confidence given. Where all eigenvalues are
+    known, they are the nodes, and nothing is sampled.
     """
 
     mean: Real
@@ -80,12 +82,17 @@ class Layer(Strict):
     largest: Eigenvalue
     trace: Real
     trace_standard_error: Real
+    trace_rounding_allowance: Real
     frobenius_norm: Real
     frobenius_standard_error: Real
+    frobenius_rounding_allowance: Real
 
 
 class Layers(Strict):
-    """All blocks, and the share of ‖H‖²_F that lies off them, with its standard error."""
+    """All blocks, and the share of ‖H‖²_F that lies off them, with its standard error.
+
+    Where an estimated share comes out below zero, it is zero.
+    """
 
     blocks: list[Layer]
     off_block_share: Real

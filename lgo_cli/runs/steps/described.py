@@ -56,9 +56,9 @@ def arrays_of(spectrum: Spectrum) -> dict[str, Any]:
         arrays["layer_residual_bounds"] = np.array(
             [layer.residual_bound for layer in spectrum.layers]
         )
-        arrays["layer_traces"] = np.array([layer.trace for layer in spectrum.layers])
+        arrays["layer_traces"] = np.array([layer.trace.value for layer in spectrum.layers])
         arrays["layer_trace_standard_errors"] = np.array(
-            [layer.trace_standard_error for layer in spectrum.layers]
+            [layer.trace.standard_error for layer in spectrum.layers]
         )
     return arrays
 
@@ -93,7 +93,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
             else FrobeniusNorm(
                 value=trace.estimate.frobenius_norm,
                 standard_error=trace.estimate.frobenius_standard_error,
-                rounding_allowance=trace.norm_rounding,
+                rounding_allowance=trace.estimate.frobenius_rounding,
             )
         ),
         "density": None if spectrum.density is None else _density(spectrum.density),
@@ -171,7 +171,10 @@ def _density(density: SpectralDensity) -> Density:
 
 
 def _layers(layers: tuple[LayerCurvature, ...], whole: MeasuredTrace) -> Layers:
-    """The blocks, and 1 − Σ‖H_bb‖²_F / ‖H‖²_F with the error of both to first order."""
+    """The blocks, and 1 − Σ‖H_bb‖²_F / ‖H‖²_F with the error of both to first order.
+
+    A single block has nothing off it, and no chance of it either.
+    """
     blocks = [
         Layer(
             name=layer.name,
@@ -181,10 +184,12 @@ def _layers(layers: tuple[LayerCurvature, ...], whole: MeasuredTrace) -> Layers:
                 residual_bound=layer.residual_bound,
                 error_estimate=layer.error_estimate,
             ),
-            trace=layer.trace,
-            trace_standard_error=layer.trace_standard_error,
-            frobenius_norm=layer.estimate.frobenius_norm,
-            frobenius_standard_error=layer.estimate.frobenius_standard_error,
+            trace=layer.trace.value,
+            trace_standard_error=layer.trace.standard_error,
+            trace_rounding_allowance=layer.trace.rounding,
+            frobenius_norm=layer.trace.estimate.frobenius_norm,
+            frobenius_standard_error=layer.trace.estimate.frobenius_standard_error,
+            frobenius_rounding_allowance=layer.trace.estimate.frobenius_rounding,
         )
         for layer in layers
     ]
@@ -195,12 +200,12 @@ def _layers(layers: tuple[LayerCurvature, ...], whole: MeasuredTrace) -> Layers:
     error = math.sqrt(
         sum((2 * b.frobenius_norm * b.frobenius_standard_error) ** 2 for b in blocks)
         + (inside / total * 2 * norm.frobenius_norm * norm.frobenius_standard_error) ** 2
-        if total > 0
+        if total > 0 and len(blocks) > 1
         else 0.0
     )
     return Layers(
         blocks=blocks,
-        off_block_share=1 - inside / total if total > 0 else 0.0,
+        off_block_share=max(0.0, 1 - inside / total) if total > 0 else 0.0,
         off_block_share_standard_error=error / total if total > 0 else 0.0,
     )
 
