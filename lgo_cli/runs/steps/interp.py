@@ -73,7 +73,11 @@ def _along_direction(
 ) -> tuple[InterpResults, dict[str, Any]]:
     from lgo_cli.curvature.embeddings import false_derivatives
     from lgo_cli.landscape.batchnorm import BatchNorm
-    from lgo_cli.landscape.directions import gradient_direction, random_direction
+    from lgo_cli.landscape.directions import (
+        gradient_complaints,
+        gradient_direction,
+        random_direction,
+    )
     from lgo_cli.landscape.interpolation import alpha_grid, interpolate
     from lgo_cli.runs.loaded import measured, objective
 
@@ -94,6 +98,7 @@ def _along_direction(
             warnings = [each.warning for each in false_derivatives(problem)]
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
+            unconverged = gradient_complaints(problem)
         else:
             direction = random_direction(problem, config.seed, "interp", "direction")
         path = interpolate(
