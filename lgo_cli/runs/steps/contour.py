@@ -117,8 +117,10 @@ class ContourStep(Step):
             "convexity": None,
         }
         if planes is not None:
+            assert isinstance(manifest.results, ContourResults)
+            center = manifest.results.loss_at_center
             found["planes"] = {
-                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes)),
+                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes, center)),
                 "self_checks": [
                     {"num_nonfinite": int(np.sum(~np.isfinite(loss)))} for loss in planes[1:]
                 ],
