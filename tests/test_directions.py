@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from image_network import images, network, unit
+from small_networks import dense_hessian
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.filters import Normalization
 from lgo_cli.landscape.directions import (
+    gradient_complaints,
     gradient_direction,
     orthogonalize,
     project,
@@ -18,7 +21,7 @@ from lgo_cli.landscape.directions import (
 from lgo_cli.landscape.planes import random_plane
 from lgo_cli.objective import LossFunction, Objective, Samples
 from lgo_cli.seeding import standard_normal
-from lgo_cli.vectors import cosine, dot, norm
+from lgo_cli.vectors import cosine, dot, flatten, norm
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -141,6 +144,40 @@ def test_stationary_point_has_no_gradient_direction() -> None:
         pytest.raises(NumericsError, match="norm is 0"),
     ):
         gradient_direction(objective)
+
+
+class _Float32Only(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_gradient_that_float32_loses_is_said() -> None:
+    """Newton's steps in float64 lead to a convex loss's minimum, where float32 has but noise."""
+    draw = torch.Generator().manual_seed(0)
+    samples = Samples(torch.randn(300, 4, generator=draw), torch.arange(300) % 3)
+    with torch.random.fork_rng():
+        model = nn.Linear(4, 3)
+    with Objective(model, samples) as objective:
+        assert gradient_complaints(objective) == ()
+    for _ in range(8):
+        with Objective(model, samples, dtype=torch.float64) as objective:
+            _, gradient = objective.loss_and_gradient()
+            # Adding a number to all outputs changes nothing: the Hessian has a null space.
+            step = torch.linalg.pinv(dense_hessian(objective), hermitian=True) @ gradient
+            theta = objective.theta - step
+        vector_to_parameters(theta.float(), model.parameters())
+    with Objective(model, samples) as objective:
+        before = objective.theta.clone()
+        (complaint,) = gradient_complaints(objective)
+        assert "lost in rounding" in complaint
+        assert complaint.endswith("--dtype float64")
+        assert torch.equal(flatten(objective.parameters), before)
+        assert objective.parameters[0].dtype == torch.float32
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        assert gradient_complaints(objective) == ()
+    model.__class__ = _Float32Only
+    with Objective(model, samples) as objective:
+        assert gradient_complaints(objective) == ()  # there is nothing to compare with
 
 
 def test_projection_is_the_nearest_point() -> None:

@@ -1039,7 +1039,7 @@ def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own
     arrays, results = _beside(prefix)
     results[f"barrier_{prefix}".rstrip("_")] = {"value": 2.5, "interval": [2.4, 2.6]}
     done = {"line_": "curve", "unrepaired_": "repair", "unaligned_": "alignment"}
-    results[done[prefix]] = {"what was": "done"}
+    results[done[prefix]] = {"what was": "done", "layers": ["fc1"]}
     # What was repaired was aligned before; the last thing done to a path is its name.
     if prefix == "unrepaired_":
         results["alignment"] = {"what was": "done before"}
@@ -1049,6 +1049,13 @@ def test_other_path_is_drawn_beside_with_its_barrier(prefix: str, name: str, own
     np.testing.assert_array_equal(lines[name].get_ydata(), arrays[f"{prefix}loss"])
     np.testing.assert_array_equal(lines[own].get_ydata(), arrays["loss"])
     assert len(figure.axes[0].collections) >= 3  # a band each
+
+
+def test_path_without_a_layer_to_rescale_is_not_called_repaired() -> None:
+    arrays, results = _beside("unaligned_")
+    results |= {"alignment": {"what was": "done"}, "repair": {"layers": []}}
+    labels = [str(line.get_label()) for line in draw_interpolation(arrays, results).axes[0].lines]
+    assert "train, aligned" in labels
 
 
 def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:

@@ -413,6 +413,15 @@ def test_table_says_of_what_path_a_barrier_is(
     assert path in lgo("table", small_run).stdout
 
 
+def test_table_calls_repaired_what_has_a_layer_that_was(lgo: Lgo) -> None:
+    for seed in (0, 1):
+        lgo("train", "--out", seed, *SMALL, "--model-arg", "batch_norm=true", "--seed", seed, "-q")
+    line = ("interp", 0, "--to", 1, "--align", "--repair", "--num-points", 3)
+    lgo(*line, "--analysis-samples", 64, "-q")
+    row = json.loads(lgo("table", 0, "--format", "jsonl").stdout)
+    assert row["barrier_path"] == "line aligned batch norm recompute to other"
+
+
 def test_table_has_no_barrier_of_a_direction_or_a_matrix(lgo: Lgo, small_run: Path) -> None:
     for options in (["--direction", "random"], ["--to", "init", "--matrix"]):
         lgo("interp", small_run, *options, "--num-points", 3, "--analysis-samples", 64, "-q")

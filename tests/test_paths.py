@@ -666,6 +666,23 @@ def test_matrix_says_whose_statistics_are_frozen(pair: Path, lgo: Lgo) -> None:
     assert "Batch-norm statistics are frozen: those of the first of each two." in caption
 
 
+@pytest.mark.parametrize("policy", ["recompute", "interpolate", "batch"])
+def test_losses_of_a_matrix_are_those_that_its_barriers_rise_from(pair: Path, policy: str) -> None:
+    config = InterpConfig(
+        to=(str(pair / "normed1"), "init"),
+        matrix=True,
+        batchnorm=policy,  # type: ignore[arg-type]
+        **{**SMALL, "num_points": 3},
+    )
+    manifest = execute(config, pair / "normed0").manifest
+    assert manifest is not None
+    matrix = manifest.results.matrix  # type: ignore[attr-defined]
+    with np.load(pair / "normed0" / "interp.npz") as arrays:
+        for (first, second), losses in zip(arrays["pairs"], arrays["loss"], strict=True):
+            assert (matrix.loss[first], matrix.loss[second]) == (losses[0], losses[-1])
+    assert manifest.results.loss_at_start == matrix.loss[0]  # type: ignore[attr-defined]
+
+
 def test_repair_leaves_the_ends_and_is_taken_back(pair: Path) -> None:
     plain, unrepaired = _measure(pair, align=True, spherical=True)
     results, arrays = _measure(pair, align=True, spherical=True, repair=True)

@@ -300,6 +300,19 @@ def test_strict_holds_for_eigenvectors_that_are_there_already(
     assert "did not converge" in lgo(*line, "--strict", code=4).stderr
 
 
+@pytest.mark.parametrize(("command", "option"), [("contour", "--plane"), ("interp", "--direction")])
+def test_strict_refuses_a_gradient_that_is_lost_in_rounding(
+    command: str, option: str, small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lgo_cli.landscape.directions.CLEAR_OF_ROUNDING", 1e9)
+    size = "--resolution" if command == "contour" else "--num-points"
+    line = (command, small_run, option, "gradient", size, 3, "--analysis-samples", 64)
+    said = "the gradient's direction is lost in rounding"
+    assert lgo(*line).stderr.count(f"warning: {said}") == 1
+    assert said in lgo(*line, "--strict", code=4).stderr
+    assert said in lgo(*line, "--strict", "--force", code=4).stderr
+
+
 def test_table_says_at_which_cells_the_quadratic_model_was_held(small_run: Path, lgo: Lgo) -> None:
     line = ("--plane", "eigen", "--resolution", 21, "--analysis-samples", 64, "--tolerance", 0.05)
     printed = lgo("contour", small_run, *line).stdout

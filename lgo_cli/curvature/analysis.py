@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from lgo_cli.curvature.audit import Rounding, audit, takes_differences
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.lanczos import Lanczos
@@ -89,12 +89,7 @@ class _Analysis:
         # Blocks need the basis of one eigenvalue, even where none of the whole is wanted.
         most = wanted if wanted.num_pairs or not config.per_layer else self._largest()
         max_basis = basis_limit(block.dim, objective.dtype, most)
-        self.warnings += [
-            f"row {module.padding_idx} of {name} is padding, which autograd holds fixed: "
-            "its curvature counts as zero"
-            for name, module in objective.model.named_modules()
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None
-        ]
+        self.warnings += [each.warning for each in false_derivatives(objective)]
         kinks = nonsmooth_operations(objective) if config.audit else ()
         difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
         requested = self.requested

@@ -219,7 +219,7 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
     if "planes_loss" in arrays:
         figures["contour_bands"] = [
             f"Mean loss over circles around the run on {len(arrays['planes_loss'])} planes: their "
-            "median and their range."
+            "median and their range, interpolated between cells."
         ]
     return figures
 

@@ -41,9 +41,6 @@ Array = np.ndarray[Any, Any]
 FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""
 
-_DONE = (("curve", "curve"), ("repair", "repaired"), ("alignment", "aligned"))
-"""What may have been done to a path, the last first, and what it is then called."""
-
 
 def draw_interpolation(
     arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
@@ -63,7 +60,13 @@ def draw_interpolation(
         figure = new_figure(size, 0.6 * size[0] + 1.25)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         alpha = arrays["alpha"]
-        what = next((f", {name}" for key, name in _DONE if results.get(key)), "")
+        # What was done to the path, the last first.
+        done = {
+            "curve": results.get("curve"),
+            "repaired": (results.get("repair") or {}).get("layers"),
+            "aligned": results.get("alignment"),
+        }
+        what = next((f", {name}" for name, was in done.items() if was), "")
         # Beside a curve to an aligned end there are two straight lines.
         two = "line_loss" in arrays and "unaligned_loss" in arrays
         series = [

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.curvature.analysis import CLEAR_OF_ROUNDING
+from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import norm, normalize
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lgo_cli.filters import Normalization
-    from lgo_cli.objective import Objective
 
 ROUNDING = torch.finfo(torch.float32).eps
 """Relative error of stored weights. A difference of two points below it is no direction, also in
@@ -76,6 +77,38 @@ def gradient_direction(objective: Objective) -> Tensor:
     if length == 0 or not math.isfinite(length):
         raise NumericsError(f"the gradient's norm is {length:g}: it has no direction")
     return gradient / length
+
+
+def gradient_complaints(objective: Objective) -> tuple[str, ...]:
+    """What is wrong with the gradient's direction where float32 has none, as at a minimum.
+
+    The gradient is compared with that in float64, on all samples: about five forward passes more. A
+    model that runs in float32 only has no other to be compared with.
+
+    Args:
+        objective: Entered.
+    """
+    if objective.dtype != torch.float32:
+        return ()
+    _, gradient = objective.loss_and_gradient()
+    try:
+        with Objective(
+            objective.model,
+            objective.samples,
+            objective.loss_function,
+            micro_batch_size=objective.micro_batch_size,
+            dtype=torch.float64,
+        ) as twin:
+            _, exact = twin.loss_and_gradient()
+    except (InputError, NumericsError):
+        return ()
+    off = norm(gradient.double() - exact) / norm(gradient)
+    if off * CLEAR_OF_ROUNDING <= 1:
+        return ()
+    return (
+        f"the gradient's direction is lost in rounding: in float32 it is off by {off:.2g} of its "
+        "norm; --dtype float64",
+    )
 
 
 def orthogonalize(first: Tensor, second: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import linspace
+from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
@@ -72,7 +73,8 @@ class LossPath:
         test: On the test samples.
         direction: d [P], the very bits used; of a curve, its end less its start.
         curvature_at_origin: d²L/dα² at 0, one product; `None` unless the path is a straight line
-            whose points differ by their parameters alone.
+            whose points differ by their parameters alone, and by such as autograd differentiates by
+            (`false_derivatives`; a warning says so otherwise).
         loss_at_start: L(0).
         loss_at_end: L(1), or along a direction L at the last α.
         num_evaluations: Points measured on the probe set and on the test samples together.
@@ -160,8 +162,9 @@ def interpolate(
     d = direction.to(objective.theta) if direction is not None else end - objective.theta  # type: ignore[operator]
     untouched = around is None and is_frozen(batchnorm)
     straight = curve is None and untouched
+    moved = [each for each in false_derivatives(objective) if straight and each.is_moved_by(d)]
     curvature = None
-    if straight:
+    if straight and not moved:
         curvature = dot(d, HessianOperator(objective, memory_bytes=memory_bytes).matvec(d))
     evaluators: list[Evaluator] = []
     if curve is None and around is None:
@@ -199,12 +202,15 @@ def interpolate(
         loss_at_start=train.evaluations[alphas.index(0.0)].loss,
         loss_at_end=train.evaluations[alphas.index(1.0) if has_end else -1].loss,
         num_evaluations=len(alphas) * (1 if test is None else 2),
-        num_matvecs=int(straight),
+        num_matvecs=int(curvature is not None),
         plan="; on the test samples, ".join({each.plan: None for each in evaluators})
         or (CHANGED if around else OWN_PASS),
         is_fast=bool(evaluators) and all(each.is_fast for each in evaluators),
         fast_path_difference=max((e.difference for e in evaluators if e.is_fast), default=None),
-        warnings=tuple(_warnings(on_train, on_test, (objective.samples, test), has_end=has_end)),
+        warnings=(
+            *(f"no curvature at 0: {each.reason}, and the path moves it" for each in moved),
+            *_warnings(on_train, on_test, (objective.samples, test), has_end=has_end),
+        ),
     )
 
 

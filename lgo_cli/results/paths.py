@@ -59,7 +59,8 @@ class BarrierMatrix(Strict):
     """Barriers between all pairs of k checkpoints, [k][k], symmetric; each interval on its own.
 
     `names` are the run's and those of what `locations` of the manifest places, each as short as
-    tells them apart; `loss` is of each as it is. Where it is not finite, all of its pairs are NaN.
+    tells them apart; `loss` is of each as it is, and as `--batchnorm` has it where that is another
+    policy than `frozen`. Where it is not finite, all of its pairs are NaN.
     """
 
     names: list[str]
@@ -148,7 +149,7 @@ class InterpResults(AnalysisResults):
     path of a matrix, and `fast_path_difference_beside` that of the paths beside it.
     `num_nonfinite` counts the points whose loss is not, of the path and of those beside it; a
     matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector that
-    gives the direction.
+    gives the direction, or that the gradient which does is lost in rounding.
     """
 
     along: str

@@ -295,8 +295,9 @@ def _path_of(results: InterpResults) -> str:
     """What a barrier is of: barriers of different paths do not compare."""
     parts: list[str] = [results.shape]
     parts += ["aligned"] if results.alignment is not None else []
-    parts += ["repaired"] if results.repair is not None else []
-    if results.measured.batchnorm != "none" and results.repair is None:
+    is_repaired = results.repair is not None and bool(results.repair.layers)
+    parts += ["repaired"] if is_repaired else []
+    if results.measured.batchnorm != "none" and not is_repaired:
         parts.append(f"batch norm {results.measured.batchnorm}")
     end = "init" if results.along == "init" else "other"
     return f"{' '.join(parts)} to {end}"

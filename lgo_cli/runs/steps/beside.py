@@ -100,7 +100,8 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             fillings += [] if filling is None else [filling]
             self_checks.append(self_check_results(surface, cosine(*evaluator.directions)))
             losses[index] = surface.loss
-        statistics = plane_statistics(arrays["x"], arrays["y"], losses)
+        center = surface.loss_at_center
+        statistics = plane_statistics(arrays["x"], arrays["y"], losses, center)
     arrays["planes_loss"] = losses
     arrays["profile_radius"] = statistics.radii
     arrays["profile_median"] = statistics.profile.median

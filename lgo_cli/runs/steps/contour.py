@@ -42,6 +42,8 @@ class ContourStep(Step):
 
     def compute(self, context: Context) -> ContourResults:
         """Losses on a plane, and what else is asked about it."""
+        from lgo_cli.curvature.embeddings import false_derivatives
+
         with context.stopwatch.phase("compute"), open_work(context) as work:
             surface = work.measure(work.evaluator)
             arrays: dict[str, Any] = {key: getattr(surface, key) for key in ("x", "y", *ARRAYS)}
@@ -56,6 +58,10 @@ class ContourStep(Step):
             convexity, convexity_matvecs = convexity_of(work, arrays)
             test = on_test_samples(work, arrays)
             warnings = [*plane.warnings, *frozen_warnings(work), *work.warnings]
+            num_matvecs = work.named.num_matvecs + quadratic_matvecs
+            num_matvecs += plane_matvecs + convexity_matvecs
+            if num_matvecs:
+                warnings += [each.warning for each in false_derivatives(work.problem)]
             if work.test is not None:
                 samples = {"num_test_samples": len(work.test.samples)}
                 work.description = work.description.model_copy(update=samples)
@@ -93,9 +99,7 @@ class ContourStep(Step):
             planes=planes,
             convexity=convexity,
             test=test,
-            num_matvecs=(
-                work.named.num_matvecs + quadratic_matvecs + plane_matvecs + convexity_matvecs
-            ),
+            num_matvecs=num_matvecs,
         )
 
     def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
@@ -114,8 +118,10 @@ class ContourStep(Step):
             "convexity": None,
         }
         if planes is not None:
+            assert isinstance(manifest.results, ContourResults)
+            center = manifest.results.loss_at_center
             found["planes"] = {
-                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes)),
+                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes, center)),
                 "self_checks": [
                     {"num_nonfinite": int(np.sum(~np.isfinite(loss)))} for loss in planes[1:]
                 ],

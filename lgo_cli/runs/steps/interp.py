@@ -71,14 +71,20 @@ class InterpStep(Step):
 def _along_direction(
     context: Context, config: InterpConfig
 ) -> tuple[InterpResults, dict[str, Any]]:
+    from lgo_cli.curvature.embeddings import false_derivatives
     from lgo_cli.landscape.batchnorm import BatchNorm
-    from lgo_cli.landscape.directions import gradient_direction, random_direction
+    from lgo_cli.landscape.directions import (
+        gradient_complaints,
+        gradient_direction,
+        random_direction,
+    )
     from lgo_cli.landscape.interpolation import alpha_grid, interpolate
     from lgo_cli.runs.loaded import measured, objective
 
     plan, loaded = context.plan, context.loaded
     alphas = alpha_grid(config.range or (-1.0, 1.0), config.num_points, (0.0,))
     num_matvecs = 0
+    warnings: list[str] = []
     unconverged: tuple[str, ...] = ()
     with context.stopwatch.phase("compute"), objective(plan, loaded) as problem:
         test = loaded.samples("test", config.analysis_samples).to(problem.device, problem.dtype)
@@ -89,8 +95,10 @@ def _along_direction(
             direction = top.vectors[0]
             num_matvecs += top.num_matvecs
             unconverged = top.unconverged
+            warnings = [each.warning for each in false_derivatives(problem)]
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
+            unconverged = gradient_complaints(problem)
         else:
             direction = random_direction(problem, config.seed, "interp", "direction")
         path = interpolate(
@@ -103,7 +111,7 @@ def _along_direction(
             progress=context.progress,
         )
     results = InterpResults(
-        **common(context, [*unconverged, *path.warnings]),
+        **common(context, [*warnings, *unconverged, *path.warnings]),
         **path_results(path),
         measured=description,
         along=str(config.direction),

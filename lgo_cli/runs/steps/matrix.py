@@ -61,6 +61,10 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
                             paths[first, second] = ends.straight(states[second])
         finally:
             loaded.model.load_state_dict(states[0])
+    if config.batchnorm != "frozen":  # as the paths have them; from one's own model first
+        at = {second: path.loss_at_end for (_, second), path in paths.items()}
+        at |= {first: path.loss_at_start for (first, _), path in paths.items()}
+        losses = [at.get(index, loss) for index, loss in enumerate(losses)]
     pairs = np.array([*combinations(range(len(states)), 2)])
     blank = np.full(len(ends.alphas), math.nan)
     unknown = Series(blank, blank, blank, blank, Barrier(math.nan, math.nan, (math.nan,) * 2, 0.0))

@@ -83,6 +83,7 @@ def _of(config: ContourConfig) -> str:
 
 
 def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named:
+    from lgo_cli.landscape.directions import gradient_complaints
     from lgo_cli.landscape.planes import gradient_plane, random_plane
 
     del context
@@ -92,7 +93,9 @@ def _drawn(context: Context, problem: Objective, config: ContourConfig) -> Named
     def draw(index: int) -> Plane:
         return build(problem, config.seed, normalization=config.normalization, index=index)
 
-    return Named(draw(0), draw=draw)
+    plane = draw(0)
+    complaints = gradient_complaints(problem) if config.kind == "gradient" else ()
+    return Named(plane, draw=draw, complaints=complaints)
 
 
 def _eigen(context: Context, problem: Objective, config: ContourConfig) -> Named:
