@@ -159,7 +159,7 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         InputError: as `load_state_dict`; or naming what is missing, left over, or of another shape
-            or kind of number.
+            or kind of number, or what differs and is one tensor of the model.
     """
     state = load_state_dict(path)
     own = model.state_dict()
@@ -194,7 +194,30 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
             f"{path} does not fit the model: {'; '.join(complaints[:3])}{more}",
             hint="give the model and data set it was made with: --model, --model-arg, --dataset",
         )
+    refuse_untied(path, state, model)
     return state
+
+
+def refuse_untied(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a state_dict in which two names of one tensor of the model do not have one value.
+
+    Raises:
+        InputError: naming them: which of the two is meant only somebody else knows.
+    """
+    first_names: dict[int, str] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        first = first_names.setdefault(id(tensor), name)
+        if first == name or first not in state or name not in state:
+            continue
+        one, other = state[first], state[name]
+        if one.shape != other.shape or bool((one != other).any()):
+            raise InputError(
+                f"{first} and {name} are one parameter of the model, but differ in {path}",
+                hint="give the model that it was made with, in which they are two",
+            )
 
 
 def _wrapper(names: list[str], own: Container[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import time
@@ -15,6 +16,8 @@ from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from _typeshed import ReadableBuffer
 
 try:
     import fcntl
@@ -77,6 +80,25 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lgo-tmp")
 
 
+class _NewFile(io.FileIO):
+    """A file to write that keeps what went wrong: writers hide it behind errors of their own.
+
+    `torch.save` makes a RuntimeError of a full disk, matplotlib and zlib what the half-written
+    object then lacks.
+    """
+
+    def __init__(self, path: Path, failures: list[OSError]) -> None:
+        super().__init__(path, "w")
+        self.failures = failures
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failures.append(error)
+            raise
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` if the block ends well.
@@ -91,19 +113,22 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OutputError: if the place cannot be written.
     """
     temporary = temporary_path(path)
+    failures: list[OSError] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
+        with io.BufferedWriter(_NewFile(temporary, failures)) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
+        if failures:  # and the writer went on
+            raise failures[0]
         os.replace(temporary, path)
         _sync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        first = [*failures, error][0]
+        if isinstance(first, OSError):
+            raise write_error(path, first) from error
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -147,6 +148,66 @@ def test_an_interrupted_redraw_leaves_nothing_that_is_nobodys(
     assert not (small_run / "contour_2d.pdf").exists()
     assert execute(config, small_run).status is Status.UP_TO_DATE
     assert execute(config, small_run, figure=pdf).status is Status.REDRAWN
+
+
+@pytest.mark.parametrize(
+    ("figure", "moment"),
+    [
+        (FigureConfig(format="pdf"), "figures.catalogue.draw"),
+        (FigureConfig(format="pdf"), "runs.execute.publish"),
+        (FigureConfig(dpi=72), "runs.execute.publish"),
+    ],
+)
+def test_a_killed_redraw_is_drawn_again_and_not_computed(
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: FigureConfig,
+    moment: str,
+) -> None:
+    config, killed = ContourConfig(resolution="3", analysis_samples=64), tmp_path / "killed"
+    first = execute(config, small_run).manifest
+
+    def kill(*_: object) -> None:
+        if not killed.exists():
+            shutil.copytree(small_run, killed)
+        raise KeyboardInterrupt
+
+    module, _, name = f"lgo_cli.{moment}".rpartition(".")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[module], name, kill)
+        with pytest.raises(KeyboardInterrupt):
+            execute(config, small_run, figure=figure)
+        assert not (killed / "contour.json").exists()
+        planned = execute(config, killed, execution=Execution(dry_run=True))
+        assert planned.status is Status.REDRAW_PLANNED
+        with pytest.raises(KeyboardInterrupt):  # it is no worse after Ctrl-C
+            execute(config, killed, figure=figure)
+    again = execute(config, killed, figure=FigureConfig(dpi=50))
+    assert again.status is Status.REDRAWN
+    assert first is not None
+    assert again.manifest is not None
+    assert again.manifest.outputs["contour.npz"] == first.outputs["contour.npz"]
+    assert not list(killed.glob("*.pdf"))
+    assert {path.name for path in (killed / ".lgo").glob("contour.*")} == {
+        "contour.lock", "contour.written",
+    }  # fmt: skip
+
+
+def test_a_kill_among_other_numbers_leaves_none_that_stand(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(HESSIAN, small_run)
+
+    def kill(*_: object) -> None:
+        shutil.copytree(small_run, tmp_path / "killed")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lgo_cli.figures.catalogue.draw", kill)
+        with pytest.raises(KeyboardInterrupt):
+            execute(HESSIAN.model_copy(update={"top_k": 3}), small_run)
+    assert execute(HESSIAN, tmp_path / "killed").status is Status.COMPUTED
 
 
 def test_strict_holds_for_what_is_only_drawn_again(

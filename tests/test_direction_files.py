@@ -28,15 +28,15 @@ def test_both_kinds_of_files_hold_the_bits(tmp_path: Path) -> None:
     layout = _layout()
     both = torch.stack([unit(layout.dim, 1), unit(layout.dim, 2)])
     np.savez(tmp_path / "d.npz", directions=both.numpy(), loss=np.zeros(3))
-    assert torch.equal(read_directions([tmp_path / "d.npz"], layout), both)
+    assert torch.equal(read_directions([tmp_path / "d.npz"], network()), both)
     for index, vector in enumerate(both):
         pieces = dict(zip(layout.names, layout.split(vector), strict=True))
         # In another order, and with a buffer of the model's that no direction moves.
         state = dict(reversed(pieces.items())) | {"1.running_mean": torch.ones(4)}
         checkpoint.save({k: v.clone() for k, v in state.items()}, tmp_path / f"{index}.pth")
-    assert torch.equal(read_directions([tmp_path / "0.pth", tmp_path / "1.pth"], layout), both)
+    assert torch.equal(read_directions([tmp_path / "0.pth", tmp_path / "1.pth"], network()), both)
     np.savez(tmp_path / "single.npz", directions=both.float().numpy())
-    assert torch.equal(read_directions([tmp_path / "single.npz"], layout), both.float().double())
+    assert torch.equal(read_directions([tmp_path / "single.npz"], network()), both.float().double())
 
 
 def test_difference_of_two_checkpoints(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_difference_of_two_checkpoints(tmp_path: Path) -> None:
     state = {name: torch.randn_like(value) if value.is_floating_point() else value
              for name, value in model.state_dict().items()}  # fmt: skip
     checkpoint.save(state, tmp_path / "a.pth")
-    found = read_directions([tmp_path / "a.pth", tmp_path / "a.pth"], layout)
+    found = read_directions([tmp_path / "a.pth", tmp_path / "a.pth"], network())
     assert torch.equal(found[0], flatten(state[name].double() for name in layout.names))
 
 
@@ -75,38 +75,37 @@ def test_state_dicts_that_are_no_directions(
     bad = _saved(tmp_path / "bad.pth", layout, bias)
     for paths in ([good, bad], [bad, good]):
         with pytest.raises(InputError, match=message):
-            read_directions(paths, layout)
+            read_directions(paths, network())
 
 
 def test_arrays_that_are_no_directions(tmp_path: Path) -> None:
-    layout = _layout()
     path = tmp_path / "d.npz"
     with pytest.raises(InputError, match="cannot read"):
-        read_directions([path], layout)
+        read_directions([path], network())
     np.savez(path, other=np.zeros(3))
     with pytest.raises(InputError, match="no array called directions"):
-        read_directions([path], layout)
+        read_directions([path], network())
     np.savez(path, directions=np.array(["a", "b"]))
     with pytest.raises(InputError, match="not real numbers"):
-        read_directions([path], layout)
+        read_directions([path], network())
     np.savez(path, directions=np.zeros((2, 3), complex))
     with pytest.raises(InputError, match="complex128, not real"):
-        read_directions([path], layout)
+        read_directions([path], network())
     # A pickle could run code.
     np.savez(path, directions=np.array([{}, {}], dtype=object))
     with pytest.raises(InputError, match="not a readable"):
-        read_directions([path], layout)
+        read_directions([path], network())
     for damage in (b"", b"PK\x03\x04 cut", b"no zip at all"):
         path.write_bytes(damage)
         with pytest.raises(InputError, match="not a readable"):
-            read_directions([path], layout)
+            read_directions([path], network())
     np.save(tmp_path / "one.npy", np.zeros((2, 3)))
     with pytest.raises(InputError, match="a single array"):
-        read_directions([(tmp_path / "one.npy").rename(path)], layout)
+        read_directions([(tmp_path / "one.npy").rename(path)], network())
     np.savez(path, directions=np.zeros((2, 40_000)))
     path.write_bytes(path.read_bytes()[:300_000])
     with pytest.raises(InputError, match="not a readable"):
-        read_directions([path], layout)
+        read_directions([path], network())
 
 
 def test_curve_beside_directions(tmp_path: Path) -> None:
@@ -184,4 +183,4 @@ def test_curve_that_no_range_goes_around(
 )
 def test_neither_one_nor_two(names: list[str]) -> None:
     with pytest.raises(UsageError, match=r"one \.npz with both, or from two"):
-        read_directions([Path(name) for name in names], _layout())
+        read_directions([Path(name) for name in names], network())

@@ -5,12 +5,18 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import resource
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
+from lgo_cli import checkpoint
 from lgo_cli.errors import InputError, MachineError, OutputError
+from lgo_cli.figures.files import save_figure
 from lgo_cli.files import (
     atomic_write,
     canonical_json,
@@ -75,6 +81,39 @@ def test_atomic_write_says_what_the_disk_said(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(error), atomic_write(path) as handle:
         handle.write(b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _save(kind: str, path: Path) -> None:
+    if kind == "pth":
+        checkpoint.save({"weight": torch.zeros(20_000)}, path)
+        return
+    with atomic_write(path) as handle:
+        if kind == "npz":
+            np.savez(handle, loss=np.zeros(20_000))
+        elif kind == "swallowed":
+            with contextlib.suppress(OSError):
+                handle.write(bytes(20_000))
+                handle.flush()
+        else:
+            figure = Figure()
+            figure.subplots().plot(np.sin(np.arange(3_000.0) ** 2))
+            save_figure(figure, handle, kind)
+
+
+@pytest.mark.parametrize("kind", ["pth", "npz", "png", "pdf", "svg", "swallowed"])
+@pytest.mark.parametrize("room", [0, 9_000])
+def test_whoever_writes_the_disk_has_the_word(tmp_path: Path, kind: str, room: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*file: File too large"):
+            _save(kind, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

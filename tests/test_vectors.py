@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from lgo_cli.errors import UsageError
+from lgo_cli import checkpoint
+from lgo_cli.errors import InputError, UsageError
+from lgo_cli.runs.directions import read_directions
 from lgo_cli.seeding import derive_seed, rademacher, standard_normal
 from lgo_cli.vectors import (
     ParameterLayout,
@@ -36,6 +40,21 @@ def test_layout_counts_tied_once_and_frozen_not_at_all() -> None:
     # LayerNorm's weight is a matrix here, and still has no filters.
     assert [role.dim for role in layout.roles] == [0, None, None, 1, None, None]
     assert layout.dim == 15 + 6 + 6 + 24 + 4 + 5
+
+
+def test_a_file_has_one_value_for_each_tied_parameter(tmp_path: Path) -> None:
+    path, model = tmp_path / "tied.pth", _Tied()
+    state = model.state_dict()
+    checkpoint.save(state, path)
+    assert checkpoint.load_fitting(path, model).keys() == state.keys()
+    assert len(read_directions([path, path], model)) == 2
+    # PyTorch would take the last, a flat vector the first.
+    checkpoint.save({**state, "head.weight": state["head.weight"] + 1}, path)
+    refusal = "embedding.weight and head.weight are one parameter of the model, but differ in"
+    with pytest.raises(InputError, match=refusal):
+        checkpoint.load_fitting(path, model)
+    with pytest.raises(InputError, match=refusal):
+        read_directions([path, path], model)
 
 
 def test_split_is_the_inverse_of_flatten_and_a_view() -> None:

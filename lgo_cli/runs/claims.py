@@ -26,7 +26,7 @@ from lgo_cli.manifest import (
     read_manifest,
     write_manifest,
 )
-from lgo_cli.runs.names import writable
+from lgo_cli.runs.names import figure_names, writable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -64,10 +64,29 @@ def read_ours(path: Path, *, force: bool) -> Manifest | None:
     return manifest
 
 
+def read_aside(plan: Plan) -> Manifest | None:
+    """The manifest that a killed step had set aside, if all numbers that it lists still stand.
+
+    So a kill costs no more than what was under way: of a redraw, the figures. `None` where there is
+    a manifest, and where the step had begun to write other numbers.
+    """
+    if plan.manifest_path.exists():
+        return None
+    try:
+        manifest = read_manifest(_bookkeeping(plan, "old.json"))
+    except InputError:
+        return None
+    figures = figure_names(manifest.request, manifest.figure)
+    stands = damaged_outputs(manifest, plan.out).keys() <= set(figures)
+    return manifest if stands and not manifest.is_edited else None
+
+
 def own_files(
     plan: Plan, names: list[str], *, force: bool
 ) -> tuple[Manifest | OtherVersion | None, set[str]]:
     """What the step left there before: its manifest, and the files that are its own to replace.
+
+    The manifest may be the one that a killed step had set aside.
 
     Raises:
         OutputError: if a file of one of the new names is neither in the old manifest nor in an old
@@ -76,7 +95,7 @@ def own_files(
         DamagedError: if the old manifest is this lgo's and cannot be read.
     """
     path = plan.manifest_path
-    old = _read_other(path, force=force) or read_ours(path, force=force)
+    old = _read_other(path, force=force) or read_ours(path, force=force) or read_aside(plan)
     listed = [path.name, *(ref.path for ref in old.outputs.values())] if old else []
     listed += _claimed(_bookkeeping(plan, "claim"))
     ours = writable(plan.command, listed)
@@ -108,11 +127,15 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[Manifest | O
     old, ours = own_files(plan, names, force=force)
     everything = sorted({*names, *ours})
     kept = {ref.path for ref in old.outputs.values()} if old else set()
-    new = [name for name in names if name not in kept and not (plan.out / name).exists()]
+    # What an interrupted step left is as new as what this one will write.
+    left = ours.intersection(_claimed(path))
+    new = [
+        name for name in {*names, *left} - kept if name in left or not (plan.out / name).exists()
+    ]
     with atomic_write(path) as handle:
         handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
     try:
-        if old:
+        if old and plan.manifest_path.exists():  # not where a killed step had set it aside
             os.replace(plan.manifest_path, aside)
         else:
             plan.manifest_path.unlink(missing_ok=True)

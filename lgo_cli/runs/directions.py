@@ -12,28 +12,26 @@ import torch
 from lgo_cli import checkpoint
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.planes import PlaneCurve
-from lgo_cli.vectors import flatten
+from lgo_cli.vectors import ParameterLayout, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
-    from lgo_cli.vectors import ParameterLayout
+    from torch import Tensor, nn
 
 CURVE_ARRAYS = ("plane_path", "plane_coordinates", "plane_distances")
 """What a `.npz` holds of a curve beside its `directions`, in the order of `PlaneCurve`."""
 
 
-def read_directions(paths: Sequence[Path], layout: ParameterLayout) -> Tensor:
+def read_directions(paths: Sequence[Path], model: nn.Module) -> Tensor:
     """Read two directions [2, P], on the CPU, as they are in the files.
 
     Args:
         paths: One `.npz` with `directions` [2, P], as `contour.npz` has; or two files saved with
             torch.save, each a state_dict with an entry for every trainable parameter. Entries of
             other names, such as buffers, are not read.
-        layout: The model's, for the order of parameters.
+        model: For the order of its parameters, and which are one under two names.
 
     Raises:
         UsageError: if it is neither one `.npz` nor two others.
@@ -43,7 +41,7 @@ def read_directions(paths: Sequence[Path], layout: ParameterLayout) -> Tensor:
     if arrays == [True]:
         return _from_npz(paths[0])
     if arrays == [False, False]:
-        return torch.stack([_from_state_dict(path, layout) for path in paths])
+        return torch.stack([_from_state_dict(path, model) for path in paths])
     raise UsageError(
         "a plane of directions comes from one .npz with both, or from two state_dicts",
         hint="--directions contour.npz, or --directions A.pth B.pth",
@@ -121,8 +119,8 @@ def _npz(path: Path) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
 
 
-def _from_state_dict(path: Path, layout: ParameterLayout) -> Tensor:
-    state = checkpoint.load_state_dict(path)
+def _from_state_dict(path: Path, model: nn.Module) -> Tensor:
+    state, layout = checkpoint.load_state_dict(path), ParameterLayout.of(model)
     wrong = [
         f"{name} is missing"
         if name not in state
@@ -135,4 +133,5 @@ def _from_state_dict(path: Path, layout: ParameterLayout) -> Tensor:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise InputError(f"{path} is no direction of the model: {'; '.join(wrong[:3])}{more}")
+    checkpoint.refuse_untied(path, state, model)
     return flatten(state[name].double() for name in layout.names)

@@ -22,7 +22,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
-from lgo_cli.runs.claims import claim, own_files, publish, read_ours
+from lgo_cli.runs.claims import claim, own_files, publish, read_aside, read_ours
 from lgo_cli.runs.inputs import refuse_other
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
@@ -224,18 +224,21 @@ def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:
     """The step's manifest if its request is this one and its numbers are intact.
 
     Returns:
-        The manifest or `None`, and the names of figures that are missing or damaged.
+        The manifest or `None`, and the names of figures that are missing or damaged, or of the
+        manifest itself, where a redraw was killed that had set it aside.
 
     Raises:
         DamagedError: if the manifest is this lgo's and cannot be read.
         OutputError: if its request was edited.
     """
-    manifest = read_ours(plan.manifest_path, force=False)
+    manifest = read_ours(plan.manifest_path, force=False) or read_aside(plan)
     if manifest is None or manifest.fingerprint != plan.fingerprint:
         return None, set()
     damaged = set(damaged_outputs(manifest, plan.out))
     figures = set(figure_names(plan.request, manifest.figure))
-    return (manifest, damaged) if damaged <= figures else (None, set())
+    if not damaged <= figures:
+        return None, set()
+    return manifest, damaged if plan.manifest_path.exists() else {*damaged, plan.manifest_path.name}
 
 
 def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
@@ -284,6 +287,8 @@ def _note_other_checkpoint(context: Context, old: Manifest) -> None:
 
 def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
     """Draw the figures of a finished step again; its numbers stay."""
+    import lgo_cli.figures.catalogue  # noqa: F401 - before the claim: Ctrl-C ends imports at once
+
     old = figure_names(plan.request, done.figure)
     payloads = [name for name in done.outputs if name not in old]
     names = figure_names(plan.request, figure)

@@ -157,7 +157,7 @@ def _file(context: Context, problem: Objective, config: ContourConfig) -> Named:
     from lgo_cli.runs.directions import has_bends, read_curve, read_directions
 
     paths = [context.plan.files[f"directions_{i}"] for i in range(len(config.directions))]
-    directions = read_directions(paths, problem.layout)
+    directions = read_directions(paths, problem.model)
     curve = read_curve(paths)
     plane = given_plane(problem, directions, curve)
     return Named(plane, trained_curve=curve is not None and has_bends(paths))
