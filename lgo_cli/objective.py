@@ -71,11 +71,7 @@ class LossFunction:
         return 0.5 * (outputs - targets).square().sum(dim=1)
 
     def mass(self, labels: Tensor) -> Tensor | float:
-        """Σ t over the classes of each sample's target [n, 1]: one, but for soft labels' rounding.
-
-        By as much cross entropy, and its curvature in the outputs, is larger than for a
-        distribution.
-        """
+        """Σ t of each target [n, 1]: one but for rounding, and a factor of ∂²ℓ/∂z²."""
         if self.name != "cross_entropy" or not labels.is_floating_point():
             return 1.0
         total = labels.double().sum(dim=1, keepdim=True)
@@ -193,7 +189,8 @@ class Objective:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._own_data = [(tensor, tensor.data) for tensor in tensors]
         self._modes = [(module, module.training) for module in self.model.modules()]
-        self._rng_states = (torch.get_rng_state(), _cuda_rng_states(self.device))
+        on_gpus = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        self._rng_states = (torch.get_rng_state(), on_gpus)
         try:
             self._prepare(tensors)
         except BaseException:
@@ -420,7 +417,3 @@ def default_micro_batch_size(model: nn.Module) -> int:
     """
     has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
     return 128 if has_positions else 2048
-
-
-def _cuda_rng_states(device: torch.device) -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if device.type == "cuda" else []
