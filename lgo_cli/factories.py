@@ -67,6 +67,7 @@ def source_file(factory: Factory) -> Path:
                 hint=f"say where it is: --model or --dataset PATH/{path.name}:{factory.name}",
             )
         return path
+    _forget_neighbours()
     # To find a module its parent packages are imported, which is the user's own code.
     with _users_code(f"importing {factory.source}"), search_from(None):
         try:
@@ -219,6 +220,14 @@ def _neighbours(imported: Mapping[str, Path]) -> Iterator[None]:
         replaced = {_top(name) for name in programs}
         stay = {name: module for name, module in loaded.items() if _top(name) not in replaced}
         sys.modules.update(programs | stay)
+
+
+def _forget_neighbours() -> None:
+    """Leave the names of files' neighbours to what is imported by its name; they come back."""
+    for _, own in _NEIGHBOURS.values():
+        for name, module in own.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def _take_out(tops: Container[str]) -> dict[str, ModuleType]:

@@ -165,6 +165,21 @@ def test_the_programs_own_modules_stay_its_own(
     assert "pkg.part" not in sys.modules
 
 
+def test_what_is_imported_by_its_name_is_no_neighbour_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, {"a/net.py": NET, "a/utils.py": "NAME = 'a'", "a/pkg/part.py": "NAME = 'b'"})
+    here = {"by_name/net.py": NET, "utils.py": "NAME = 'c'", "pkg/part.py": "NAME = 'd'"}
+    monkeypatch.chdir(_write(tmp_path, here))
+    file, by_name = Path("a/net.py"), Factory("by_name.net", "build")
+    assert _call(file) == "ab"
+    assert call_factory("by_name.net:build", by_name, {}, {}) == "cd"
+    assert _call(file) == "ab"
+    assert sys.modules["utils"].NAME == "c"
+    for name in ("by_name.net", "by_name", "utils", "pkg.part", "pkg"):
+        del sys.modules[name]
+
+
 def test_functions_import_their_neighbours_when_they_run(tmp_path: Path) -> None:
     late = "def build():\n    import utils\n    return utils.later\n"
     later = "def later():\n    from pkg.part import NAME\n    return NAME\n"
@@ -302,9 +317,7 @@ def test_code_that_is_new_or_gone_is_not_the_runs(lgo: Lgo, tmp_path: Path) -> N
         )
 
 
-def test_runs_of_a_file_alone_keep_their_fingerprint(
-    lgo: Lgo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_a_file_alone_keep_their_fingerprint(lgo: Lgo, tmp_path: Path) -> None:
     """Its request is what it was before neighbours were recorded."""
     alone = {"net.py": CODE["helper.py"], "data.py": CODE["arrays.py"]}
     _write(tmp_path, {**alone, "helper.py": "raise ValueError"})
@@ -314,8 +327,9 @@ def test_runs_of_a_file_alone_keep_their_fingerprint(
     assert sorted(request["inputs"]) == ["data.py", "model.py"]
     package = {"nets/__init__.py": "", "nets/net.py": alone["net.py"]}
     _write(tmp_path, package)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    sys.modules.pop("nets", None)
     by_name = json.loads(
         lgo("train", "--model", "nets.net:net", *NAMED[2:], "--dry-run", "--json").stdout
     )
     assert by_name["inputs"] == request["inputs"]
+    sys.modules.pop("nets", None)
