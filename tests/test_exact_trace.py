@@ -634,7 +634,7 @@ def test_contradiction_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_deviation_counts_standard_errors_beyond_rounding() -> None:
     estimate = TraceEstimate(10.0, 0.5, 8.0, 3.0, 0.1, 20, 20, 50, True)
-    trace = Trace(estimate, 12.25, 0.05, 0.2, 0.1, "")
+    trace = Trace(estimate, 12.25, 0.05, 0.2, "")
     assert trace.deviation == pytest.approx(4.0)
     assert replace(trace, exact=10.1).deviation == 0.0
     assert replace(trace, exact=None).deviation is None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.progress import SILENT, Progress
@@ -113,14 +114,12 @@ def estimate_trace(
             process.step()
             task.advance(1)
         exact = float(np.trace(process.projected))
-        values: list[float] = []
-        norms: list[float] = []
+        probes = _Probes(process, seed)
         error = math.inf if not process.is_complete else 0.0
-        while not process.is_complete and len(values) < limit:
-            value, square = _probe(process, seed, len(values))
-            values.append(value)
-            norms.append(square)
-            error = _standard_error(values, stopped=num_total is None)
+        while not process.is_complete and len(probes.values) < limit:
+            probes.draw()
+            values = probes.values
+            error = probes.standard_error(stopped=num_total is None)
             estimate = abs(exact + float(np.mean(values)))
             task.advance(1, relative_error=error / estimate if estimate else math.inf)
             if num_total is not None or len(values) < MIN_PROBES:
@@ -132,8 +131,9 @@ def estimate_trace(
                 while not process.is_complete:
                     process.step()
                     task.advance(1)
-                values, norms, error = [], [], 0.0
+                probes, error = _Probes(process, seed), 0.0
     exact = float(np.trace(process.projected))
+    values, norms = probes.values, probes.squares
     squares = process.squared_norm
     value = exact + (float(np.mean(values)) if values else 0.0)
     square = squares + (float(np.mean(norms)) if norms else 0.0)
@@ -143,7 +143,7 @@ def estimate_trace(
     units = operator.rounding_units * torch.finfo(operator.dtype).eps
     rounding = max(units * abs(value), allowed)
     norm_rounding = math.sqrt(process.size) * allowed  # of each column of T
-    norm_error = _standard_error(norms) / (2 * norm) if norms and norm > 0 else 0.0
+    norm_error = probes.squares_error() / (2 * norm) if norms and norm > 0 else 0.0
     return TraceEstimate(
         value=value,
         standard_error=max(error, rounding) if values else 0.0,
@@ -172,21 +172,77 @@ def _is_within(error: float, rtol: float, size: float) -> bool:
     return math.isinf(rtol) or error <= rtol * size
 
 
-def _probe(process: Lanczos, seed: int, index: int) -> tuple[float, float]:
-    """yᵀHy and ‖Hy‖² of a random sign vector's part y beside the basis."""
-    operator = process.operator
-    probe = rademacher(operator.dim, seed, "hessian", "trace", index)
-    probe = probe.to(process.basis.device, operator.dtype)
-    for _ in range(2):
-        process.project_out(probe)
-    probe = probe.to(operator.device)
-    product = operator.matvec(probe).double()
-    # One synchronisation a probe, as a step has.
-    pair = torch.stack([torch.dot(probe.double(), product), torch.dot(product, product)])
-    value, square = pair.tolist()
-    if not math.isfinite(value):
-        raise NumericsError("a product with the curvature matrix is not finite")
-    return value, square
+@dataclass
+class _Probes:
+    """What random sign vectors z, y the part of each beside the basis, have seen of H.
+
+    Attributes:
+        process: Of the basis.
+        seed: The user's.
+        values: yᵀHy of each.
+        squares: ‖Hy‖² of each.
+    """
+
+    process: Lanczos
+    seed: int
+    values: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    _total: Tensor | None = None  # Σd over probes, d = z ∘ Cz [P], whose entries sum to yᵀHy
+    _squares: float = 0.0  # Σ‖d‖²
+    _square: float = 0.0  # ‖Σd‖²
+
+    def draw(self) -> None:
+        """Spend a product on one more."""
+        operator, device = self.process.operator, self.process.basis.device
+        signs = rademacher(operator.dim, self.seed, "hessian", "trace", len(self.values))
+        signs = signs.to(device, operator.dtype)
+        probe = signs.clone()
+        for _ in range(2):
+            self.process.project_out(probe)
+        probe = probe.to(operator.device)
+        product = operator.matvec(probe)
+        whole = product.double()
+        numbers = [torch.dot(probe.double(), whole), torch.dot(whole, whole)]
+        beside = product.to(device)
+        self.process.project_out(beside)
+        parts = beside.double() * signs
+        self._total = parts if self._total is None else self._total.add_(parts)
+        numbers += [torch.dot(x, x).to(operator.device) for x in (parts, self._total)]
+        # One synchronisation a probe, as a step has.
+        value, square, inner, self._square = torch.stack(numbers).tolist()
+        if not math.isfinite(value):
+            raise NumericsError("a product with the curvature matrix is not finite")
+        self.values.append(value)
+        self.squares.append(square)
+        self._squares += inner
+
+    def standard_error(self, *, stopped: bool) -> float:
+        """Of the mean of the values; see `_standard_error`."""
+        return max(_standard_error(self.values, stopped=stopped), self._least_error())
+
+    def squares_error(self) -> float:
+        """Of the mean of the squares.
+
+        Where few directions are left, values and squares rise and fall together. That part of their
+        spread, by least squares, is widened as the values' is.
+        """
+        error, of_values = _standard_error(self.squares), _standard_error(self.values)
+        widening = math.sqrt(max(0.0, self._least_error() ** 2 - of_values**2))
+        if not 0 < widening < math.inf or not of_values:
+            return error
+        covariance = np.cov(self.values, self.squares)
+        return math.hypot(error, covariance[0, 1] / covariance[0, 0] * widening)
+
+    def _least_error(self) -> float:
+        """What the vectors d say of the standard error of the values' mean.
+
+        The variance of yᵀHy is twice the sum of those of the d_i (theory.md, section 20). Where few
+        directions are left, a low mean comes with a small s, and not with as small an error by d.
+        """
+        n = len(self.values)
+        if n < 2:
+            return math.inf
+        return math.sqrt(2 * max(0.0, self._squares - self._square / n) / (n * (n - 1)))
 
 
 def _standard_error(samples: list[float], *, stopped: bool = False) -> float:
