@@ -138,7 +138,6 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
             expected=lines.expected,
             expected_standard_error=lines.expected_standard_error,
             deviation=lines.deviation,
-            deviation_quantile=lines.deviation_quantile,
             num_matvecs=lines.num_matvecs,
         ),
     )
