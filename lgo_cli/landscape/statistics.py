@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import ScaledOperator
 from lgo_cli.curvature.trace import estimate_trace
-from lgo_cli.landscape.barriers import student_quantile
 from lgo_cli.landscape.directions import random_direction
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import standard_normal
@@ -76,12 +76,12 @@ class LineCurvature:
     Attributes:
         values: dᵀHd/‖d‖² of each line [n].
         mean: Mean of the values.
-        standard_error: Standard error of the mean.
+        standard_error: Of the mean, by the variance that a line's has at most.
         expected: What the mean estimates, tr(SHS)/tr S² from the curvature engine; tr H / P for
             isotropic lines.
         expected_standard_error: Standard error of `expected`.
-        deviation: mean − expected in units of both standard errors together.
-        deviation_quantile: What |deviation| is within in 95 % of cases, by Student's t.
+        deviation: mean − expected in units of both standard errors together, within 1.96 in 95 % of
+            cases.
         num_matvecs: Products spent.
     """
 
@@ -91,7 +91,6 @@ class LineCurvature:
     expected: float
     expected_standard_error: float
     deviation: float
-    deviation_quantile: float
     num_matvecs: int
 
     @property
@@ -229,7 +228,9 @@ def line_curvature(
         Lanczos(weighted, weighted.scale * start, seed), seed=seed, progress=progress
     )
     mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    num_moved = int(torch.count_nonzero(scale))
+    variance = line_variance(trace.value, trace.frobenius_norm, num_moved)
+    error = math.sqrt(variance / len(values))
     together = math.hypot(error, trace.standard_error)
     return LineCurvature(
         values=values,
@@ -238,26 +239,23 @@ def line_curvature(
         expected=trace.value,
         expected_standard_error=trace.standard_error,
         deviation=(mean - trace.value) / together if together > 0 else 0.0,
-        deviation_quantile=_deviation_quantile(len(values), error, trace.standard_error),
         num_matvecs=operator.num_matvecs,
     )
 
 
-def _deviation_quantile(num_lines: int, error: float, expected_error: float) -> float:
-    """Of |deviation|, 95 %: the lines' error is an estimate from few values.
+def line_variance(trace: float, norm: float, num_moved: int) -> float:
+    """Variance at most of zᵀCz, z of independent parts, each uniform on a sphere and E zzᵀ = I.
 
-    Degrees of freedom are those of Welch and Satterthwaite, with the trace's error taken as known:
-    it is wider already by what its few probes leave open (theory.md, section 20).
+    It is 2(‖C‖² − tr² C/m), and nearly that for a single part. The spread of a few values would not
+    do in its place: where C is of low rank they are skewed, and vary little where they are all too
+    low (theory.md, section 24).
 
     Args:
-        num_lines: n, 2 or more.
-        error: Of the lines' mean.
-        expected_error: Of the trace.
+        trace: tr C.
+        norm: ‖C‖_F.
+        num_moved: m, the entries of z.
     """
-    square = error**2 + expected_error**2
-    share = error**2 / square if square > 0 else 1.0
-    # From a million on it is the normal distribution's.
-    return student_quantile((num_lines - 1) / max(share**2, 1e-6))
+    return 2 * max(norm**2 - trace**2 / num_moved, 0.0)
 
 
 def _middle(ordered: Array) -> Array:

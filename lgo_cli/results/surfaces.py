@@ -116,8 +116,8 @@ class BandResults(Strict):
 class LineCurvatureResults(Strict):
     """Mean curvature along random lines, beside what the curvature engine expects of it.
 
-    `deviation` is their difference in units of both standard errors together, within
-    `deviation_quantile` in 95 % of cases: Student's, as the lines are few.
+    `deviation` is their difference in units of both standard errors together, within 1.96 in 95 %
+    of cases.
     """
 
     num_lines: int
@@ -126,7 +126,6 @@ class LineCurvatureResults(Strict):
     expected: Real
     expected_standard_error: Real
     deviation: Real
-    deviation_quantile: Real
     num_matvecs: int
 
 
