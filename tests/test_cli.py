@@ -411,6 +411,15 @@ def test_manifest_does_not_run_on_other_inputs(lgo: Lgo, small_run: Path, tmp_pa
     lgo(*again, small_run, "--to", small_run / "model.pth", "--quiet")
 
 
+def test_what_a_step_finds_wrong_is_named_where_the_file_says_it(lgo: Lgo, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[hessian]\nhalves = true\naudit = false\n")
+    error = lgo("run", *SMALL, "--analysis-samples", 1, "--config", "c.toml", code=2).stderr
+    assert error.endswith(
+        "lgo: error: c.toml: [hessian] --halves needs two samples at least\n"
+        "hint: lgo hessian --help\n"
+    )
+
+
 def test_training_manifest_runs_no_code_on_its_own_word(lgo: Lgo, tmp_path: Path) -> None:
     source = tmp_path / "net.py"
     source.write_text(
@@ -422,7 +431,8 @@ def test_training_manifest_runs_no_code_on_its_own_word(lgo: Lgo, tmp_path: Path
     lgo("train", *named, "--dataset", "digits", "--epochs", 1, "--out", "run", "--quiet")
     Path("was_run").unlink()
     again = ("train", "--config", "run/train.json", "--out", "again", "--quiet")
-    assert "runs only if you name it" in lgo(*again, code=2).stderr
+    place = Path("run", os.path.relpath(source, "run"))
+    assert f"names code, {place}:build, which runs only if you" in lgo(*again, code=2).stderr
     assert not Path("was_run").exists()
     lgo(*again, *named)
     lgo(*again, "--trust-code", "--force")

@@ -436,6 +436,16 @@ def test_bad_npz(tmp_path: Path, change: dict[str, object], message: str) -> Non
         load_dataset(_npz(tmp_path, **change), {}, tmp_path)
 
 
+def test_one_hot_integers_are_told_how_to_be_soft_labels(tmp_path: Path) -> None:
+    one_hot = np.eye(4, dtype=int)[[0, 1, 2, 3, 0, 1]]
+    with pytest.raises(InputError, match=r"must be \[6\], one class index a row") as caught:
+        load_dataset(_npz(tmp_path, y_train=one_hot), {}, tmp_path)
+    assert caught.value.hint == 'y.astype("float32") makes soft labels of rows that are one-hot'
+    soft = one_hot.astype("float32")
+    labels = {"y_train": soft, "y_test": soft[:3]}
+    assert load_dataset(_npz(tmp_path, **labels), {}, tmp_path).y_train.shape == (6, 4)
+
+
 def test_large_finite_values_are_fine(tmp_path: Path) -> None:
     """Their sum overflows, which is how validation first looks."""
     data = load_dataset(_npz(tmp_path, x_train=np.full((6, 4), 3e38)), {}, tmp_path)

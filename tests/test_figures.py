@@ -343,7 +343,18 @@ def test_names_of_ticks() -> None:
     assert tick_names(quarters) == ["1.275", "1.3", "1.325", "1.35", "1.375", "1.4"]
     assert tick_names(1e-6 * quarters)[:2] == ["1.275×10⁻⁶", "1.3×10⁻⁶"]
     assert tick_names(quarters[:1]) == ["1.275"]
-    assert tick_names(np.array([2.30258490, 2.30258492])) == ["2.3025849", "+2e-08"]
+    assert tick_names(np.array([2.30258490, 2.30258492])) == ["2.3025849", "+2×10⁻⁸"]
+    assert tick_names(9.2484e-5 + 1e-9 * np.array([0, 0.75, 1.5])) == [
+        "9.2484×10⁻⁵", "+7.5×10⁻¹⁰", "+1.5×10⁻⁹",
+    ]  # fmt: skip
+    assert tick_names(1e8 + np.array([0, 1200.0, 2400.0])) == ["100000000", "+1200", "+2400"]
+
+
+def _number(name: str) -> float:
+    mantissa, _, power = name.rpartition("10") if set(name) & set("⁰¹²³⁴⁵⁶⁷⁸⁹") else (name, "", "0")
+    exponent = int(power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")))
+    digits = mantissa.rstrip("×")
+    return float(f"{digits if digits.strip('+-') else digits + '1'}e{exponent}")
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
@@ -354,8 +365,8 @@ def test_names_of_levels_are_the_levels(logarithmic: bool) -> None:
         high = low * (1 + 10 ** generator.uniform(-6 if not logarithmic else -1, 1.5))
         levels = round_levels(low, high, logarithmic=logarithmic, about=10)
         names = tick_names(levels)
-        start = [float(name) for name in names[:1]]
-        found = [float(name) + start[0] * name.startswith("+") for name in names]
+        start = _number(names[0])
+        found = [_number(name) + start * name.startswith("+") for name in names]
         assert np.allclose(found, levels, rtol=1e-9, atol=1e-4 * (high - low))
 
 
@@ -946,6 +957,24 @@ def test_error_map_shows_shares_of_the_loss_and_nothing_where_measured() -> None
     assert f"largest estimate {share[filled].max():.2g}" in figure.get_supxlabel()
 
 
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-6, 1.2, 1.9, 1e5])
+def test_bar_of_the_error_map_has_ticks_whatever_it_spans(factor: float) -> None:
+    arrays, results = _everything()
+    share = 1.13e-7 * factor ** np.linspace(0, 1, arrays["loss"].size)
+    arrays["error_estimate"] = arrays["loss"] * share.reshape(arrays["loss"].shape)
+    figure = draw_error_map(arrays, results)
+    figure.draw_without_rendering()
+    (bar,) = figure.axes[0].child_axes
+    low, high = bar.get_ylim()
+    names = [
+        name
+        for tick, name in zip(bar.get_yticks(), bar.get_yticklabels(), strict=True)
+        if low <= tick <= high and name.get_visible()
+    ]
+    assert len(names) >= (1 if factor < 1.001 else 2)
+    assert all(name.get_text() for name in names)
+
+
 def test_convexity_map_hatches_what_is_not_known() -> None:
     arrays, results = _everything()
     figure = draw_convexity(arrays, results)
@@ -1158,6 +1187,34 @@ def test_labels_in_perspective_keep_clear_of_each_other(
     assert not any(axis.offsetText.get_text() for axis in axes._axis_map.values())
     names = [text.get_text() for text in axes.get_xticklabels()]
     assert any("10⁵" in name for name in names) == (reach == 1e6)
+
+
+@pytest.mark.parametrize("size", [(3.4, None), (7.0, None), (3.4, 2.5)])
+@pytest.mark.parametrize(("base", "step"), [(9.2484e-5, 1e-9), (1e20, 1e20), (1e10, 100.0)])
+def test_height_with_long_names_stays_inside(base: float, step: float, size: Any) -> None:
+    x = np.linspace(1e5, 1e5 + 1e-3, 21)
+    loss = base + step * np.add.outer(np.arange(15.0), np.arange(21.0)) / 10
+    figure = draw_surface_3d(*_surface(loss, x=x), size)
+    figure.draw_without_rendering()
+    axes: Any = figure.axes[0]
+    for axis in axes._axis_map.values():
+        words = [axis.label, *(tick.label1 for tick in axis.majorTicks)]
+        boxes = [word.get_window_extent() for word in words]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    ticks = [tick.label1.get_window_extent() for tick in axes.zaxis.majorTicks]
+    assert max(tick.x1 for tick in ticks) < axes.zaxis.label.get_window_extent().x1
+
+
+def test_numbers_far_from_zero_do_not_run_into_each_other() -> None:
+    x = np.linspace(1e5, 1e5 + 1e-3, 15)
+    for size in ((3.4, None), (7.0, None)):
+        figure = draw_contour(*_surface(1e10 + _bowl()[:, :15], x=x), size)
+        figure.draw_without_rendering()
+        names = [name for name in figure.axes[0].get_xticklabels() if name.get_visible()]
+        boxes = [name.get_window_extent() for name in names]
+        assert len(boxes) > 2
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert [name.get_text() for name in (names[0], names[-1])] == ["100000", "+0.001"]
 
 
 def test_label_of_three_lines_keeps_clear_of_the_ticks() -> None:

@@ -276,6 +276,8 @@ def test_what_is_written_of_it(small_run: Path, lgo: Lgo) -> None:
     text = (small_run / "contour_caption.txt").read_text()
     assert "Test: 64 samples of the test split, on which 15 cells were measured" in text
     assert "contour_test: Loss on the same plane over the test samples" in text
+    one = ("contour", small_run, "--resolution", 3, "--analysis-samples", 1, "--test")
+    assert "00, 1 sample; 9 of 9 measured" in lgo(*one, "--out", "one").stdout
     lgo("export", small_run, "--to", "csv")
     lgo("export", small_run, "--to", "vtk")
     header = (small_run / "contour.csv").read_text().splitlines()[0].split(",")

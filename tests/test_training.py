@@ -11,7 +11,7 @@ from torch import nn
 
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.config import TrainConfig
-from lgo_cli.errors import UsageError
+from lgo_cli.errors import InputError, UsageError
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.objective import Samples
 from lgo_cli.results import Recipe
@@ -52,6 +52,15 @@ def _training(
 def _equal(a: nn.Module, b: nn.Module) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_sparse_gradients_are_refused_before_training() -> None:
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 2))
+    samples = Samples(torch.arange(12).reshape(4, 3) % 9, torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(InputError, match="0 is an embedding with sparse=True") as caught:
+        Training(model, samples, samples, RECIPE)
+    assert caught.value.hint == "sparse=False, which is the same function of the same weights"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

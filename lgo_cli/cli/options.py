@@ -324,7 +324,7 @@ ConvexityOption = Annotated[
     int | None,
     _option(
         ANALYSIS,
-        "Map |λmin/λmax| of the Hessian on N × N cells; 10 to 30 products each.",
+        "Map |λmin/λmax| of the Hessian on N × N cells; 10 to 40 products each.",
         metavar="N",
     ),
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ from lgo_cli.factories import parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     import typer
 
@@ -95,6 +97,18 @@ class Options:
     values: Mapping[str, Any] = field(default_factory=dict)
     where: str = "--"
     run: Path | None = None
+
+    @contextlib.contextmanager
+    def named(self, command: str) -> Iterator[None]:
+        """Say where an option stands that a step finds wrong when it knows its inputs."""
+        try:
+            yield
+        except UsageError as error:
+            flags = {f"--{name.replace('_', '-')}" for name in self.values}
+            if flags.isdisjoint(re.findall(r"--[\w-]+", error.message)):
+                raise
+            hint = error.hint or f"lgo {command} --help"
+            raise UsageError(f"{self.where}{error.message}", hint=hint) from error
 
 
 class Asked:
@@ -316,14 +330,14 @@ def _named(manifest: Manifest, path: Path, key: str, *, trusted: bool) -> Any:
     factory = parse_factory(recorded)
     if factory is None:
         return recorded
+    if factory.is_file:
+        recorded = f"{_place(manifest, path, factory.source)}:{factory.name}"
     if not trusted:
         raise UsageError(
             f"{path} names code, {recorded}, which runs only if you name it",
             hint=f"say --{key} yourself, or --trust-code if you know where it comes from",
         )
-    if not factory.is_file:
-        return recorded
-    return f"{_place(manifest, path, factory.source)}:{factory.name}"
+    return recorded
 
 
 def _place(manifest: Manifest, path: Path, name: str) -> str:

@@ -93,25 +93,26 @@ def run(
         if command != "train":
             # The analyses take the run's own model, data and loss.
             said = {key: said[key] for key in ("analysis_samples", "seed") if key in said}
-        asked.append(put_together(ctx, cls, from_file, said))
+        asked.append((*put_together(ctx, cls, from_file, said), from_file))
     directory = asked[0][1].out or DEFAULT_RUN
     # The code that the run names is the code that this very command line named.
     analysis = {"out": None, "resume": False, "trust_code": True, "download_data": False}
     planned: set[str] = set()
-    for step, execution, figure in asked:
+    for step, execution, figure, from_file in asked:
         along = getattr(step, "plane", None) or getattr(step, "direction", None) or ""
         if "train" in planned or ("hessian" in planned and "eigen" in along):
             # What it would be asked is not known before what it starts from is there.
             output.say(f"{step.command}: would follow (nothing done: --dry-run)")
             continue
         trains = isinstance(step, TrainConfig)
-        outcome = carry_out(
-            output,
-            step,
-            None if trains else directory,
-            execution if trains else execution.model_copy(update=analysis),
-            figure,
-        )
+        with from_file.named(step.command):
+            outcome = carry_out(
+                output,
+                step,
+                None if trains else directory,
+                execution if trains else execution.model_copy(update=analysis),
+                figure,
+            )
         output.outcome(outcome, one_line=True)
         if outcome.status is Status.PLANNED:
             planned.add(step.command)

@@ -304,6 +304,7 @@ def _contour(results: ContourResults) -> Rows:
         )
     test = results.test
     if test is not None:
+        samples = counted(results.measured.num_test_samples or 0, "sample")
         cells = f"{test.num_measured:,} of {results.num_cells:,} measured"
         if test.filling is not None and not test.filling.converged:
             cells += f"; the rest {_filled(test.filling)}"
@@ -311,7 +312,7 @@ def _contour(results: ContourResults) -> Rows:
             (
                 "test",
                 f"{test.loss_at_center:.6g} at the centre, accuracy {test.accuracy_at_center:.4f}, "
-                f"{results.measured.num_test_samples:,} samples; {cells}",
+                f"{samples}; {cells}",
             )
         )
         if test.loss_min is not None and test.loss_max is not None:

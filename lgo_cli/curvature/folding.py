@@ -24,7 +24,7 @@ from torch.fx.operator_schemas import normalize_function
 
 from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
-from lgo_cli.errors import InputError
+from lgo_cli.objective import refuse_sparse_gradients
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:
@@ -198,17 +198,10 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
             derivatives in θ are taken, as those of a Hessian are.
 
     Raises:
-        InputError: if the model has a module whose second derivatives PyTorch cannot take.
+        InputError: as `refuse_sparse_gradients`.
     """
     model = objective.model
-    for name, module in model.named_modules():
-        is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        if is_embedding and module.sparse and module.weight.requires_grad:
-            raise InputError(
-                f"{name or 'the model'} is an embedding with sparse=True, whose gradients have no "
-                "second derivative",
-                hint="sparse=False, which is the same function of the same weights",
-            )
+    refuse_sparse_gradients(model)
     if not any(parameter.ndim > 2 for parameter in model.parameters()):
         return Rewritten(model, "no convolution to rewrite")
     traced = trace(model)

@@ -93,9 +93,13 @@ class Dataset:
             expected = f"[{n}], one class index a row"
             if soft:
                 expected = f"[{n}, {self.num_classes}], a distribution over classes a row"
+            one_hot = not soft and y.ndim == 2 and y.shape[1] > 1
             raise InputError(
                 f"{where} has shape {list(y.shape)}, but x_{split} has {n} rows: "
-                f"it must be {expected}"
+                f"it must be {expected}",
+                hint='y.astype("float32") makes soft labels of rows that are one-hot'
+                if one_hot
+                else None,
             )
         if soft:
             within = (y >= 0).all(dim=1) & ((y.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)

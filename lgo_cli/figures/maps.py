@@ -166,9 +166,10 @@ def _draw_heat(
     )  # fmt: skip
     bar = add_bar(figure, axes, mesh, label)
     if isinstance(norm, LogNorm):
-        ticks = round_levels(
-            float(norm.vmin or 0), float(norm.vmax or 1), logarithmic=True, about=6
-        )
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        ticks = np.array([low])
+        if high > 1.001 * low:  # else they are one value on the bar
+            ticks = round_levels(low, high, logarithmic=True, about=6)
         bar.set_ticks(ticks.tolist(), labels=tick_names(ticks))
 
 

@@ -24,6 +24,7 @@ from lgo_cli.figures.scale import COLOURS, LossScale, bilinear, center_on
 from lgo_cli.figures.style import (
     COLUMN,
     INK,
+    LONGEST_NUMBER,
     NARROW,
     PADDING,
     Size,
@@ -43,6 +44,9 @@ Array = np.ndarray[Any, Any]
 
 USUAL_NAME = 4
 """Characters of a tick's name on a horizontal axis, beside which there is room for the label."""
+
+BOX = (1, 1, 0.75)
+"""Proportions of the three axes."""
 
 MOST_FACES, FEWEST_FACES = 100, 30
 """Along an axis: a finer grid is thinned out, and the faces of a coarser one are cut up, so that
@@ -103,12 +107,32 @@ def draw_surface_3d(
         if handles:
             figure.legend(handles=handles, loc="upper left", borderaxespad=0.2, handletextpad=0.5)
         axes.view_init(elev=32, azim=-58)
-        axes.set_box_aspect((1, 1, 0.75), zoom=0.94 if small else 1.0)
         square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
         caption(figure, results, *remarks(results, to_scale=square))
+        _fit_width(figure, axes, zoom=0.94 if small else 1.0)
         _make_room(figure, axes, size)
         _name_points(figure, axes, points)
     return figure
+
+
+def _fit_width(figure: Figure, axes: Any, zoom: float) -> None:
+    """Shift the surface until its words are inside, and shrink it where they have no room."""
+    width, margin = figure.bbox.width, PADDING / 4 * figure.dpi
+    for _ in range(10):
+        axes.set_box_aspect(BOX, zoom=zoom)
+        figure.draw_without_rendering()
+        words = []
+        for axis in axes._axis_map.values():
+            low, high = axis.get_view_interval()
+            seen = [tick.label1 for tick in axis.majorTicks if low <= tick.get_loc() <= high]
+            words += [text.get_window_extent() for text in (axis.label, *seen)]
+        left = min(word.x0 for word in words) - margin
+        right = max(word.x1 for word in words) + margin
+        if left >= 0 and right <= width:
+            return
+        zoom *= min(1.0, width / (right - left))
+        x0, *rest = axes.get_position(original=True).bounds
+        axes.set_position((x0 + (width - left - right) / 2 / width, *rest))
 
 
 def _make_room(figure: Figure, axes: Any, size: Size) -> None:
@@ -249,4 +273,6 @@ def _scale_height(axes: Any, scale: LossScale, *, small: bool) -> None:
         tick.label1.set_horizontalalignment("left")
     # On two lines it keeps clear of the label of y.
     label = wrapped(scale.label, 1.2) if small else scale.label
-    axes.set_zlabel(label, labelpad=(-2 if small else 0) + 2.0 * max(map(len, names)))
+    longest = max(map(len, names))
+    beyond = max(0, longest - LONGEST_NUMBER)
+    axes.set_zlabel(label, labelpad=(-2 if small else 0) + 2.0 * longest + 2.0 * beyond)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,9 @@ COLUMN: Size = (3.4, None)
 
 PADDING = 0.065
 """Inches between the parts of a figure."""
+
+GAP = 0.03
+"""Inches between two numbers on a line."""
 
 NARROW = 5.0
 """Inches: figures that are less wide have their parts below each other."""
@@ -147,12 +151,24 @@ def _all_axes(figure: Figure) -> list[Any]:
 
 
 def _thin_out(axes: Any) -> None:
-    """Leave out names along a vertical axis, or a colour bar, that would run into the one below."""
+    """Leave out names that would run into the one below, and of numbers in a row every other."""
     boxes = [(name, name.get_window_extent()) for name in axes.yaxis.get_ticklabels()]
     top = -math.inf
     for name, box in sorted(boxes, key=lambda found: found[1].y0):
         name.set_visible(box.y0 >= top)
         top = box.y1 if box.y0 >= top else top
+    if isinstance(axes.xaxis.get_major_formatter(), ScalarFormatter):
+        low, high = axes.get_window_extent().intervalx
+        row = [(name, name.get_window_extent()) for name in axes.xaxis.get_ticklabels()]
+        row = [(name, box) for name, box in row if box.x1 > low and box.x0 < high]  # of those seen
+        gap = GAP * axes.get_figure(root=True).dpi
+        step = next(
+            n
+            for n in range(1, len(row) + 2)
+            if all(left.x1 + gap <= right.x0 for (_, left), (_, right) in pairwise(row[::n]))
+        )
+        for rank, (name, _) in enumerate(row):
+            name.set_visible(rank % step == 0)
 
 
 def _choose_height(figure: Figure) -> None:
@@ -242,7 +258,8 @@ def spans_decades(values: Array) -> bool:
 def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> Array:
     """Round numbers inside [low, high], for lines and ticks.
 
-    Equal steps, or where they are factors, 1, 2 and 5 times powers of ten, or more or fewer.
+    Equal steps, or where they are factors, 1, 2 and 5 times powers of ten, or more or fewer; equal
+    steps there too, where not two of these are inside.
 
     Args:
         low: Positive if logarithmic.
@@ -260,7 +277,7 @@ def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> A
             break
     else:
         ticks = ticks[:: math.ceil(len(ticks) / about)]
-    return ticks
+    return ticks if len(ticks) > 1 else round_levels(low, high, logarithmic=False, about=about)
 
 
 def _within(values: Array, low: float, high: float) -> Array:
@@ -268,16 +285,27 @@ def _within(values: Array, low: float, high: float) -> Array:
     return inside
 
 
+LONGEST_NUMBER = 8
+"""Characters of a number at a tick, of which a handful fit along an axis."""
+
+
 class _Powers(ScalarFormatter):
     """Where values have a power of ten in common, each has it, and none stands at the axis's end.
 
-    There it would lie on the axis's label, or on the legend.
+    There it would lie on the axis's label, or on the legend. Where they are long, far from zero,
+    all but the first that is seen are what they exceed it by.
     """
 
     def format_ticks(self, values: Any) -> list[str]:
         names: list[str] = super().format_ticks(values)
-        if super().get_offset():
-            names = [self.fix_minus(name) for name in tick_names(np.asarray(values))]
+        if super().get_offset() or max(map(len, names), default=0) > LONGEST_NUMBER:
+            assert self.axis is not None
+            low, high = sorted(self.axis.get_view_interval())
+            room = 1e-3 * (high - low)
+            seen = [i for i, value in enumerate(values) if low - room <= value <= high + room]
+            names = [""] * len(names)
+            for i, name in zip(seen, tick_names(np.asarray(values)[seen]), strict=True):
+                names[i] = self.fix_minus(name)
         return names
 
     def get_offset(self) -> str:
@@ -299,14 +327,22 @@ def tick_names(values: Array) -> list[str]:
     most. Where that takes more than six digits, the first is written in full and the others as what
     they exceed it by. Where one value takes a power of ten to write, all have theirs.
     """
-    powers = any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
+    powers = _take_powers(values)
     gaps = np.abs(np.diff(values, prepend=0.0, append=np.inf))
     room = np.minimum(gaps[:-1], gaps[1:]) / 1000
     for digits in range(3, 7):
         named = np.array([float(f"{value:.{digits - 1}e}") for value in values])
         if np.all(np.abs(named - values) <= room):
             return [_name(float(value), digits, power=powers) for value in values]
-    return [f"{values[0]:.12g}", *(f"+{value - values[0]:.3g}" for value in values[1:])]
+    first, beyond = float(values[0]), values[1:] - values[0]
+    return [
+        _name(first, 12, power="e" in f"{first:.12g}"),
+        *(f"+{_name(float(value), 3, power=_take_powers(beyond))}" for value in beyond),
+    ]
+
+
+def _take_powers(values: Array) -> bool:
+    return any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

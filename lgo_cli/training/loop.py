@@ -20,6 +20,7 @@ from lgo_cli.objective import (
     check_outputs,
     default_micro_batch_size,
     evaluate_model,
+    refuse_sparse_gradients,
 )
 from lgo_cli.progress import SILENT, Progress, Task
 from lgo_cli.seeding import derive_seed, generator, seed_default
@@ -108,6 +109,7 @@ class Descent(ABC):
                 "--augment crop-flip is for images [C, H, W], which these inputs are not",
                 hint="--augment none",
             )
+        refuse_sparse_gradients(model)
         self.model = model
         self.train = train
         self.recipe = recipe
