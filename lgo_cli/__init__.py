@@ -35,7 +35,7 @@ _HOMES = {
     "Status": "lgo_cli.runs",
     "Objective": "lgo_cli.objective",
     "Samples": "lgo_cli.objective",
-    "LossFunction": "lgo_cli.objective",
+    "LossFunction": "lgo_cli.loss",
     "Operator": "lgo_cli.curvature.operators",
     "HessianOperator": "lgo_cli.curvature.networks",
     "Wanted": "lgo_cli.curvature.search",

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 
 
 class Attention(nn.Module):

@@ -31,8 +31,9 @@ from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align, assign
 from lgo_cli.landscape.barriers import highest
 from lgo_cli.landscape.permutations import find_symmetries
+from lgo_cli.loss import LossFunction
 from lgo_cli.models.mlp import mlp
-from lgo_cli.objective import LossFunction, Objective
+from lgo_cli.objective import Objective
 from lgo_cli.vectors import flatten
 
 FLOAT64 = 1e-12

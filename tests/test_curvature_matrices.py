@@ -21,7 +21,8 @@ from lgo_cli.curvature.operators import Operator
 from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.curvature.stability import Preconditioner, stability_threshold
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.vectors import Block, flatten
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))

@@ -27,7 +27,8 @@ from lgo_cli.landscape.curves import (
     bend_plane,
     straight,
 )
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.results import Recipe
 from lgo_cli.seeding import generator
 from lgo_cli.training.loop import DivergenceError, Training

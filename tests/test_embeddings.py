@@ -18,7 +18,8 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.landscape.interpolation import Path as LossPath
 from lgo_cli.landscape.interpolation import interpolate
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 
 H = 1e-2
 

@@ -15,7 +15,8 @@ from lgo_cli.curvature.folding import fold
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.fusing import can_fuse
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.seeding import standard_normal
 

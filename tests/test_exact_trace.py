@@ -21,7 +21,8 @@ from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.spectrum import MAX_DEVIATION, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import TraceEstimate
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.vectors import Block
 
 EXACT = 1e-10

@@ -15,7 +15,8 @@ from lgo_cli.config import Execution, TrainConfig
 from lgo_cli.landscape.batchnorm import BatchNorm, statistics_at
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.interpolation import CHANGED, OWN_PASS, LossPath, Series, interpolate
-from lgo_cli.objective import Evaluation, LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Evaluation, Objective, Samples
 from lgo_cli.runs import execute
 
 ALPHAS = [-0.5, 0.0, 0.3, 0.7, 1.0, 1.25]

@@ -30,7 +30,8 @@ from lgo_cli.landscape.barriers import (
 from lgo_cli.landscape.curves import Arc, straight
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate
 from lgo_cli.landscape.losses import sample_losses
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 
 DIM, CLASSES = 6, 3
 

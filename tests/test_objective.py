@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 from lgo_cli.determinism import nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
-from lgo_cli.objective import (
-    LossFunction,
-    Objective,
-    Samples,
-    default_micro_batch_size,
-)
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples, default_micro_batch_size
 from lgo_cli.vectors import flatten
 
 

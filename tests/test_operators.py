@@ -22,7 +22,8 @@ from lgo_cli.curvature.operators import (
     ScaledOperator,
     ShiftedOperator,
 )
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.vectors import flatten
 
 EPS = torch.finfo(torch.float32).eps

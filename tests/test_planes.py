@@ -29,8 +29,9 @@ from lgo_cli.landscape.planes import (
     random_eigen_plane,
     random_plane,
 )
+from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import read_manifest
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.results import ContourResults
 from lgo_cli.vectors import cosine, dot, norm
 

@@ -13,7 +13,8 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 
 
 def _final_size(curvature: float, momentum: float, nesterov: bool, weight_decay: float) -> float:

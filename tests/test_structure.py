@@ -39,7 +39,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
-    {"filters", "determinism", "second_derivatives"},
+    {"filters", "determinism", "second_derivatives", "loss"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

@@ -26,7 +26,8 @@ from lgo_cli.landscape.surface import (
     measure_surface,
     relative_difference,
 )
-from lgo_cli.objective import LossFunction, Objective, Samples
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, Samples
 from lgo_cli.progress import Task
 from lgo_cli.vectors import cosine
 

@@ -12,7 +12,8 @@ from lgo_cli.objective import evaluate_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lgo_cli.objective import Evaluation, LossFunction, Objective, Samples
+    from lgo_cli.loss import LossFunction
+    from lgo_cli.objective import Evaluation, Objective, Samples
 
 
 @dataclass(frozen=True)

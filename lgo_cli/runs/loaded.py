@@ -16,8 +16,9 @@ from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError, dtype_name
 from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
+from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
-from lgo_cli.objective import LossFunction, Objective, Samples, check_outputs
+from lgo_cli.objective import Objective, Samples, check_outputs
 from lgo_cli.results import Measured, counted
 from lgo_cli.vectors import ParameterLayout, flatten
 

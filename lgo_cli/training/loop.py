@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.loss import LossFunction
 from lgo_cli.objective import (
     Evaluation,
-    LossFunction,
     Samples,
     check_outputs,
     default_micro_batch_size,
