@@ -325,22 +325,6 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
     return int(num_outputs)
 
 
-def refuse_sparse_gradients(model: nn.Module) -> None:
-    """Refuse what optimisers with momentum or weight decay, and second derivatives, cannot take.
-
-    Raises:
-        InputError: naming the embedding that has them.
-    """
-    for name, module in model.named_modules():
-        is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        if is_embedding and module.sparse and module.weight.requires_grad:
-            raise InputError(
-                f"{name or 'the model'} is an embedding with sparse=True: most optimisers do not "
-                "take its gradients, which have no second derivative either",
-                hint="sparse=False, which is the same function of the same weights",
-            )
-
-
 @torch.no_grad()
 def evaluate_model(
     model: nn.Module, samples: Samples, loss_function: SampleLoss, batch_size: int

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -334,7 +335,7 @@ def _named(manifest: Manifest, path: Path, key: str, *, trusted: bool) -> Any:
         recorded = f"{_place(manifest, path, factory.source)}:{factory.name}"
     if not trusted:
         raise UsageError(
-            f"{path} names code, {recorded}, which runs only if you name it",
+            f"{path} names code, {os.path.normpath(recorded)}, which runs only if you name it",
             hint=f"say --{key} yourself, or --trust-code if you know where it comes from",
         )
     return recorded

@@ -24,7 +24,7 @@ from torch.fx.operator_schemas import normalize_function
 
 from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
-from lgo_cli.objective import refuse_sparse_gradients
+from lgo_cli.models.building import refuse_sparse_gradients
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:

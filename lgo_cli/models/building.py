@@ -1,4 +1,4 @@
-"""From a model's name to an initialised module."""
+"""From a model's name to an initialised module, and what no module may have."""
 
 from __future__ import annotations
 
@@ -85,6 +85,22 @@ def _checked(model: str, returned: object) -> nn.Module:
                 hint="give each layer its size; a factory may take input_shape and num_classes",
             )
     return returned
+
+
+def refuse_sparse_gradients(model: nn.Module) -> None:
+    """Refuse what optimisers with momentum or weight decay, and second derivatives, cannot take.
+
+    Raises:
+        InputError: naming the embedding that has them.
+    """
+    for name, module in model.named_modules():
+        is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        if is_embedding and module.sparse and module.weight.requires_grad:
+            raise InputError(
+                f"{name or 'the model'} is an embedding with sparse=True: most optimisers do not "
+                "take its gradients, which have no second derivative either",
+                hint="sparse=False, which is the same function of the same weights",
+            )
 
 
 def parameter_counts() -> dict[str, tuple[int, str]]:

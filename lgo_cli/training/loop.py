@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.loss import LossFunction
+from lgo_cli.models.building import refuse_sparse_gradients
 from lgo_cli.objective import (
     Evaluation,
     Samples,
     check_outputs,
     default_micro_batch_size,
     evaluate_model,
-    refuse_sparse_gradients,
 )
 from lgo_cli.progress import SILENT, Progress, Task
 from lgo_cli.seeding import derive_seed, generator, seed_default
@@ -109,7 +109,6 @@ class Descent(ABC):
                 "--augment crop-flip is for images [C, H, W], which these inputs are not",
                 hint="--augment none",
             )
-        refuse_sparse_gradients(model)
         self.model = model
         self.train = train
         self.recipe = recipe
@@ -118,7 +117,7 @@ class Descent(ABC):
         self.optimizer = optimizer
         self._devices = [train.inputs.device] if train.inputs.is_cuda else []
         with torch.random.fork_rng(devices=self._devices):
-            model.eval()
+            refuse_sparse_gradients(model.eval())
             check_outputs(model, train)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
