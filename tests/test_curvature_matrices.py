@@ -368,7 +368,7 @@ def test_small_and_unused_layers_converge_as_the_whole_does() -> None:
     assert layers["unused"].largest == 0
     rounding = spectrum.eigenpairs.rounding
     assert rounding <= layers["unused"].residual_bound < 2 * rounding
-    assert [layer.warning for layer in spectrum.layers] == [None] * len(layers)
+    assert [layer.unconverged for layer in spectrum.layers] == [()] * len(layers)
     assert spectrum.warnings == ()
 
 
