@@ -16,8 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from lgo_cli.config import HessianConfig
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.embeddings import false_derivatives
-from lgo_cli.landscape.interpolation import Path as LossPath
-from lgo_cli.landscape.interpolation import interpolate
+from lgo_cli.landscape.interpolation import LossPath, interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, Samples
 
