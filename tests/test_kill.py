@@ -23,14 +23,17 @@ TRAIN = TrainConfig(
     batch_size=32, save_every=20,
 )  # fmt: skip
 MOMENTS = {
-    "train": 15, "train --resume": 15, "contour": 30, "contour --tolerance": 15,
-    "contour --convexity": 10,
+    "train": 8, "train --resume": 8, "contour": 30, "contour --tolerance": 10,
+    "contour --convexity": 6,
 }  # fmt: skip
 
-# Children begin as a fork of a server that has imported torch and never run it: a new interpreter
-# would import it for seconds, and a fork of this one inherits what other tests left in it.
+# Children begin as a fork of a server that has imported what a step does and never run it: a new
+# interpreter would import it for seconds, and a fork of this one inherits what other tests left in
+# it.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "lgo_cli.runs", "pytest"])
+STEPS = ["lgo_cli.runs.loaded", "lgo_cli.runs.steps.train", "lgo_cli.runs.steps.contour"]
+FIGURES = ["lgo_cli.figures.catalogue", "lgo_cli.figures.surface"]
+SERVER.set_forkserver_preload(["torch", "pytest", *STEPS, *FIGURES])
 
 
 def _run(config: StepConfig, run: Path | None, execution: Execution) -> None:
