@@ -178,7 +178,7 @@ def _moments(results: HessianResults) -> Rows:
     return rows
 
 
-def _exact(results: HessianResults, rounding: float = 0.0) -> str:
+def _exact(results: HessianResults, rounding: float) -> str:
     """What a number without chance is called: exact, unless the audit found something wrong."""
     if results.audit is not None and not results.audit.clean:
         return "DOUBTFUL"

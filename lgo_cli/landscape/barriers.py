@@ -214,12 +214,6 @@ def _factor(d: Array) -> Array:
     return root
 
 
-def student_quantile(freedom: float) -> float:
-    """What Student's |t| of these degrees of freedom is within in 95 % of cases, to 1e-4 of it."""
-    ranks = (torch.arange(NUM_DRAWS, dtype=torch.float64) + 0.5) / NUM_DRAWS
-    return _studentised_quantile(math.sqrt(2) * torch.special.erfinv(ranks), freedom)
-
-
 def _studentised_quantile(largest: torch.Tensor, freedom: float) -> float:
     """The 95 % quantile of M/S from draws of M [n], with S² ~ χ²_ν/ν independent of it.
 
