@@ -401,7 +401,9 @@ def crop_and_flip(inputs: Tensor, draw: torch.Generator) -> Tensor:
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)
     columns = torch.where(mirrored, columns.flip(1), columns)
-    index = torch.arange(n)[:, None, None]
+    # Indices on the CPU would make it wait for a GPU at each step.
+    rows, columns = (index.to(inputs.device, non_blocking=True) for index in (rows, columns))
+    index = torch.arange(n, device=inputs.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2
     )
