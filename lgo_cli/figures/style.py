@@ -172,7 +172,7 @@ def _thin_out(axes: Any) -> None:
 
 
 def _choose_height(figure: Figure) -> None:
-    figure.draw_without_rendering()
+    _execute(figure)
     parts = [*figure.legends, figure._supxlabel]  # type: ignore[attr-defined]
     heights = [part.get_window_extent().height for part in parts if part is not None]
     figure.set_figheight(figure.get_figheight() + sum(heights) / figure.dpi)
@@ -186,14 +186,24 @@ def _choose_height(figure: Figure) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Draw until all is inside, thrice at least: words move axes, and axes words."""
+    """Until all is inside, thrice at least: words move axes, and axes words."""
     for count in range(1, 11):
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
-        if inside and count >= 3:
+        _execute(figure)
+        if count >= 3 and _is_inside(figure):
             return
+
+
+def _execute(figure: Figure) -> None:
+    """One pass of the layout alone: that of a drawing costs as much again for all the rest."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+
+
+def _is_inside(figure: Figure) -> bool:
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return bool(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height)
 
 
 def cut_names(names: list[str], longest: int) -> list[str]:
