@@ -70,7 +70,7 @@ def draw_surface_3d(
         figure = new_figure(size, 0.82 * size[0] + 0.25)
         small = size[0] < NARROW
         # Layout engines do not see the slanted labels; the margins are fixed.
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         box = (-0.02, 0.15, 0.92, 0.82) if small else (0.0, 0.1, 0.94, 0.86)
         axes: Any = figure.add_axes(box, projection="3d", computed_zorder=False)
         handles: list[Any] = []

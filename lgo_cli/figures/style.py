@@ -140,7 +140,7 @@ def settle(figure: Figure, size: Size) -> None:
     if size[1] is None:
         _choose_height(figure)
     _lay_out(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     for axes in _all_axes(figure):
         _thin_out(axes)
 
