@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
@@ -95,7 +96,9 @@ def new_figure(size: Size, height: float) -> Figure:
         size: What is asked for.
         height: In inches, where no height is asked for.
     """
-    return Figure(figsize=(size[0], size[1] or height), layout="constrained")
+    figure = Figure(figsize=(size[0], size[1] or height), layout="constrained")
+    FigureCanvasAgg(figure)  # or each extent of a word makes one anew to be measured on
+    return figure
 
 
 def legend(over: Axes | Figure, handles: list[Any] | None = None) -> None:
