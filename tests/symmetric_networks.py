@@ -69,6 +69,20 @@ class QuadraticResidual(nn.Module):
         return self.head(x + torch.tanh(self.block(x)))
 
 
+class FlattenedResidual(nn.Module):
+    """The same of flattened channels: units of four entries each, on both axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 7)
+        self.block = nn.Linear(20, 20)
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(1)
+        return self.head(x + torch.tanh(self.block(x)))
+
+
 class TiedWeights(nn.Module):
     """A weight and its transpose, and one module under two names."""
 
@@ -192,6 +206,7 @@ CASES = {
     "a user's resnet": Case(FunctionalResNet, [10, 6, 8], IMAGES),
     "layer norm, residual": Case(LayerNormResidual, [7, 9]),
     "stream into itself": Case(QuadraticResidual, [8]),
+    "flattened stream into itself": Case(FlattenedResidual, [5], IMAGES),
     "tied weights": Case(TiedWeights, [6]),
     "concatenation and a gate": Case(Dense, [5, 6, 4]),
     "channels last": Case(ChannelsLast, [5], IMAGES),

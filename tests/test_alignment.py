@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.landscape import equivariance
-from lgo_cli.landscape.alignment import _Matching, align, assign
+from lgo_cli.landscape.alignment import _Matching, align
+from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.barriers import highest
 from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.loss import LossFunction
@@ -155,6 +156,56 @@ def test_the_maximum_over_all_permutations_is_found_on_a_layer() -> None:
     assert sum(float((a[key].double() * found[key].double()).sum()) for key in a) == pytest.approx(
         best, rel=1e-12
     )
+
+
+INTO_ITSELF = ["stream into itself", "flattened stream into itself", "tied weights", "LSTM"]
+"""With a group on both axes of a weight, in which the objective is quadratic."""
+
+
+def _strangers(name: str, seed: int) -> tuple[nn.Module, Tensor, State, State]:
+    """A network, its inputs, and two states that have nothing in common."""
+    model, inputs = perturbed(CASES[name])
+    draw = torch.Generator().manual_seed(seed)
+    a, b = (
+        {key: torch.randn(tuple(value.shape), generator=draw) for key, value in state.items()}
+        for state in (model.state_dict(), model.state_dict())
+    )
+    return model, inputs, a, b
+
+
+def _exchanges(order: list[Tensor], group: int) -> Iterator[tuple[tuple[int, int], list[Tensor]]]:
+    """Every exchange of two units of a group."""
+    for i, j in itertools.combinations(range(len(order[group])), 2):
+        exchanged = order[group].clone()
+        exchanged[[i, j]] = exchanged[[j, i]]
+        yield (i, j), [*order[:group], exchanged, *order[group + 1 :]]
+
+
+@pytest.mark.parametrize("name", INTO_ITSELF)
+def test_gain_of_each_exchange_is_what_it_does(name: str) -> None:
+    model, inputs, a, b = _strangers(name, 0)
+    matching = _matching(model, a, b, inputs)
+    draw = torch.Generator().manual_seed(1)
+    order = [torch.randperm(g.size, generator=draw) for g in matching.symmetries.groups]
+    before = matching.inner_product(order)
+    for group, units in enumerate(order):
+        tangent = matching.gains(group, order, matching.occurrences[group])[:, units]
+        gains = matching._exchanges(group, order, tangent)
+        for pair, exchanged in _exchanges(order, group):
+            # Sums of some hundred numbers of order 1.
+            expected = matching.inner_product(exchanged) - before
+            assert float(gains[pair]) == pytest.approx(expected, abs=1e-11)
+
+
+@pytest.mark.parametrize("name", INTO_ITSELF)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_exchange_of_two_units_is_better(name: str, seed: int) -> None:
+    model, inputs, a, b = _strangers(name, seed)
+    matching = _matching(model, a, b, inputs)
+    order, objective = matching.ascend(matching.forward(), seed)
+    for group in range(len(order)):
+        for _, exchanged in _exchanges(order, group):
+            assert matching.inner_product(exchanged) <= objective[-1] + matching.least_gain
 
 
 @pytest.mark.parametrize("n", range(1, 7))

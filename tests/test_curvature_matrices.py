@@ -218,7 +218,7 @@ def test_preconditioned_spectrum_is_the_dense_twins(kind: type[torch.optim.Adam]
         expected = (1 - 0.8**30) * ((second / (1 - 0.99**30)).sqrt() + 1e-6)
         torch.testing.assert_close(found.diagonal, expected, rtol=1e-12, atol=0)
         dense = dense_hessian(objective) / expected.sqrt()[:, None] / expected.sqrt()
-        # The spectrum of P^{-1}H, which is not symmetric, is that of P^{-1/2}HP^{-1/2}.
+        # The spectrum of D^{-1}H, which is not symmetric, is that of D^{-1/2}HD^{-1/2}.
         truth = torch.linalg.eigvals(dense_hessian(objective) / expected[:, None]).real
         assert float(truth.max()) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]))
         setting = Setting(preconditioner=found.diagonal)
@@ -287,13 +287,13 @@ def test_state_of_another_optimiser_is_refused() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 def test_adams_threshold_is_where_its_steps_diverge(decay: float) -> None:
-    """EMA momentum with a fixed preconditioner: x ← x − η m/P, m ← β₁m + (1 − β₁)Hx."""
+    """EMA momentum with a fixed preconditioner: x ← x − η m/D, m ← β₁m + (1 − β₁)Hx."""
     lr, precondition = 0.05, 3.0
     threshold, reason = stability_threshold("adam", lr, 0.0, False, decay)
     assert threshold is not None
     assert reason is None
     for factor, diverges in ((0.99, False), (1.01, True)):
-        curvature = factor * threshold * precondition  # of H; P^{-1}H is at the threshold
+        curvature = factor * threshold * precondition  # of H; D^{-1}H is at the threshold
         x, m = 1.0, 0.0
         for _ in range(3000):
             m = decay * m + (1 - decay) * curvature * x

@@ -106,6 +106,10 @@ def _check(evaluator: Evaluator, room: float) -> None:
         (Functional, "first linear layer kept (48 to 16)"),
         (TwoTowers, "first linear layer kept (48 to 8, 48 to 8)"),
         (Convolutional, "2 batch norms folded into 2 convolutions, channels last"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 4), nn.BatchNorm2d(3), nn.Flatten()),
+            "1 batch norm folded into 1 convolution, channels last",
+        ),
     ],
 )
 def test_fast_path_is_the_model(

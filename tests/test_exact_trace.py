@@ -556,7 +556,7 @@ def test_many_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BACKWARD_PASSES", 2)
     assert "3 backward passes" in refusal(PIECEWISE["mlp"])
     with objective_of(PIECEWISE["mlp"]) as objective:
-        exact(objective, "empirical-fisher")  # takes one
+        assert exact(objective, "empirical-fisher").reason == "closed form; 1 backward pass"
 
 
 # In the analysis
@@ -608,6 +608,8 @@ def test_decay_layers_and_halves() -> None:
     spectrum, dense = _analyzed(PIECEWISE["mlp"], setting, **changes)
     P = len(dense)
     assert _trace_of(spectrum).value == pytest.approx(float(dense.trace()) + 0.25 * P, rel=EXACT)
+    note = "tr H = tr G; 3 backward passes; + ωP by weight decay"
+    assert _trace_of(spectrum).note.endswith(note)
     assert spectrum.layers is not None
     start = 0
     for layer in spectrum.layers:

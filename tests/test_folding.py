@@ -11,6 +11,7 @@ from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.objective import Objective, Samples
+from lgo_cli.results import counted
 
 
 class UsersBlock(nn.Module):
@@ -122,7 +123,9 @@ def test_the_same_function_of_the_same_parameters(name: str, dtype: torch.dtype)
         for own_derivatives in (True, False):
             found = fold(objective, own_derivatives=own_derivatives)
             assert found.call is not model
-            expected_note = f"{MODELS[name][1]} batch norms folded into {MODELS[name][2]} conv"
+            norms, convolutions = MODELS[name][1:3]
+            folded = f"{counted(norms, 'batch norm')} folded into "
+            expected_note = f"{folded}{counted(convolutions, 'convolution')}, "
             assert found.note.startswith(expected_note), found.note
             plain = HessianOperator(objective, model=Rewritten(model, ""))
             rewritten = HessianOperator(objective, model=found)
@@ -163,7 +166,7 @@ def test_other_dimensions(dims: int) -> None:
         model(inputs)
     with Objective(model, Samples(inputs, torch.arange(6) % 3), dtype=torch.float64) as objective:
         found = HessianOperator(objective)
-        assert "1 batch norms folded" in found.model.note
+        assert found.model.note.startswith("1 batch norm folded into 1 convolution, ")
         v = torch.ones(objective.dim, dtype=torch.float64)
         expected = HessianOperator(objective, model=Rewritten(model, "")).matvec(v)
         torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
@@ -229,7 +232,7 @@ def test_views_keep_channels_first(capfd: pytest.CaptureFixture[str]) -> None:
         samples = Samples(torch.randn(6, 2, 8, 8), torch.arange(6) % 3)
     with Objective(model, samples, dtype=torch.float64) as objective:
         found = HessianOperator(objective)
-        assert found.model.note.startswith("1 batch norms folded into 2 convolutions")
+        assert found.model.note.startswith("1 batch norm folded into 2 convolutions")
         v = torch.ones(objective.dim, dtype=torch.float64)
         expected = HessianOperator(objective, model=Rewritten(model, "")).matvec(v)
         torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)

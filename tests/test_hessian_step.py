@@ -124,7 +124,7 @@ def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
     top = results["preconditioned"]["value"]
     # What it is of is said: Adam's decay is a part of its gradient, AdamW's is not.
     assert results["preconditioned_weight_decay"] == (0.0005 if optimizer == "adam" else 0.0)
-    what = {"adam": "P^-1·(H + 0.0005·I): Adam's weight decay is in", "adamw": "P^-1·H"}[optimizer]
+    what = {"adam": "D^-1·(H + 0.0005·I): Adam's weight decay is in", "adamw": "D^-1·H"}[optimizer]
     assert f"largest of {what}\n" in lgo("show", run).stdout
     assert results["sharpness_ratio"] == pytest.approx(top / results["stability_threshold"])
     alone = _results(lgo, run, "--scaling", "adam", "--rtol", 1e-4)

@@ -943,6 +943,7 @@ def test_gauss_rule_is_exact_up_to_degree_2m_minus_1() -> None:
 
 
 def test_density_integrates_to_one_and_has_the_mean_eigenvalue() -> None:
+    """Vectors of signs have the sphere's second moments, and moments of μ are quadratic in v."""
     H, m = _symmetric(6, 29), 2
     moments = []
     for signs in itertools.product([-1.0, 1.0], repeat=6):
@@ -954,22 +955,18 @@ def test_density_integrates_to_one_and_has_the_mean_eigenvalue() -> None:
     assert mean[2 * m] < 0.99 * expected[2 * m]
 
 
-def test_distribution_function_of_one_probe() -> None:
-    """The share below a point is a quadratic form of a projector Π of rank k."""
-    sylvester = np.array([[1.0]])
-    for _ in range(3):
-        sylvester = np.block([[sylvester, sylvester], [sylvester, -sylvester]])
-    aligned, turned = np.eye(8), np.linalg.qr(_symmetric(8, 31))[0]
-    variances = []
-    for basis in (sylvester / math.sqrt(8), turned, aligned):
-        projector = basis[:, :4] @ basis[:, :4].T
-        mean, variance = _probe_values(projector / 8, np.array([-1.0, 1.0]), np.array([0.5, 0.5]))
-        assert mean == pytest.approx(4 / 8, rel=EXACT)
-        variances.append(variance)
-    # Never above 1/(2P), attained where all Πᵢᵢ are k/P = 1/2, nothing in the probes' own basis.
-    assert variances[0] == pytest.approx(1 / 16, rel=EXACT)
-    assert 0 < variances[1] < 1 / 16
-    assert variances[2] == pytest.approx(0, abs=1e-20)
+def test_distribution_function_of_one_vector() -> None:
+    """The share below a point is vᵀΠv, Π a projector of rank k: of the first k, without loss."""
+    size = 8
+    squares = np.random.default_rng(31).standard_normal((100_000, size)) ** 2
+    shares = squares.cumsum(axis=1) / squares.sum(axis=1, keepdims=True)
+    bound = 1 / (2 * (size + 2))
+    for rank in range(1, size):
+        share, mean = shares[:, rank - 1], rank / size
+        variance = 2 / (size + 2) * mean * (1 - mean)
+        _assert_mean(share, mean)
+        _assert_mean((share - mean) ** 2, variance)
+        assert variance == pytest.approx(bound) if 2 * rank == size else variance < bound
 
 
 def test_nodes_do_not_count_negative_eigenvalues() -> None:
@@ -1017,14 +1014,20 @@ def test_subsets_spread_the_spectrum() -> None:
 # 15. Batch normalisation
 
 
-def _normalised_loss(w: Tensor, eps: float = 0.0, frozen: bool = False) -> Tensor:
+def _normalised_loss(
+    w: Tensor, eps: float = 0.0, frozen: bool = False, scale: Tensor | float = 1.0
+) -> Tensor:
     """Squared error of two units with batch norm, by batch or by fixed statistics."""
     z = X @ w.view(2, INPUTS).T
     if frozen:
         mean, variance = torch.tensor([0.1, -0.2]).double(), torch.tensor([0.9, 1.4]).double()
     else:
         mean, variance = z.mean(0), z.var(0, correction=0)
-    return _half_square((z - mean) / (variance + eps).sqrt(), Y)
+    return _half_square(scale * (z - mean) / (variance + eps).sqrt(), Y)
+
+
+def _scaled_normalised_loss(w_and_scale: Tensor) -> Tensor:
+    return _normalised_loss(w_and_scale[:-2], scale=w_and_scale[-2:])
 
 
 def test_batch_statistics_make_weights_scale_free() -> None:
@@ -1034,6 +1037,13 @@ def test_batch_statistics_make_weights_scale_free() -> None:
     torch.testing.assert_close(dense @ w, -gradient, rtol=0, atol=1e-12)
     torch.testing.assert_close(_gradient(_normalised_loss, 3 * w), gradient / 3, rtol=0, atol=1e-13)
     torch.testing.assert_close(_hessian(_normalised_loss, 3 * w), dense / 9, rtol=0, atol=1e-13)
+    # Beside another parameter only the block of w goes with the square.
+    both = torch.cat([w, _normal(2, seed=8)])
+    power = torch.tensor([1.0] * len(w) + [0.0] * 2).double()
+    mixed = _hessian(_scaled_normalised_loss, both) * 3 ** -(power + power[:, None])
+    both = both * 3**power
+    torch.testing.assert_close(_hessian(_scaled_normalised_loss, both), mixed, rtol=0, atol=1e-13)
+    assert float(mixed[: len(w), len(w) :].abs().max()) > 1e-3
     # With ε only nearly, with frozen statistics not at all.
     near = abs(float(_gradient(lambda t: _normalised_loss(t, eps=1e-3), w) @ w))
     assert 1e-8 < near < 1e-2

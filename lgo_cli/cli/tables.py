@@ -96,7 +96,7 @@ _OPERATORS = {
 _SCALINGS = {
     "none": "",
     "elementwise": ", scaled as |w|·H·|w|",
-    "adam": ", preconditioned as P^-1/2·H·P^-1/2",
+    "adam": ", preconditioned as D^-1/2·H·D^-1/2",
 }
 
 
@@ -266,7 +266,7 @@ def _stability(results: HessianResults) -> Rows:
     rows: Rows = []
     if results.preconditioned is not None:
         pair, decay = results.preconditioned, results.preconditioned_weight_decay
-        of = f"P^-1·(H + {decay:g}·I): Adam's weight decay is in" if decay else "P^-1·H"
+        of = f"D^-1·(H + {decay:g}·I): Adam's weight decay is in" if decay else "D^-1·H"
         rows.append(
             ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of {of}")
         )

@@ -224,8 +224,12 @@ class _Analysis:
         """An exact trace of a block, with the decay where the operator has it."""
         if isinstance(exact, str):
             return None
-        decay = self.setting.weight_decay if self.config.include_weight_decay else 0.0
-        return exact.of(block) + decay * block.dim
+        return exact.of(block) + self._decay * block.dim
+
+    @property
+    def _decay(self) -> float:
+        """ω where the operator has it."""
+        return self.setting.weight_decay if self.config.include_weight_decay else 0.0
 
     def _trace(
         self,
@@ -284,12 +288,13 @@ class _Analysis:
         operator = process.operator
         units = operator.rounding_units * torch.finfo(operator.dtype).eps
         known = self._of_block(exact, block)
+        decay = "; + ωP by weight decay" if self._decay else ""
         return Trace(
             estimate=estimate,
             exact=known,
             rounding=estimate.rounding if known is None else units * abs(known),
             estimate_rounding=units * process.size * estimate.frobenius_norm,
-            note=exact if isinstance(exact, str) else exact.reason,
+            note=exact if isinstance(exact, str) else exact.reason + decay,
         )
 
     def _density(

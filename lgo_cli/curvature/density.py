@@ -137,9 +137,9 @@ def quadrature_bound(rule: Rule) -> float:
     """Wasserstein-1 distance at most between a Gauss rule and its measure.
 
     Between two nodes the distribution function differs from the rule's by no more than the larger
-    of their weights, and outside by the outer node's (Chebyshev, Markov and Stieltjes; Golub &
-    Meurant 2010, section 2.5); the distance is the area between the two functions. A rule that is
-    the measure has its nodes off by their residuals.
+    of their weights, and outside by the outer node's (Chebyshev, Markov and Stieltjes; Szegő 1975,
+    theorem 3.41.1); the distance is the area between the two functions. A rule that is the measure
+    has its nodes off by their residuals.
     """
     nodes, weights = rule.nodes, rule.weights
     if rule.is_whole:
@@ -154,8 +154,8 @@ def sampling_bound(dim: int, extent: float, confidence: float = CONFIDENCE) -> f
 
     With a uniform direction in P dimensions the mass on any i eigenvectors is Beta distributed and
     sub-Gaussian with variance 1/(2(P + 2)) (Marchal & Arbel 2017); a union over the P steps of the
-    distribution function gives √(ln(2P/η)/(P + 2)) in its largest difference (Chen, Trogdon & Ubaru
-    2021, section 3), and the extent of the spectrum times that in area.
+    distribution function gives √(ln(2P/p)/(P + 2)) in its largest difference, p being the chance of
+    failure (Chen, Trogdon & Ubaru 2021, section 3), and that times the spectrum's extent in area.
     """
     failure = 1 - confidence
     return extent * min(1.0, math.sqrt(math.log(2 * dim / failure) / (dim + 2)))

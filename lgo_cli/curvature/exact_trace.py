@@ -19,6 +19,7 @@ from lgo_cli.curvature.piecewise_linear import what_bends
 from lgo_cli.curvature.reads import Operation, reads
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.results import counted
 from lgo_cli.seeding import standard_normal
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def exact_trace(
     if not difference <= NORM_TOLERANCE:
         return f"gradients read off the graph differ from autograd's by {difference:.1e}"
     if num_passes > MAX_BACKWARD_PASSES:
-        return f"it would take {num_passes} backward passes, one for each output"
+        return f"it would take {counted(num_passes, 'backward pass')}, one for each output"
     totals = torch.zeros(len(block.full.names), dtype=torch.float64, device=objective.device)
     # So that the derivatives by all layers' outputs take what a micro-batch's activations do.
     size = max(1, objective.micro_batch_size // num_passes)
@@ -101,7 +102,7 @@ def exact_trace(
             task.advance(len(batch))
     parts = (totals / len(objective.samples)).tolist()
     why = "the network is piecewise linear: tr H = tr G" if operator == "hessian" else "closed form"
-    return ExactTrace(tuple(parts), f"{why}; {num_passes} backward passes")
+    return ExactTrace(tuple(parts), f"{why}; {counted(num_passes, 'backward pass')}")
 
 
 def _norms(objective: Objective, operator: OperatorName, block: Block) -> _GradientNorms | str:

@@ -25,6 +25,7 @@ from torch.fx.operator_schemas import normalize_function
 from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.models.building import refuse_sparse_gradients
+from lgo_cli.results import counted
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         )
     return Rewritten(
         call,
-        f"{num_folded} batch norms folded into {num_convolutions} convolutions, "
+        f"{counted(num_folded, 'batch norm')} folded into "
+        f"{counted(num_convolutions, 'convolution')}, "
         f"outputs equal to {outputs:.0e}, a product to {product:.0e}",
     )
 

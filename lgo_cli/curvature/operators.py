@@ -112,18 +112,18 @@ class ShiftedOperator(Operator):
 
 
 class ScaledOperator(Operator):
-    """D H D with a diagonal D.
+    """S H S with a diagonal S.
 
-    Rounding of H may lie where D magnifies it, and ‖H‖ where D does not: what H rounds in units of
-    its norm says little of D H D in units of its own, which is measured (`measure_rounding`).
+    Rounding of H may lie where S magnifies it, and ‖H‖ where S does not: what H rounds in units of
+    its norm says little of S H S in units of its own, which is measured (`measure_rounding`).
 
-    With D = |θ| its spectrum is the elementwise adaptive sharpness (Kwon et al. 2021; theory.md,
-    section 23); with D = P^{-1/2} that of P^{-1}H, the curvature that a preconditioned step sees
-    (Cohen et al. 2022; theory.md, section 22).
+    With S = |θ| its largest eigenvalue is the elementwise adaptive sharpness (Kwon et al. 2021;
+    theory.md, section 23); with S = D^{-1/2} its spectrum is that of D^{-1}H, the curvature that a
+    preconditioned step sees (Cohen et al. 2022; theory.md, section 22).
 
     Args:
         operator: H.
-        scale: The diagonal of D [P].
+        scale: The diagonal of S [P].
     """
 
     def __init__(self, operator: Operator, scale: Tensor) -> None:

@@ -69,7 +69,7 @@ def sharpness_ratio(
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """The diagonal P by which Adam divides its steps.
+    """The diagonal D by which Adam divides its averaged gradient (theory.md, section 22).
 
     Attributes:
         diagonal: (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) for each parameter [P], float64; infinite for one

@@ -7,14 +7,15 @@ groups held still, is a linear assignment problem (theory.md, section 26).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lgo_cli.errors import NumericsError, dtype_name, is_out_of_memory
+from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.permutations import (
     State,
     evaluating,
@@ -25,11 +26,10 @@ from lgo_cli.landscape.permutations import (
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lgo_cli.landscape.permutations import Symmetries
 
-Array = np.ndarray[Any, Any]
 Order = list[Tensor]
 
 GAIN_TOLERANCE = 1e-12
@@ -189,7 +189,7 @@ class _Matching:
         )
         return float(sum(squares) ** 0.5)
 
-    def gains(self, group: int, order: Order, occurrences: Sequence[_Occurrence]) -> Array:
+    def gains(self, group: int, order: Order, occurrences: Sequence[_Occurrence]) -> Tensor:
         """What each place [size] gains by each unit of B [size], the other groups held still."""
         size = self.symmetries.groups[group].size
         total = torch.zeros(size, size, dtype=torch.float64)
@@ -202,7 +202,7 @@ class _Matching:
                 )
             )
             total.addmm_(a, b.T)
-        return total.numpy()
+        return total
 
     def forward(self) -> Order:
         """Match group after group, each by the weights whose other axes are matched already.
@@ -237,7 +237,8 @@ class _Matching:
         A group is visited again only if one beside it, in some weight, has changed since.
 
         A group on two axes of one weight makes the objective quadratic in its permutation, and the
-        assignment maximises the tangent; such a step is taken only where it gains.
+        assignment maximises the tangent; such a step is taken only where it gains, and where it
+        does not, units are exchanged, until no exchange of two gains.
 
         Returns:
             The permutations, and the objective at the start and after each sweep.
@@ -251,21 +252,70 @@ class _Matching:
                 if group not in stale:
                     continue
                 stale.remove(group)
-                best = _best(self.gains(group, order, self.occurrences[group]))
-                if torch.equal(best, order[group]):
-                    continue
-                moved = [*order[:group], best, *order[group + 1 :]]
                 names = self.symmetries.groups[group].parameters
-                gain = self.inner_product(moved, names) - self.inner_product(order, names)
-                if gain > self.least_gain:
-                    order = moved
-                    stale |= {
-                        other
-                        for occurrence in self.occurrences[group]
-                        for other in self._beside(occurrence)
-                    }
+                for step in self._steps(group, order):
+                    if torch.equal(step, order[group]):
+                        continue
+                    moved = [*order[:group], step, *order[group + 1 :]]
+                    gain = self.inner_product(moved, names) - self.inner_product(order, names)
+                    if gain > self.least_gain:
+                        order = moved
+                        stale |= self._neighbours(group)
+                        break
             objective.append(self.inner_product(order))
         return order, objective
+
+    def _steps(self, group: int, order: Order) -> Iterator[Tensor]:
+        """Orders of a group that may be better, the next where those before did not gain."""
+        gains = self.gains(group, order, self.occurrences[group])
+        yield _best(gains)
+        if group not in self._neighbours(group):
+            return  # the assignment was the best there is
+        here = order[group]
+        gains = self._exchanges(group, order, gains[:, here])
+        best = gains.argmax(1)
+        # Each other's best, all at once; what they gain together is not known.
+        mutual = (best[best] == torch.arange(len(best))) & (gains.amax(1) > 0)
+        yield torch.where(mutual, here[best], here)
+        first, second = divmod(int(gains.argmax()), len(best))
+        exchanged = here.clone()
+        exchanged[[first, second]] = here[[second, first]]
+        yield exchanged
+
+    def _exchanges(self, group: int, order: Order, gains: Tensor) -> Tensor:
+        """What the exchange of each two units gains [size, size].
+
+        That of i and j is P = I + Δ, Δ = −(e_i − e_j)(e_i − e_j)ᵀ: beside the tangent's part, a
+        weight with the group on two axes gains ⟨A, ΔBΔ⟩.
+
+        Args:
+            group: Which.
+            order: As it is.
+            gains: Of the tangent: each place [size] by the unit that each place [size] has.
+        """
+        size = len(gains)
+        total = gains + gains.T - gains.diagonal() - gains.diagonal()[:, None]
+        for first, second in itertools.combinations(self.occurrences[group], 2):
+            if first.name != second.name or first.dim == second.dim:
+                continue
+            product = torch.ones(())
+            permuted = self.symmetries.permute(first.name, self.b[first.name], order)
+            for weight in (self.a[first.name], permuted):
+                units = weight.movedim((first.dim, second.dim), (0, 1))
+                units = units.narrow(0, first.start, size * first.inner)
+                units = units.narrow(1, second.start, size * second.inner)
+                units = units.reshape(size, first.inner, size, second.inner, -1)
+                units = units.transpose(1, 2).reshape(size, size, -1)
+                own = units.diagonal().T
+                product = product * (own + own[:, None] - units - units.transpose(0, 1))
+            total += product.sum(-1)
+        return total
+
+    def _neighbours(self, group: int) -> set[int]:
+        """Groups on another axis of a weight that has this one, among which may be the same."""
+        return {
+            other for occurrence in self.occurrences[group] for other in self._beside(occurrence)
+        }
 
     def _beside(self, occurrence: _Occurrence) -> set[int]:
         """Groups on the other axes of a parameter, among which may be the same."""
@@ -277,60 +327,8 @@ class _Matching:
         }
 
 
-def _best(gains: Array) -> Tensor:
-    return torch.from_numpy(assign(-gains)[0])
-
-
-def assign(cost: Array) -> tuple[Array, Array, Array]:
-    """The linear assignment problem: rows to columns, each once, at the least sum.
-
-    Shortest augmenting paths (Jonker & Volgenant 1987; Crouse 2016), O(n³).
-
-    Args:
-        cost: [n, n], finite.
-
-    Returns:
-        The column [n] of each row, and dual variables u, v [n], which prove that it is optimal:
-        u_i + v_j ≤ cost_ij for all pairs, with equality for those assigned.
-    """
-    n = len(cost)
-    v = cost.min(axis=0, initial=np.inf)
-    reduced = cost - v
-    u = reduced.min(axis=1, initial=np.inf)
-    row_of = np.full(n, -1)
-    column_of = np.full(n, -1)
-    for row, column in enumerate(reduced.argmin(axis=1) if n else ()):
-        if row_of[column] < 0:
-            row_of[column], column_of[row] = row, column
-    for start in np.flatnonzero(column_of < 0):
-        # Dijkstra over columns, with reduced costs as lengths, to the nearest that is free.
-        distance = cost[start] - u[start] - v
-        previous = np.full(n, start)
-        open_distance = distance.copy()
-        while True:
-            column = int(open_distance.argmin())
-            nearest = distance[column]
-            open_distance[column] = np.inf
-            row = row_of[column]
-            if row < 0:
-                break
-            through = cost[row] - v + (nearest - u[row])
-            shorter = (through < distance) & (open_distance < np.inf)
-            distance[shorter] = open_distance[shorter] = through[shorter]
-            previous[shorter] = row
-        visited = np.flatnonzero(open_distance == np.inf)
-        gained = nearest - distance[visited]
-        v[visited] -= gained
-        through_rows = row_of[visited] >= 0
-        u[row_of[visited[through_rows]]] += gained[through_rows]
-        u[start] += nearest
-        while True:
-            row = previous[column]
-            row_of[column] = row
-            column_of[row], column = column, column_of[row]
-            if row == start:
-                break
-    return column_of, u, v
+def _best(gains: Tensor) -> Tensor:
+    return torch.from_numpy(assign(-gains.numpy())[0])
 
 
 def _output_difference(

@@ -52,7 +52,7 @@ class Barrier:
 
 
 def highest(alpha: Array, loss: Array) -> tuple[int, float]:
-    """Where a path is highest above the straight line between its ends (Frankle et al. 2020).
+    """Where a path is highest above the straight line between its ends (Entezari et al. 2022).
 
     Args:
         alpha: Coordinates [n] with 0 and 1 among them.
@@ -146,8 +146,9 @@ def estimate_barrier(
     max(h + c·s + r), r being the allowance for rounding. c is the quantile of the largest
     |deviation|/s under a Gaussian multiplier bootstrap (Chernozhukov, Chetverikov & Kato 2013),
     studentised: that of the largest |entry| of a multivariate t with N − 1 degrees of freedom,
-    since s is an estimate. Given the samples, the deviations Σ ξ_n d_n(α) / N are exactly Gaussian
-    with the d_n's sample covariance, which is drawn from directly, in min(n, N) dimensions.
+    since s is an estimate. Given the samples, the deviations Σ ξ_n (d_n(α) − h(α)) / √(N(N − 1))
+    are exactly Gaussian, of variances s(α)² and with the d_n's sample correlations. From these they
+    are drawn directly, in min(n, N) dimensions.
 
     Args:
         alpha: Coordinates [n], ascending, with 0 and 1 among them.

@@ -29,6 +29,7 @@ from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of,
 from lgo_cli.landscape.fusing import can_fuse, fuse_convolutions, reuse_memory
 from lgo_cli.landscape.losses import Recording, sample_losses
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
+from lgo_cli.results import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -205,7 +206,8 @@ class Evaluator:
             self._channels_last = wants_channels_last(objective)
             last = ", channels last" if self._channels_last else ""
             done.append(
-                f"{num_folded} batch norms folded into {num_convolutions} convolutions" + last
+                f"{counted(num_folded, 'batch norm')} folded into "
+                f"{counted(num_convolutions, 'convolution')}{last}"
             )
         if self._linears:
             sizes = (f"{w.shape[1]} to {w.shape[0]}" for _, _, w, _ in self._linears)

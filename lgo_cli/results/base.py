@@ -123,5 +123,6 @@ def spelled_out(name: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things in words: `1 parameter`, `39,562 parameters`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number of things in words: `1 parameter`, `39,562 parameters`, `2 passes`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

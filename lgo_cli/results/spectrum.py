@@ -141,7 +141,7 @@ class HessianResults(AnalysisResults):
 
     `gradient_share` is null where the gradient is not ten times what float32 rounds it by on some
     samples. Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their
-    bounds. `preconditioned` is the largest eigenvalue of P⁻¹(H + ωI) with P of the run's own Adam
+    bounds. `preconditioned` is the largest eigenvalue of D⁻¹(H + ωI) with D of the run's own Adam
     and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
     AdamW has none there. `unconverged` is which of the warnings are of eigenvalues that did not
     converge.
