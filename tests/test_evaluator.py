@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from small_networks import NETWORKS, make
 from torch import Tensor, nn
 
-from lgo_cli.curvature.folding import fold
+from lgo_cli.curvature.convolutions import can_fuse, laid_out
+from lgo_cli.curvature.folding import _folded, fold
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
-from lgo_cli.landscape.fusing import can_fuse
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.runs.loaded import machine_settings
@@ -463,3 +463,47 @@ def test_writing_in_place_before_the_wide_layer_is_left_to_the_model() -> None:
     with Objective(_build(Shifting), _images()) as objective:
         evaluator = Evaluator(objective, _directions(objective))
         _check(evaluator, 1e-5)
+
+
+class Masked(nn.Module):
+    """Weights are computed, once from the parameters alone and once from the samples too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3) / 5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(images, torch.tanh(self.weight), padding=1))
+        gate = torch.sigmoid(images).mean() if self.of_samples else torch.sigmoid(self.weight)
+        x = F.relu(F.conv2d(x, gate.mean() * self.weight.transpose(0, 1)))
+        return self.head(x.flatten(2).mean(2) @ self.weight[:, :, 0, 0].T)
+
+    of_samples = False
+
+
+class WrittenOver(Masked):
+    """A weight of which a later convolution reads what was written over it meanwhile."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = torch.tanh(self.weight)
+        x = F.relu(F.conv2d(images, weight, padding=1))
+        weight.mul_(0.5)
+        x = x + F.relu(F.conv2d(images, weight, padding=1))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_once"), [(Convolutional, True), (Masked, True), (WrittenOver, False)]
+)
+def test_weights_are_computed_once_for_a_point(
+    kind: Callable[[], nn.Module], is_once: bool
+) -> None:
+    with Objective(_build(kind), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert evaluator.plan[0].isdigit(), evaluator.plan
+        _check(evaluator, 1e-5)
+        assert isinstance(evaluator._call, torch.fx.GraphModule)
+        targets = {node.target for node in evaluator._call.graph.nodes}
+        made = {_folded, laid_out, torch.tanh, torch.sigmoid} & targets
+        assert made == (set() if is_once else {torch.tanh})

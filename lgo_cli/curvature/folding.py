@@ -4,9 +4,7 @@ Two rewrites of the traced graph (torch.fx), neither of which knows a model by i
 
 - Batch norm in eval mode is affine, so it is folded into the convolution before it inside the graph
   that autograd sees: conv(x, w·γ/σ) + β + (b − μ)·γ/σ.
-- A convolution gets its own second derivative. PyTorch's spells the derivatives of a convolution's
-  backward as convolutions over transposed batches; here they are the two forward and the one
-  backward call that they amount to.
+- A convolution gets derivatives of its own (`convolutions`).
 """
 
 from __future__ import annotations
@@ -14,14 +12,14 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.autograd import Function
 from torch.fx.operator_schemas import normalize_function
 
+from lgo_cli.curvature.convolutions import Geometry, convolution
 from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.models.building import refuse_sparse_gradients
@@ -46,112 +44,6 @@ PRODUCT_TOLERANCE = 1e-2
 """The same for a Hessian product, in the norm. Where a rounding carries an activation over a kink
 of ReLU, a product over few samples moves by up to 1e-3; a rewriting that lost a parameter's
 gradient would be off by its whole share."""
-
-
-class Geometry(NamedTuple):
-    """Of a convolution, a number for each of its axes."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-class _Convolution(Function):
-    """y = x ∗ w + b, with derivatives that can themselves be differentiated cheaply."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = geometry
-        ctx.has_bias = bias is not None
-        return _convolve(x, weight, bias, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias)
-        return (*_ConvolutionBackward.apply(grad, x, weight, ctx.geometry, needs), None)
-
-
-class _ConvolutionBackward(Function):
-    """(grad, x, w) -> gradients of x, w and b, all of them linear in grad."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        geometry: Geometry,
-        needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(grad, x, weight)
-        ctx.geometry = geometry
-        ctx.set_materialize_grads(False)
-        return _convolve_backward(grad, x, weight, geometry, needs)
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_x: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        grad, x, weight = ctx.saved_tensors
-        geometry = ctx.geometry
-        of_grad = None
-        if grad_x is not None:
-            of_grad = _convolve(grad_x, weight, grad_bias, geometry)
-        if grad_weight is not None:
-            part = _convolve(x, grad_weight, None if grad_x is not None else grad_bias, geometry)
-            of_grad = part if of_grad is None else of_grad.add_(part)
-        elif of_grad is None and grad_bias is not None:
-            of_grad = grad_bias.view(-1, *[1] * (grad.ndim - 2)).expand_as(grad)
-        needs = (
-            grad_weight is not None and ctx.needs_input_grad[1],
-            grad_x is not None and ctx.needs_input_grad[2],
-            False,
-        )
-        of_x, of_weight, _ = _convolve_backward(
-            grad,
-            x if grad_x is None else grad_x,
-            weight if grad_weight is None else grad_weight,
-            geometry,
-            needs,
-        )
-        return of_grad, of_x, of_weight, None, None
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    no_output_padding = [0] * len(stride)
-    result: Tensor = torch.ops.aten.convolution(
-        x, weight, bias, stride, padding, dilation, False, no_output_padding, groups
-    )
-    return result
-
-
-def _convolve_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor, ...]:
-    stride, padding, dilation, groups = geometry
-    if not any(needs):
-        return (None, None, None)  # type: ignore[return-value]
-    result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride),
-        groups, needs,
-    )  # fmt: skip
-    return result
-
-
-def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, own_derivatives: bool
-) -> Tensor:
-    """A convolution, differentiated by the functions above or by PyTorch's own."""
-    if not own_derivatives:
-        return _convolve(x, weight, bias, geometry)
-    result: Tensor = _Convolution.apply(x, weight, bias, Geometry(*geometry))
-    return result
 
 
 def _folded(

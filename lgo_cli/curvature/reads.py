@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lgo_cli.curvature.folding import Geometry, as_convolution
+from lgo_cli.curvature.folding import as_convolution
 from lgo_cli.curvature.tracing import is_customised, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lgo_cli.curvature.convolutions import Geometry
 
     Squares = Callable[[Tensor, Tensor], Tensor]
 

@@ -22,12 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from lgo_cli.curvature.convolutions import can_fuse
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
-from lgo_cli.landscape.fusing import can_fuse, fuse_convolutions, reuse_memory
+from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
 from lgo_cli.landscape.losses import Recording, sample_losses
+from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 from lgo_cli.results import counted
 
@@ -73,6 +75,7 @@ class Evaluator:
         self.samples = objective.samples
         self._compared: dict[tuple[float, ...], float] = {}
         self._call: Callable[..., Tensor] | None = None
+        self._weights: Callable[[], tuple[Tensor, ...]] = tuple
         self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         self._linears: list[FirstLinear] = []
         self._products: list[list[Tensor]] = []
@@ -168,13 +171,14 @@ class Evaluator:
         assert self._call is not None
         outputs = []
         size = self.objective.micro_batch_size
+        weights = self._weights()
         for start in range(0, len(self.samples), size):
             rows = slice(start, start + size)
             kept = [
                 _combined(parts, coordinates, rows, buffer)
                 for parts, buffer in zip(self._products, self._buffers, strict=True)
             ]
-            found = self._call(self._inputs[rows], *kept)
+            found = self._call(self._inputs[rows], *kept, *weights)
             # What is written anew for the next micro-batch may be the output itself.
             storage = found.untyped_storage().data_ptr()
             aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
@@ -199,6 +203,8 @@ class Evaluator:
         num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=False)
         try:
             self._linears = self._worth_keeping(traced)
+            if num_convolutions:
+                self._note_sizes(traced)
         except ForwardError as error:
             return f"the model's own pass: the rewritten model fails ({error})"
         done = []
@@ -221,8 +227,14 @@ class Evaluator:
             num_fused = fuse_convolutions(traced)
             if num_fused:
                 done.append(f"ReLU or sum in {num_fused} of them")
+        self._weights = take_out_weights(traced, objective.micro_batch_size)
         self._call = traced
         return "; ".join(done)
+
+    @torch.no_grad()
+    def _note_sizes(self, traced: fx.GraphModule) -> None:
+        with strange_forward():
+            note_sizes(traced, self.samples.inputs[:2])
 
     @torch.no_grad()
     def _worth_keeping(self, traced: fx.GraphModule) -> list[FirstLinear]:
@@ -268,7 +280,8 @@ class Evaluator:
         size = self.objective.micro_batch_size
         self._buffers = [parts[0][:size].clone() for parts in self._products]
         assert self._call is not None
-        self._call(self._inputs[:2], *(buffer[:2] for buffer in self._buffers))
+        buffers = (buffer[:2] for buffer in self._buffers)
+        self._call(self._inputs[:2], *buffers, *self._weights())
 
     def _products_of(self, linear: FirstLinear, inputs: Tensor) -> list[Tensor]:
         """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""

@@ -6,16 +6,12 @@ Graphs are those of torch.fx; they share the model's parameters.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.tracing import has_forward_hooks, tensor_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 KEPT = "kept_"
 """Arguments of a graph that start so are buffers, which it may write over."""
@@ -99,10 +95,8 @@ def _as_linear(
     return None
 
 
-def prefix_of(
-    traced: fx.GraphModule, nodes: list[fx.Node]
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What leads from the samples to some nodes, as a function of its own."""
+def prefix_of(traced: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
+    """What leads from the samples to some nodes, as a function of its own: a tuple of these."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(traced.graph, copied)
@@ -113,15 +107,16 @@ def prefix_of(
     return prefix
 
 
-def take_out(traced: fx.GraphModule, nodes: list[fx.Node]) -> None:
+def take_out(traced: fx.GraphModule, nodes: list[fx.Node], name: str = KEPT) -> None:
     """Make the outputs of some nodes further arguments of the same function, in their order."""
     graph = traced.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for index, node in enumerate(nodes):
         with graph.inserting_after(last):
-            last = graph.placeholder(f"{KEPT}{index}")
+            last = graph.placeholder(f"{name}{index}")
         node.replace_all_uses_with(last)
         graph.erase_node(node)
-    graph.eliminate_dead_code()
+    modules = dict(traced.named_modules())
+    graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node, modules))
     graph.lint()
     traced.recompile()

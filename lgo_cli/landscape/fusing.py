@@ -6,7 +6,6 @@ of torch.fx, with their convolutions rewritten (`curvature.folding`).
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any
 
@@ -14,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lgo_cli.curvature.folding import Geometry, convolution
+from lgo_cli.curvature.convolutions import (
+    Geometry,
+    convolution,
+    convolution_relu,
+    convolution_sum,
+)
 from lgo_cli.curvature.tracing import has_forward_hooks
 from lgo_cli.landscape.first_layer import KEPT, writes_in_place
 
-SLOPE = 1e-30
-"""oneDNN's ReLU makes 0 of NaN, which would hide an overflow behind a finite loss. Its leaky ReLU
-keeps what is not finite, and this slope is lost in float32 wherever a unit is active."""
+SIZE = "lgo_input_size"
+"""Where a convolution's node keeps the size [C, H, W] of its inputs."""
 
 _RELU = {F.relu, torch.relu}
 _ADD = {operator.add, operator.iadd, torch.add}
@@ -49,7 +52,8 @@ def reuse_memory(traced: fx.GraphModule) -> None:
 def fuse_convolutions(traced: fx.GraphModule) -> int:
     """Let convolutions put out their ReLU, or add to what they are to be added to.
 
-    For float32 on a CPU, two-dimensional, where `can_fuse` says so, and after `reuse_memory`.
+    For float32 on a CPU, two-dimensional, of noted size, where `can_fuse` says so, and after
+    `reuse_memory`.
 
     Returns:
         How many do.
@@ -67,21 +71,22 @@ def fuse_convolutions(traced: fx.GraphModule) -> int:
         if user.target is torch.relu_:
             place = node
             with traced.graph.inserting_before(place):
-                new = traced.graph.call_function(_convolution_relu, arguments)
+                new = traced.graph.call_function(convolution_relu, arguments)
         elif _is_sum(user) and not _changes_on_the_way(node, user, order, modules):
             place = user
             (other,) = set(user.all_input_nodes) - {node}
             # All that read the other summand are convolutions that came before.
             unread = _is_fresh(other, modules) and all(
-                reader.target in _CONVOLUTIONS and order[reader] < order[user]
+                reader.target in CONVOLUTIONS and order[reader] < order[user]
                 for reader in other.users
                 if reader is not user
             )
             unread &= node not in other.users  # which would read what it writes
             with traced.graph.inserting_before(place):
-                new = traced.graph.call_function(_convolution_sum, (*arguments, other, unread))
+                new = traced.graph.call_function(convolution_sum, (*arguments, other, unread))
         else:
             continue
+        new.meta[SIZE] = node.meta[SIZE]
         order[new] = order[place]
         user.replace_all_uses_with(new)
         traced.graph.erase_node(user)
@@ -99,7 +104,7 @@ def _changes_on_the_way(
     for between in node.graph.nodes:
         if not order[node] < order[between] < order[user]:
             continue
-        if between.target is _convolution_sum and between.args[5]:
+        if between.target is convolution_sum and between.args[5]:
             written: object = between.args[4]
         elif between.meta.get(_OURS):
             written = between.args[0]
@@ -110,48 +115,6 @@ def _changes_on_the_way(
         if written is node.args[0]:
             return True
     return False
-
-
-@functools.cache
-def can_fuse() -> bool:
-    """Whether this PyTorch has the two operators, which it does not promise to keep."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    x, weight = torch.ones(1, 1, 2, 2), torch.full((1, 1, 1, 1), 2.0)
-    geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
-    try:
-        positive = _convolution_relu(x, weight, None, geometry)
-        added = _convolution_sum(x, weight, None, geometry, x.clone(), True)
-        kept = _convolution_relu(x * torch.nan, weight, None, geometry)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return bool((positive == 2).all() and (added == 3).all() and kept.isnan().all())
-
-
-def _convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, padding, stride, dilation, groups, "leaky_relu", [SLOPE], ""
-    )
-    return result
-
-
-def _convolution_sum(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, other: Tensor, unread: bool
-) -> Tensor:
-    """The convolution plus another tensor, written over that if nothing else will read it."""
-    stride, padding, dilation, groups = geometry
-    axes = zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes]
-    if other.shape != (len(x), len(weight), *size):  # one of them is spread over some axis
-        return convolution(x, weight, bias, geometry, False) + other
-    rest: list[Any] = [weight, bias, padding, stride, dilation, groups, "add", 1.0, None, [], ""]
-    result: Tensor
-    if unread:
-        result = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest)
-    else:
-        result = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest)
-    return result
 
 
 def _add_into(written: Tensor, other: Tensor) -> Tensor:
@@ -165,9 +128,10 @@ def _add_into(written: Tensor, other: Tensor) -> Tensor:
 _OURS = "lgo_in_place"
 """Marks nodes that `reuse_memory` made write in place."""
 
-_CONVOLUTIONS = {convolution, _convolution_relu, _convolution_sum}
+CONVOLUTIONS = {convolution, convolution_relu, convolution_sum}
+"""Functions of inputs, weight, bias and geometry."""
 
-_FRESH = {F.linear, operator.add, torch.add, *_CONVOLUTIONS}
+_FRESH = {F.linear, operator.add, torch.add, *CONVOLUTIONS}
 """Functions that put out a tensor of their own."""
 
 
