@@ -451,7 +451,7 @@ def test_a_layer_that_no_two_samples_reach_on_the_way_is_left_alone_there(num_le
         inside = snapshot(objective.model)
         with repair.at(0.5):
             assert all(torch.equal(v, inside[k]) for k, v in objective.model.state_dict().items())
-        where = "it is left alone at those points of the path where it sees no more than one sample"
+        where = "at some points of the path it sees no more than one sample"
         assert {k: v for k, v in repair.not_repaired.items() if k in repair.ends} == dict.fromkeys(
             repair.ends, where
         )

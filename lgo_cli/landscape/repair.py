@@ -128,8 +128,7 @@ class Repair:
                 with self.batchnorm.at():
                     moments = self.moments(name)[name]
                 if isinstance(moments, str):
-                    reason = f"it is left alone at those points of the path where {moments}"
-                    self.not_repaired.setdefault(name, reason)
+                    self.not_repaired.setdefault(name, f"at some points of the path {moments}")
                     continue
                 target = Moments(
                     *(torch.lerp(a, b, alpha) for a, b in zip(start, end, strict=True))
@@ -310,7 +309,7 @@ def _find(objective: Objective) -> tuple[dict[str, str], dict[str, str]]:
             continue
         bias = layers.get(name)
         if not uses[name]:
-            not_repaired[name] = "no call is seen to use it for the two samples that were traced"
+            not_repaired[name] = "no call is seen to use it on the two traced samples"
         elif bias is None:
             not_repaired[name] = f"it is used by {uses[name][0]}, whose units are not seen"
         elif len(uses[name]) > 1:
