@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import InputError, a_kind, dtype_name
+from lgo_cli.errors import InputError, a_kind, dtype_name, first_sentence
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     except (RuntimeError, *_ACCIDENTS) as error:
         reason = "torch.save wrote no such bytes"
         if isinstance(error, RuntimeError):  # PyTorch's own words, of which the first sentence does
-            reason = str(error).partition("\n")[0].partition(". ")[0]
+            reason = first_sentence(error)
         raise InputError(
             f"{path} is not a readable checkpoint: {reason}",
             hint=f"take another copy of it, or save it again: {_SAVE}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,15 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     texts = ("out of memory", "can't allocate memory") if isinstance(error, RuntimeError) else ()
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+def first_sentence(error: Exception) -> str:
+    """What a stranger's error says first, without the advice behind it; its class if nothing.
+
+    A sentence ends before a capital, and not behind an abbreviation such as `e.g.`.
+    """
+    line = str(error).strip().partition("\n")[0]
+    return re.split(r"(?<=[^.\s]{2}[.!?])\s+(?=[A-Z])", line)[0].rstrip(".") or type(error).__name__
 
 
 def dtype_name(dtype: object) -> str:

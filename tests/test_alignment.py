@@ -31,7 +31,7 @@ from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align
 from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.barriers import highest
-from lgo_cli.landscape.permutations import find_symmetries
+from lgo_cli.landscape.permutations import UNREACHED, find_symmetries
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.mlp import mlp
 from lgo_cli.objective import Objective
@@ -335,8 +335,8 @@ class PickedUnit(nn.Module):
             [],
             {
                 "encode.weight": "frozen weights keep their order",
-                "unused.weight": "the outputs do not depend on it",
-                "unused.bias": "the outputs do not depend on it",
+                "unused.weight": UNREACHED,
+                "unused.bias": UNREACHED,
             },
         ),
     ],
@@ -380,9 +380,46 @@ class Branching(nn.Module):
 
 
 def test_a_forward_that_depends_on_values_is_refused() -> None:
+    """In one sentence of PyTorch's, without its advice about a call that the user has not made."""
     model = Branching()
-    with pytest.raises(InputError, match="cannot be traced"):
+    with pytest.raises(InputError, match="cannot be traced") as caught:
         align(model, snapshot(model), snapshot(model), torch.zeros(2, 12))
+    assert "tracing_mode" in str(caught.value.__cause__.__cause__)  # type: ignore[union-attr]
+    assert "tracing_mode" not in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+class Experts(nn.Module):
+    """The first feature of a sample says which expert sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(12, 5) for _ in range(3))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x.new_zeros(len(x), 5)
+        for index, expert in enumerate(self.experts):
+            rows = torch.where(x[:, 0] == index)[0]
+            if len(rows):
+                hidden = hidden.index_add(0, rows, expert(x[rows]))
+        return self.head(torch.relu(hidden))
+
+
+def test_what_the_traced_samples_do_not_reach_is_said() -> None:
+    model, inputs = perturbed(Case(Experts, []))
+    inputs[:, 0] = torch.arange(len(inputs)) % 3
+    result = align(model, snapshot(model), snapshot(model), inputs)
+    reasons = result.not_permuted
+    assert {name for name, why in reasons.items() if why == UNREACHED} == {
+        "experts.2.weight",
+        "experts.2.bias",
+    }
+    assert reasons["experts.1.weight"] == "index_add has no rule"
+    assert result.warnings == (
+        "--align leaves the units of 2 parameters where they are, on which the two traced samples' "
+        "outputs do not depend, while others' may: experts.2.weight, experts.2.bias",
+    )
 
 
 class SinglePrecision(nn.Module):

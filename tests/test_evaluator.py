@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lgo_cli.curvature.convolutions import can_fuse, laid_out
 from lgo_cli.curvature.folding import _folded, fold
+from lgo_cli.curvature.tracing import trace
+from lgo_cli.errors import first_sentence
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.loss import LossFunction
@@ -395,6 +397,28 @@ def test_sum_in_place_is_fast_unless_another_name_sees_it() -> None:
         # The same function as the one above.
         assert [evaluator(*point).loss for point in POINTS] == losses
         assert fold(objective).note.startswith("not rewritten: it would move outputs by ")
+
+
+class Iterating(nn.Module):
+    """What fx says of it goes on with 300 letters of advice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.hidden(row) for row in x.flatten(1)])
+
+
+def test_a_reason_of_pytorchs_is_its_first_sentence() -> None:
+    assert trace(Iterating()) == "the model cannot be traced (Proxy object cannot be iterated)"
+    for said, reason in (
+        ("Wrong size! Expected 2.5, see e.g. The docs.\nMore", "Wrong size!"),
+        ("see e.g. The docs. They help", "see e.g. The docs"),
+        ("sizes (2.5). Try others", "sizes (2.5)"),
+        ("", "ValueError"),
+    ):
+        assert first_sentence(ValueError(said)) == reason
 
 
 def test_model_that_cannot_be_traced_runs_as_it_is() -> None:

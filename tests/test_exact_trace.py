@@ -119,6 +119,31 @@ class Transformer(nn.Module):
         return self.head(F.gelu(self.up(self.group(self.norm2(x)))).mean(1))
 
 
+class Positions(nn.Module):
+    """Positions that are read once for all samples, and a layer that sees them alone.
+
+    Args:
+        length: Of a sample.
+        axis: Whether their index has an axis of length 1 for the samples.
+        last: The activation.
+    """
+
+    def __init__(
+        self, length: int, *, axis: bool = False, last: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
+        super().__init__()
+        self.length, self.axis, self.last = length, axis, last
+        self.value = nn.Linear(4, 5)
+        self.place, self.mixed = nn.Embedding(10, 6), nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, : 4 * self.length].view(-1, self.length, 4)
+        index = torch.arange(x.shape[1], device=x.device)
+        place = self.mixed(F.relu(self.place(index[None] if self.axis else index)))
+        return self.head(self.last(self.value(x) + place).mean(1))
+
+
 class Gelu(nn.Module):
     """No kink at all."""
 
@@ -149,6 +174,10 @@ PIECEWISE: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "words": Words,
     "turned": Turned,
+    "positions": lambda: Positions(8),
+    # As many as there are samples in a micro-batch, and in those that prove it.
+    "three positions": lambda: Positions(3),
+    "positions with an axis": lambda: Positions(8, axis=True),
     "conv": _conv(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)),
     "conv with few positions": _conv(nn.Conv2d(2, 8, 3, stride=2), nn.BatchNorm2d(8)),
     "strided, padded": _conv(nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 2))),
@@ -256,7 +285,9 @@ def test_losses(loss: LossFunction, soft: bool, operator: OperatorName) -> None:
 
 @pytest.mark.parametrize("operator", ["ggn", "fisher", "empirical-fisher"])
 @pytest.mark.parametrize(
-    "build", [Transformer, Gelu, Residual], ids=["attention", "gelu", "residual"]
+    "build",
+    [Transformer, Gelu, Residual, lambda: Positions(3, axis=True, last=F.gelu)],
+    ids=["attention", "gelu", "residual", "positions"],
 )
 def test_other_matrices_need_no_kinks(
     build: Callable[[], nn.Module], operator: OperatorName
@@ -482,6 +513,25 @@ class Transposed(nn.Module):
         return self.head(x.sum(0))
 
 
+class Expanded(nn.Module):
+    """Positions that are given an axis of samples behind the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.head = nn.Embedding(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = self.place(torch.arange(8, device=x.device))[None].expand(x.shape[0], -1, -1)
+        return self.head(torch.relu(x.view(-1, 8, 4) + place).sum(1))
+
+
+class Summed(nn.Module):
+    """Gives 8 rows in turn to a sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 8, 3).sum(1)
+
+
 class TransposedWeight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -532,7 +582,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "computed": (Computed, "weight is read by pow"),
     "branching": (Branching, "the model cannot be traced"),
     "mixing": (Mixing, "gradients read off the graph differ from autograd's"),
-    "transposed": (Transposed, "gradients read off the graph differ from autograd's by inf"),
+    "transposed": (Transposed, "the first axis of what first (Linear) puts out is not that of"),
+    "one position": (
+        lambda: Positions(1),  # taken for an axis of the samples
+        "the first axis of what place (Embedding) puts out is not that of samples",
+    ),
+    "expanded": (Expanded, "the first axis of what place (Embedding) puts out is not that of"),
+    "flattened": (
+        lambda: nn.Sequential(nn.Unflatten(1, (8, 4)), nn.Flatten(0, 1), nn.Linear(4, 3), Summed()),
+        "the first axis of what 2 (Linear) puts out is not that of samples",
+    ),
     "transposed weight": (TransposedWeight, "weight is read by T"),
     "unseen by autograd": (Unseen, "gradients read off the graph differ from autograd's"),
     "padded by reflection": (Reflected, "conv.weight is read by conv (Conv2d)"),

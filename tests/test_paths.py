@@ -13,6 +13,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli import checkpoint
+from lgo_cli.cli.path_tables import path_rows
 from lgo_cli.config import ContourConfig, Execution, InterpConfig, TrainConfig
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
@@ -394,6 +395,32 @@ def test_aligned_copy_has_no_barrier(pair: Path) -> None:
     plain, unaligned = _measure(pair, to=str(pair / "copy.pth"))
     assert results.barrier_unaligned.value == plain.barrier
     assert np.array_equal(arrays["unaligned_test_loss"], unaligned["test_loss"])
+
+
+def test_the_table_names_some_of_what_was_left_alone_and_why(pair: Path) -> None:
+    results, _ = _measure(pair, align=True, repair=True)
+    assert results.alignment is not None
+    assert results.repair is not None
+    view, rule = "a view splits its units", "topk has no rule"
+    names = [f"stage2.{i}.branch1.2.weight" for i in range(80)]
+    vast = f"encoder.layers.{'deep.' * 10}weight"
+    permuted = dict.fromkeys(names, view) | {"gate.weight": rule} | {names[3]: rule}
+    repaired = {vast: view, names[0]: view}
+    update = {
+        "alignment": results.alignment.model_copy(update={"not_permuted": permuted}),
+        "repair": results.repair.model_copy(update={"not_repaired": repaired}),
+    }
+    rows = path_rows(results.model_copy(update=update))
+    start = rows.index(("not permuted", f"79 parameters: {view}"))
+    assert rows[start + 1 : start + 4] == [
+        ("", f"  {names[0]}, {names[1]}, ..."),
+        ("", f"2 parameters: {rule}"),
+        ("", f"  {names[3]}, gate.weight"),
+    ]
+    start = rows.index(("not repaired", f"2 parameters: {view}"))
+    assert rows[start - 1] == ("repaired", "1 layer, 0 batch norms")
+    assert rows[start + 1] == ("", f"  {vast}, ...")
+    assert not any(name.startswith("not ") for name, _ in path_rows(results))
 
 
 def test_a_weaker_proof_of_an_alignment_is_said(

@@ -12,7 +12,7 @@ from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.alignment import align
 from lgo_cli.landscape.batchnorm import BatchNorm
-from lgo_cli.landscape.repair import Repair
+from lgo_cli.landscape.repair import Moments, Repair
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.vectors import flatten
 
@@ -377,12 +377,111 @@ def test_what_is_left_alone_is_named(
                 assert torch.equal(model.state_dict()[key], inside[key])
 
 
-def test_one_sample_has_no_spread() -> None:
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_fewer_than_two_samples_have_no_spread(num_samples: int) -> None:
+    """One in all, or one for each of two experts."""
+    model = CASES["mlp"].build() if num_samples == 1 else Experts()
+    samples = _samples((12,), num_samples)
+    samples.inputs[:, 0] = torch.arange(num_samples)
     with (
-        _objective(CASES["mlp"].build(), num_samples=1) as objective,
-        pytest.raises(UsageError, match=r"over one sample the units of linear1\.weight"),
+        Objective(model, samples, dtype=torch.float64) as objective,
+        pytest.raises(UsageError, match="no layer that it could rescale sees more than one sample"),
     ):
         Repair(objective, objective.theta)
+
+
+class Experts(nn.Module):
+    """The first feature of a sample says which expert sees it, turned by a parameter.
+
+    All are called, also without a sample.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.zeros(()))
+        self.experts = nn.ModuleList(nn.Linear(12, 5) for _ in range(4))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (x[:, 0] + self.turn).round() % 4
+        hidden = x.new_zeros(len(x), 5)
+        for index, expert in enumerate(self.experts):
+            rows = torch.where(chosen == index)[0]
+            hidden = hidden.index_add(0, rows, expert(x[rows]))
+        return self.head(torch.relu(hidden))
+
+
+def _routed(counts: list[int]) -> Objective:
+    """So many samples for each expert, which come in micro-batches of 16."""
+    samples = _samples((12,), sum(counts))
+    samples.inputs[:, 0] = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    return Objective(Experts(), samples, dtype=torch.float64, micro_batch_size=16)
+
+
+def test_a_layer_that_no_two_samples_reach_is_left_alone() -> None:
+    with _routed([20, 18, 1, 0]) as objective:
+        end = _other(objective, 0.3)
+        end[0] = 0.0  # the same route
+        repair = Repair(objective, end)
+        few = "at an end of the path it sees no more than one sample"
+        left = ["experts.2.weight", "experts.3.weight"]
+        assert list(repair.ends) == ["experts.0.weight", "experts.1.weight"]
+        assert repair.not_repaired == dict.fromkeys(left, few)
+        _move(objective, end, 0.5)
+        inside = snapshot(objective.model)
+        with repair.at(0.5):
+            found = repair.moments(*repair.ends)
+            for name in left:
+                assert torch.equal(objective.model.state_dict()[name], inside[name])
+        for layer, (a, b) in repair.ends.items():
+            moments = found[layer]
+            assert isinstance(moments, Moments)
+            torch.testing.assert_close(moments.std, (a.std + b.std) / 2, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_a_layer_that_no_two_samples_reach_on_the_way_is_left_alone_there(num_left: int) -> None:
+    """Experts take turns: from the first to the third, whose neighbours have few samples."""
+    with _routed([20, num_left, 18, num_left]) as objective:
+        end = _other(objective, 0.3)
+        end[0] = 2.0
+        repair = Repair(objective, end)
+        assert list(repair.ends) == ["experts.0.weight", "experts.2.weight"]
+        _move(objective, end, 0.5)
+        inside = snapshot(objective.model)
+        with repair.at(0.5):
+            assert all(torch.equal(v, inside[k]) for k, v in objective.model.state_dict().items())
+        where = "at some points of the path it sees no more than one sample"
+        assert {k: v for k, v in repair.not_repaired.items() if k in repair.ends} == dict.fromkeys(
+            repair.ends, where
+        )
+        assert len(repair.not_repaired) == 4
+        _move(objective, end, 0.1)
+        inside = snapshot(objective.model)
+        with repair.at(0.1):
+            for name in repair.ends:
+                assert not torch.equal(objective.model.state_dict()[name], inside[name])
+
+
+class Chunked(nn.Module):
+    """One pass calls a layer once for each two samples: once for those that are traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(12, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.hidden(two) for two in x.split(2)])))
+
+
+def test_a_layer_that_more_samples_use_more_often_is_left_alone() -> None:
+    with _objective(Chunked()) as objective:
+        repair = Repair(objective, objective.theta)
+        assert not repair.ends
+        assert repair.not_repaired == {
+            "hidden.weight": f"at an end of the path {_TWICE}",
+        }
 
 
 def test_units_that_are_not_finite_are_refused() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import SHAPES, counted, route
+from lgo_cli.results import SHAPES, counted, route, some
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lgo_cli.results import BarrierMatrix, InterpResults
 
 Rows = list[tuple[str, str]]
@@ -34,18 +36,17 @@ def path_rows(results: InterpResults) -> Rows:
             ),
             ("", f"outputs differ by {found.output_difference:.1e} ({found.output_dtype})"),
         ]
-        if found.not_permuted:
-            rows.append(("", f"not permuted: {', '.join(found.not_permuted)}"))
+        rows += _left("not permuted", found.not_permuted)
     if results.repair is not None:
         repair = results.repair
         rows.append(
             (
                 "repaired",
                 f"{counted(len(repair.layers), 'layer')}, "
-                f"{counted(len(repair.batch_norms), 'batch norm')}"
-                + (f"; not {', '.join(repair.not_repaired)}" if repair.not_repaired else ""),
+                f"{counted(len(repair.batch_norms), 'batch norm')}",
             )
         )
+        rows += _left("not repaired", repair.not_repaired)
     if results.curve is not None:
         curve = results.curve
         rows.append(
@@ -65,6 +66,19 @@ def path_rows(results: InterpResults) -> Rows:
     if results.curvature_at_origin is not None:
         rows.append(("curvature", f"{results.curvature_at_origin:.6g} at 0, d²L/dα²"))
     return rows + _self_check(results)
+
+
+def _left(title: str, reasons: Mapping[str, str]) -> Rows:
+    """What was left alone, by reason; the manifest has all of the names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    rows: Rows = []
+    for reason, group in names.items():
+        heading = "" if rows else title
+        rows.append((heading, f"{counted(len(group), 'parameter')}: {reason}"))
+        rows.append(("", f"  {some(group)}"))
+    return rows
 
 
 def _self_check(results: InterpResults) -> Rows:

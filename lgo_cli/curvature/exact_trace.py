@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lgo_cli.curvature.piecewise_linear import what_bends
-from lgo_cli.curvature.reads import Operation, reads
+from lgo_cli.curvature.reads import Operation, described, reads
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.results import counted
@@ -84,12 +84,14 @@ def exact_trace(
     few = objective.samples.head(3)
     try:
         with strange_forward():
+            norms.repeat_shared(few)
             difference = norms.difference(few)
             num_passes = len(norms.columns(operator, few.head(1)))
     except ForwardError as error:
-        return f"the traced model fails ({error})"
+        return norms.doubt or f"the traced model fails ({error})"
     if not difference <= NORM_TOLERANCE:
-        return f"gradients read off the graph differ from autograd's by {difference:.1e}"
+        reason = f"gradients read off the graph differ from autograd's by {difference:.1e}"
+        return norms.doubt or reason
     if num_passes > MAX_BACKWARD_PASSES:
         return f"it would take {counted(num_passes, 'backward pass')}, one for each output"
     totals = torch.zeros(len(block.full.names), dtype=torch.float64, device=objective.device)
@@ -126,6 +128,9 @@ class _GradientNorms(fx.Interpreter):
         graph: The model's.
         operations: Where it reads the parameters.
         parameters: Those that are asked for, by their index in the layout.
+
+    Attributes:
+        doubt: Why, should the norms be wrong or not be found; `None` if nothing is to suspect.
     """
 
     def __init__(
@@ -142,6 +147,10 @@ class _GradientNorms(fx.Interpreter):
         self.indices = {id(parameter): index for index, parameter in parameters.items()}
         self.inputs: dict[fx.Node, Tensor] = {}
         self.outputs: dict[fx.Node, GradientEdge] = {}
+        self.lengths: dict[fx.Node, tuple[int, ...]] = {}
+        self.shared: set[fx.Node] = set()
+        self.doubt: str | None = None
+        self.num_samples = 0
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and note what an operation that reads parameters takes and gives.
@@ -150,9 +159,47 @@ class _GradientNorms(fx.Interpreter):
         """
         result = super().run_node(n)
         if n in self.operations:
-            self.inputs[n] = self.env[self.operations[n].inputs].detach()
+            inputs = self.env[self.operations[n].inputs]
+            if n in self.shared:
+                # An axis of length 1 stands for the samples, as in what is added to theirs.
+                skip = int(inputs.shape[:1] == result.shape[:1] == (1,))
+                inputs, result = (
+                    tensor.expand(self.num_samples, *tensor.shape[skip:])
+                    for tensor in (inputs, result)
+                )
+            self.inputs[n] = inputs.detach()
             self.outputs[n] = get_gradient_edge(result)
+            self.lengths[n] = tuple(result.shape[:1])
         return result
+
+    def repeat_shared(self, batch: Samples) -> None:
+        """Repeat for each sample what is read once for all, such as an embedding of positions.
+
+        That is what is as long for one sample as for several. Each sample's gradient is then what
+        reaches its own copy; where that is not so, the norms are not autograd's.
+        """
+        lengths = self._lengths(batch)
+        while len(batch) > 1:
+            alone = self._lengths(batch.head(1))
+            same = next((node for node in lengths if lengths[node] == alone[node]), None)
+            if same is None:
+                break
+            self.shared.add(same)
+            self._suspect(same)
+            lengths = self._lengths(batch)  # those behind it may have become longer
+        for node, length in lengths.items():
+            if length != (len(batch),):
+                self._suspect(node)
+
+    def _suspect(self, node: fx.Node) -> None:
+        place = described(node, self.submodules)
+        reason = f"the first axis of what {place} puts out is not that of samples"
+        self.doubt = self.doubt or reason
+
+    def _lengths(self, batch: Samples) -> dict[fx.Node, tuple[int, ...]]:
+        """Of the first axis of what each operation puts out, if it has one."""
+        self._run(batch)
+        return dict(self.lengths)
 
     def columns(self, operator: OperatorName, batch: Samples) -> list[Tensor]:
         """Columns s_c [n, C] of a factor of each sample's matrix, in float64."""
@@ -192,6 +239,7 @@ class _GradientNorms(fx.Interpreter):
         return float(((found - expected).abs() / scale).amax())
 
     def _run(self, batch: Samples) -> Tensor:
+        self.num_samples = len(batch)
         return self.objective.batch_outputs(batch, self.run).double()
 
     def _factor(self, operator: OperatorName, outputs: Tensor, batch: Samples) -> list[Tensor]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from lgo_cli.errors import is_out_of_memory
+from lgo_cli.errors import first_sentence, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class ForwardError(Exception):
-    """A forward that was traced or rewritten fails; says why on one line."""
+    """A forward that was traced or rewritten fails; says why in one sentence."""
 
 
 @contextmanager
@@ -34,8 +34,7 @@ def strange_forward() -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ForwardError(reason) from error
+        raise ForwardError(first_sentence(error)) from error
 
 
 def trace(model: nn.Module) -> fx.GraphModule | str:

@@ -16,6 +16,7 @@ from lgo_cli.results import (
     batchnorm_statistics,
     counted,
     route,
+    some,
     spelled_out,
 )
 
@@ -330,6 +331,7 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
         )
     if results.get("repair"):
         found = results["repair"]
+        left = found["not_repaired"]
         parts = [
             counted(len(found[key]), noun)
             for key, noun in (("layers", "layer"), ("batch_norms", "batch norm"))
@@ -337,7 +339,7 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
         ]
         text.append(
             f"REPAIR (Jordan et al. 2023): of {' and '.join(parts) or 'no layer'}"
-            + (f", not of {', '.join(found['not_repaired'])}" if found["not_repaired"] else "")
+            + (f", not of {some(left)} ({counted(len(left), 'parameter')})" if left else "")
             + (
                 "; each layer's weights are rescaled at every point to restore the mean and spread "
                 "of its units' activations"

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import NumericsError, dtype_name, is_out_of_memory
+from lgo_cli.errors import NumericsError, dtype_name, first_sentence, is_out_of_memory
 from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.permutations import (
+    UNREACHED,
     State,
     evaluating,
     find_symmetries,
     run,
     tensors_of,
 )
+from lgo_cli.results import counted, some
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class Alignment:
         output_tolerance: What it had to stay below.
         output_dtype: Of the arithmetic in which outputs were compared.
         not_permuted: Parameters with hidden axes that could not be permuted, and why.
-        warnings: What a reader must know: why the outputs were not compared in float64.
+        warnings: What a reader must know: why the outputs were not compared in float64, and what
+            was not permuted although it may be where other samples go.
     """
 
     state: State
@@ -116,14 +119,19 @@ def align(
             hint="leave out --align, and report the model: its symmetries were misread",
         )
     output_dtype = dtype_name(dtype)
-    warnings = (
-        (
+    warnings = []
+    if refused:
+        warnings.append(
             f"the aligned network was compared with the original in {output_dtype} and to "
-            f"{tolerance:.1e} alone, since the model does not run in float64: {refused}",
+            f"{tolerance:.1e} alone, since the model does not run in float64: {refused}"
         )
-        if refused
-        else ()
-    )
+    unreached = [name for name, why in symmetries.not_permuted.items() if why == UNREACHED]
+    if unreached:
+        warnings.append(
+            f"--align leaves the units of {counted(len(unreached), 'parameter')} where they are, "
+            "on which the two traced samples' outputs do not depend, while others' may: "
+            f"{some(unreached)}"
+        )
     return Alignment(
         state=state,
         num_units=sum(group.size for group in symmetries.groups),
@@ -135,7 +143,7 @@ def align(
         output_tolerance=tolerance,
         output_dtype=output_dtype,
         not_permuted=symmetries.not_permuted,
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -344,7 +352,7 @@ def _output_difference(
     except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_sentence(error)
     dtype = next(model.parameters()).dtype
     return _compared(model, state, permuted, inputs, dtype), dtype, reason
 

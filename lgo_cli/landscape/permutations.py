@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
+UNREACHED = "the two traced samples' outputs do not depend on it"
+"""Why a parameter is fixed that nothing reads, or only what other samples are routed to."""
+
 
 class Part(NamedTuple):
     """A stretch of a parameter's axis: `size` units of `inner` consecutive entries each.
@@ -190,7 +193,7 @@ def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
     for name, node in placeholders.items():
         for axis in axes[name]:
             if not node.users:
-                fix(axis, "the outputs do not depend on it")
+                fix(axis, UNREACHED)
             elif name not in names.values():
                 fix(axis, "a buffer that is not in the state_dict")
             elif name not in trainable and name in dict(model.named_parameters()):

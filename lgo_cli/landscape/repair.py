@@ -34,6 +34,10 @@ _LAYERS = {F.linear: -1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
 ROUNDING = 100.0
 """A spread below so many rounding errors is none: rescaled, it would be noise of a percent."""
 
+_AT_AN_END = "at an end of the path"
+_FEW = "it sees no more than one sample"
+_TWICE = "its weight is used more than once"
+
 
 class Moments(NamedTuple):
     """What a layer's units put out before their activation, over samples and positions.
@@ -51,7 +55,9 @@ class Repair:
     """REPAIR at every point of a path, as something to be in force around its passes.
 
     Layers are calls of `F.linear` and `F.conv*`, by modules or by a forward itself. Those that put
-    out the network's outputs are no hidden ones.
+    out the network's outputs are no hidden ones. A layer to which samples are routed, such as an
+    expert of a mixture, has the moments of those that reach it, and is left alone at all points if
+    there are fewer than two of them at an end, or at one point if there are there.
 
     Args:
         objective: Entered; its centre is the path's start.
@@ -63,11 +69,12 @@ class Repair:
         batchnorm: Of the statistics of batch norm at every point, the ends among them; see
             `recomputed`.
         batch_norms: Names of the running means that are recomputed.
-        not_repaired: Weights with hidden units that REPAIR has to leave alone, and why.
+        not_repaired: Weights with hidden units that REPAIR has to leave alone, and why; `at` adds
+            those that it leaves alone at a point, which are in `ends` all the same.
 
     Raises:
-        UsageError: if the statistics of batch norm cannot be recomputed, or a unit puts out a
-            single value, which has no spread.
+        UsageError: if the statistics of batch norm cannot be recomputed, or if nothing can be
+            repaired since no layer sees two samples.
         NumericsError: if a hidden unit is not finite at an end.
     """
 
@@ -80,8 +87,22 @@ class Repair:
         found = []
         for theta in (objective.theta, end):
             with objective.at(theta), self.batchnorm.at():
-                found.append(self.moments(*self._layers))
-        self.ends = {name: (found[0][name], found[1][name]) for name in self._layers}
+                found.append(self.moments(*self._layers, whole=True))
+        self.ends: dict[str, tuple[Moments, Moments]] = {}
+        for name in self._layers:
+            start, stop = (moments[name] for moments in found)
+            if isinstance(start, Moments) and isinstance(stop, Moments):
+                self.ends[name] = (start, stop)
+            else:
+                reason = start if isinstance(start, str) else stop
+                self.not_repaired[name] = f"{_AT_AN_END} {reason}"
+        lacking = f"{_AT_AN_END} {_FEW}" in self.not_repaired.values()
+        if lacking and not self.ends and not self.batch_norms:
+            raise UsageError(
+                "--repair: no layer that it could rescale sees more than one sample at both ends, "
+                "and the units of one have no spread",
+                hint="choose a larger --analysis-samples",
+            )
 
     @contextmanager
     def at(self, alpha: float) -> Iterator[None]:
@@ -91,7 +112,8 @@ class Repair:
         end's. Layer follows layer, each measured behind those that are repaired already, so that
         micro-batches do not matter to the result: for each a pass as far as it, and with batch norm
         a whole one to recompute the statistics that it is measured under. A unit that is
-        constant over the samples is only shifted. Afterwards all is what it was, to the bit.
+        constant over the samples is only shifted. A layer that has no moments here is left alone,
+        which is noted in `not_repaired`. Afterwards all is what it was, to the bit.
 
         Args:
             alpha: Where on the path it stands.
@@ -99,13 +121,15 @@ class Repair:
         Raises:
             NumericsError: if a hidden unit is not finite.
         """
-        names = [name for layer in self._layers.items() for name in layer]
+        names = [name for weight in self.ends for name in (weight, self._layers[weight])]
         before = {name: self._parameters[name].detach().clone() for name in names}
         try:
-            for name in self._layers:
+            for name, (start, end) in self.ends.items():
                 with self.batchnorm.at():
                     moments = self.moments(name)[name]
-                start, end = self.ends[name]
+                if isinstance(moments, str):
+                    self.not_repaired.setdefault(name, f"at some points of the path {moments}")
+                    continue
                 target = Moments(
                     *(torch.lerp(a, b, alpha) for a, b in zip(start, end, strict=True))
                 )
@@ -118,28 +142,36 @@ class Repair:
                     self._parameters[name].copy_(value)
 
     @torch.no_grad()
-    def moments(self, *names: str) -> dict[str, Moments]:
+    def moments(self, *names: str, whole: bool = False) -> dict[str, Moments | str]:
         """Measure layers where the network stands, pooled over all samples in float64.
 
         Args:
             names: Of their weights.
+            whole: Whether each pass goes on when all have been called, which shows whether one is
+                called again.
+
+        Returns:
+            For each, or why it has none.
         """
         wanted = {id(self._parameters[name]): name for name in names}
         pools = {name: _Pool() for name in names}
-        waiting: set[str] = set()
+        seen: set[str] = set()
+        twice: set[str] = set()
 
         def see(call: _Call) -> None:
             if call.func in _LAYERS and (name := wanted.get(id(call.given("weight")))):
                 pools[name].add(call.output, _LAYERS[call.func])
-                waiting.remove(name)
-                if not waiting:
+                (twice if name in seen else seen).add(name)
+                if len(seen) == len(pools) and not whole:
                     raise _AllSeen
 
         for batch in self._objective.micro_batches():
-            waiting |= pools.keys()
+            seen.clear()
             with suppress(_AllSeen), _Watching(see):
                 self._objective.model(batch.inputs)
-        return {name: pool.moments(name) for name, pool in pools.items()}
+        return {
+            name: _TWICE if name in twice else pool.moments(name) for name, pool in pools.items()
+        }
 
     @torch.no_grad()
     def _rescale(self, name: str, now: Moments, target: Moments) -> None:
@@ -182,8 +214,10 @@ class _Pool:
         self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, output: Tensor, axis: int) -> None:
-        """Take in a layer's output, its units along an axis."""
+        """Take in a layer's output, its units along an axis; no sample may have come to it."""
         values = output.double().movedim(axis, 0).flatten(1)
+        if not values.shape[1]:
+            return
         mean = values.mean(1)
         squares = (values - mean[:, None]).square().sum(1)
         total = self.count + values.shape[1]
@@ -193,13 +227,10 @@ class _Pool:
         self.mean = self.mean + difference * share
         self.count = total
 
-    def moments(self, name: str) -> Moments:
-        """Of a layer's units; refused where REPAIR could do nothing with them."""
-        if self.count == 1:
-            raise UsageError(
-                f"--repair: over one sample the units of {name} have no spread",
-                hint="choose --analysis-samples larger than 1",
-            )
+    def moments(self, name: str) -> Moments | str:
+        """Of a layer's units, or why REPAIR can do nothing with them."""
+        if self.count < 2:
+            return _FEW
         std = (self.squares / self.count).sqrt()
         if not bool(torch.isfinite(std).all()):
             raise NumericsError(
@@ -278,11 +309,11 @@ def _find(objective: Objective) -> tuple[dict[str, str], dict[str, str]]:
             continue
         bias = layers.get(name)
         if not uses[name]:
-            not_repaired[name] = "no call is seen to use it"
+            not_repaired[name] = "no call is seen to use it on the two traced samples"
         elif bias is None:
             not_repaired[name] = f"it is used by {uses[name][0]}, whose units are not seen"
         elif len(uses[name]) > 1:
-            not_repaired[name] = "its weight is used more than once"
+            not_repaired[name] = _TWICE
         elif not bias:
             not_repaired[name] = "it has no bias to shift its units by"
         elif len(uses[bias]) > 1:

@@ -12,6 +12,7 @@ from lgo_cli.results.base import (
     TrainResults,
     batchnorm_statistics,
     counted,
+    some,
     spelled_out,
 )
 from lgo_cli.results.paths import (
@@ -101,5 +102,6 @@ __all__ = [
     "batchnorm_statistics",
     "counted",
     "route",
+    "some",
     "spelled_out",
 ]

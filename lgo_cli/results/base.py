@@ -9,7 +9,7 @@ from pydantic import Field
 from lgo_cli.config import Strict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Real = Annotated[float, Field(strict=False)]
 """A float that may be non-finite, written as the string "NaN" or "Infinity"."""
@@ -126,3 +126,12 @@ def counted(number: int, noun: str) -> str:
     """A number of things in words: `1 parameter`, `39,562 parameters`, `2 passes`."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of some names, as many as have room on a line: `a, b, ...`."""
+    names = [*names]
+    number = 1
+    while number < min(3, len(names)) and len(", ".join(names[: number + 1])) <= 60:
+        number += 1
+    return ", ".join(names[:number] + ["..."] * (number < len(names)))

@@ -109,7 +109,8 @@ class AlignmentResults(Strict):
 class RepairResults(Strict):
     """What REPAIR rescaled at each point: weights, and batch norms' statistics that it recomputed.
 
-    `not_repaired` has the weights of hidden units that it had to leave alone, and why.
+    `not_repaired` has the weights of hidden units that it had to leave alone, and why; those that
+    it left alone at some points of the path only are in both.
     """
 
     layers: list[str]
