@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lgo_cli.config import linspace
 from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
 from lgo_cli.landscape.borders import nearest_is_finite
 from lgo_cli.landscape.checking import compare
-from lgo_cli.landscape.spline import ORDERS, fit
+from lgo_cli.landscape.spline import ORDERS, Spline, fit
 from lgo_cli.objective import Objective, Samples
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
 from lgo_cli.seeding import generator
@@ -414,6 +415,32 @@ def test_two_levels_where_the_ratio_is_smooth() -> None:
         _assert_honest(filled, truth)
 
 
+def test_no_spline_is_laid_twice_nor_beside_the_one_it_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between batches of small cells the spline of the difference stays as it is."""
+    x = y = linspace((-1.0, 1.0), 51)
+    truth = _rough(np.array(x)[None, :], np.array(y)[:, None])
+    small = truth / (1.1 + 0.1 * np.array(x)[None, :])
+    laid: list[tuple[bytes, bytes]] = []
+    alive: list[weakref.ref[Spline]] = []
+
+    def counted(points: Array, values: Array, grid: Array, *options: Any) -> Spline:
+        # One through the small losses and one of the difference, of which this replaces one.
+        assert sum(ref() is not None for ref in alive) <= 1
+        spline = fit(points, values, grid, *options)
+        if len(grid) == truth.size:
+            laid.append((points.tobytes(), values.tobytes()))
+            alive.append(weakref.ref(spline))
+        return spline
+
+    monkeypatch.setattr("lgo_cli.landscape.adaptive.fit", counted)
+    found = fill_surface(x, y, _Oracle(truth), tolerance=TOLERANCE, measure_small=_Oracle(small))
+    assert found.num_small > found.num_measured
+    assert len(laid) > 10
+    assert len(set(laid)) == len(laid)
+
+
 def test_one_level_where_few_samples_tell_nothing() -> None:
     """An unrelated surface is measured on the coarse grid, and no further."""
     x = y = linspace((-1.0, 1.0), 51)
@@ -512,6 +539,17 @@ def test_spline_goes_through_its_points_and_leaves_out_by_the_formula(order: int
         others = np.arange(25) != left
         twin = fit(POINTS[others], VALUES[others], POINTS[left : left + 1], TOLERANCE, order)
         assert spline.residuals[left] == pytest.approx(VALUES[left] - twin.values[0], rel=1e-6)
+
+
+def test_spline_takes_no_more_memory_than_it_keeps() -> None:
+    """Of NumPy's matrices [n, m] one is kept, the kernels; the scale took two more beside it."""
+    draw = np.random.default_rng(0)
+    points, grid = draw.uniform(-1, 1, (60, 2)), draw.uniform(-1, 1, (9000, 2))
+    tracemalloc.start()
+    fit(points, points[:, 0], grid, TOLERANCE, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * 8 * len(points) * len(grid)
 
 
 @pytest.mark.parametrize("order", [3, 5])

@@ -46,6 +46,9 @@ SMALL_SHARE = 0.5
 """Share of the tolerance that the spline of the small losses may use up. Errors add in squares, so
 the ratio keeps 87 %; small cells are cheap."""
 
+SMALL_GROWTH = 1.1
+"""The spline of the small losses is laid anew after a batch of its own, not after a few cells."""
+
 CLEAR_GAIN = 2.0
 """A choice between one level and two that rests on a coarse grid has to promise this much."""
 
@@ -196,7 +199,7 @@ class _Filling:
         self.floor = 1.0
         self.margin = 1.0
         self.two_levels = False
-        self.small_spline: Spline | None = None
+        self.splines: dict[str, Spline] = {}
         self.orders: dict[str, tuple[int | None, int]] = {}
 
     @property
@@ -326,7 +329,8 @@ class _Filling:
         heights = np.arcsinh(self.full / self.floor)
         if self.two_levels:
             small_heights = np.arcsinh(self.small / self.floor)
-            small = self._small_spline(small_heights)
+            few = self.known_small & np.isfinite(self.small)
+            small = self._spline("small", few, small_heights, SMALL_GROWTH)
             with np.errstate(invalid="ignore"):
                 full = self._spline("full", data, heights - small_heights)
             filled, variance = small.values + full.values, small.deviation**2
@@ -346,28 +350,26 @@ class _Filling:
             )
         limit = np.where(wanted, room / (SAFETY * self.margin), np.inf)
         if self.two_levels:
-            few = np.where(self.known_small, np.inf, SMALL_SHARE * limit)
-            cells = small.rank(few, _batch(self.known_small))
+            small_limit = np.where(self.known_small, np.inf, SMALL_SHARE * limit)
+            cells = small.rank(small_limit, _batch(self.known_small))
             if cells:
                 return cells, []
             limit = np.sqrt(np.maximum(limit**2 - variance, (SMALL_SHARE * limit) ** 2))
         return [], full.rank(limit, _batch(self.known))
 
-    def _small_spline(self, heights: Array) -> Spline:
-        """Through the small losses; laid anew when a tenth more are there, as after a batch."""
-        data = self.known_small & np.isfinite(self.small)
-        if self.small_spline is None or data.sum() >= 1.1 * len(self.small_spline.residuals):
-            self.small_spline = self._spline("small", data, heights)
-        return self.small_spline
-
-    def _spline(self, role: str, data: Array, heights: Array) -> Spline:
-        """Through some cells; its order is chosen again when they are half as many more."""
+    def _spline(self, role: str, data: Array, heights: Array, growth: float = 1.0) -> Spline:
+        """Through some cells: the last one, until there are more, and `growth` times as many."""
         n = int(data.sum())
+        if role in self.splines:
+            num_laid = len(self.splines[role].residuals)  # as many are the same ones
+            if n < max(num_laid + 1, growth * num_laid):
+                return self.splines[role]
+            del self.splines[role]  # its memory is the next one's
         order, chosen_at = self.orders.get(role, (None, 0))
-        if n >= 1.5 * chosen_at:
+        if n >= 1.5 * chosen_at:  # it is chosen again
             order, chosen_at = None, n
         spline = fit(self.grid[data], heights[data], self.grid, self.tolerance, order)
-        self.orders[role] = (spline.order, chosen_at)
+        self.splines[role], self.orders[role] = spline, (spline.order, chosen_at)
         return spline
 
     def check(self, cells: Sequence[int], number: int) -> Check:

@@ -24,6 +24,10 @@ wins while cells are far apart, and r³ where kinks of ReLU networks begin to sh
 NUM_NEIGHBORS = 12
 """Measured cells whose residuals make the scale of the error at a place: those around it."""
 
+BLOCK = 256
+"""Cells at a time where n numbers of each make one: three such matrices [n, m] are kept, and no
+further one of them is needed at once."""
+
 
 @dataclass(frozen=True)
 class Spline:
@@ -116,8 +120,11 @@ def fit(
     weights = system.weights(kernels, grid)
     # wᵀKw − 2wᵀk: an error of the weights enters squared, and next to measured cells the variances
     # are far below the rounding of any formula that is of first order in them.
-    rest = kernels - system.kernel @ weights
-    variance = np.maximum(-(weights * (kernels + rest)).sum(0).numpy(), 0.0)
+    rest = system.kernel @ weights
+    torch.sub(kernels, rest, out=rest)
+    columns = [slice(start, start + BLOCK) for start in range(0, len(grid), BLOCK)]
+    sums = [(weights[:, c] * (kernels[:, c] + rest[:, c])).sum(0) for c in columns]
+    variance = np.maximum(-torch.cat(sums).numpy(), 0.0)
     scale = _local_scale(grid, points, residuals**2 * system.inverse.diagonal().numpy())
     return Spline(
         order=system.order,
@@ -161,7 +168,8 @@ class _System:
         """Of each measured value at each cell [n, m]."""
         monomials = torch.from_numpy(_monomials(grid, self.order)).T
         triangular = torch.linalg.solve_triangular(self.triangle.T, monomials, upper=False)
-        weights: Tensor = self.inverse @ kernels + self.polynomial @ triangular
+        weights: Tensor = self.inverse @ kernels
+        weights += self.polynomial @ triangular
         return weights
 
 
@@ -173,8 +181,12 @@ def _local_scale(grid: Array, points: Array, squares: Array) -> Array:
     count = min(NUM_NEIGHBORS, len(points))
     # Beyond what a square can hold there is no scale: such a place is refined.
     squares = np.where(np.isfinite(squares), np.maximum(squares, 0.0), 1e300)
-    nearest = np.argpartition(_squared_distance(grid, points), count - 1, axis=1)[:, :count]
-    local: Array = np.sqrt(squares[nearest].mean(axis=1))
+    local: Array = np.empty(len(grid))
+    for start in range(0, len(grid), BLOCK):
+        block = slice(start, start + BLOCK)
+        distances = _squared_distance(grid[block], points)
+        nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
+        local[block] = np.sqrt(squares[nearest].mean(axis=1))
     local = np.maximum(local, np.median(local))
     return local
 
