@@ -27,7 +27,8 @@ from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
 from lgo_cli.landscape.fusing import can_fuse, fuse_convolutions, reuse_memory
-from lgo_cli.landscape.losses import Recording, sample_losses
+from lgo_cli.landscape.losses import sample_losses
+from lgo_cli.loss import Recording
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
