@@ -1,4 +1,4 @@
-"""Which module of a model puts out two results for one input."""
+"""What a model's output depends on beside its own sample: chance, and the samples of its call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def nondeterministic_module(model: nn.Module, inputs: Tensor) -> str | None:
@@ -53,3 +53,30 @@ def _tensors(value: object) -> list[Tensor]:
 
 def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def coupling(
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    outputs: Tensor,
+    labels: Tensor,
+    others: Tensor,
+) -> float:
+    """How far samples' losses are from those of the same samples in other calls.
+
+    max |ℓ − ℓ'| / max (|ℓ| + ‖∂ℓ/∂z‖₁ ‖z‖_∞), each over the samples: a relative change r of the
+    outputs moves it by r at most, to first order, however small losses are beside outputs.
+
+    Args:
+        loss_function: Losses [n] from outputs and labels.
+        outputs: z [n, C], float64.
+        labels: [n], or [n, C].
+        others: ℓ' [n], float64.
+    """
+    with torch.enable_grad():
+        z = outputs.detach().requires_grad_()
+        losses = loss_function(z, labels)
+        (slope,) = torch.autograd.grad(losses.sum(), z)
+    losses = losses.detach()
+    scale = losses.abs() + slope.abs().sum(dim=1) * outputs.abs().amax(dim=1)
+    tiny = torch.finfo(scale.dtype).tiny
+    return float((losses - others).abs().max() / scale.max().clamp_min(tiny))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,3 +54,22 @@ class LossFunction:
             return 1.0
         total = labels.double().sum(dim=1, keepdim=True)
         return total * (1 - self.label_smoothing) + self.label_smoothing
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A loss function that keeps what it puts out."""
+
+    function: LossFunction
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample [n]."""
+        losses = self.function(outputs, labels)
+        self.kept.append(losses.double())
+        return losses
+
+    @property
+    def losses(self) -> Tensor:
+        """Of all samples so far [N], float64, on the device."""
+        return torch.cat(self.kept)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.determinism import nondeterministic_module
-from lgo_cli.errors import InputError, NumericsError, a_kind, is_out_of_memory
-from lgo_cli.loss import LossFunction
+from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
+from lgo_cli.determinism import coupling, nondeterministic_module
+from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.loss import LossFunction, Recording
+from lgo_cli.outputs import first_outputs
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -30,6 +32,11 @@ NUM_CALLS = 8
 
 CALL_SIZE = 4
 """Samples in each of them."""
+
+COUPLED = 1e-3
+"""Coupling from which on samples see each other. Kernels that depend on the size of a call move
+outputs by 1e-7, in float64 too where a part of a model computes in float32, and models may amplify
+that; attention over the batch and normalisation by its statistics have 5e-3 to 1."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,11 @@ class Objective:
     center: Evaluation
     """The untouched model on the samples, measured before any parameter moves."""
 
+    coupling: float | None = None
+    """How far the losses of the first samples at the centre depend on which are evaluated with them
+    (`determinism.coupling`, of `CALL_SIZE` and of a micro-batch), zero in exact arithmetic; `None`
+    if the calls are the same, or nothing was evaluated."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -142,6 +154,7 @@ class Objective:
             raise RuntimeError("the objective is already entered")
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._own_data = [(tensor, tensor.data) for tensor in tensors]
+        self._own_buffers = buffer_tables(self.model)
         self._modes = [(module, module.training) for module in self.model.modules()]
         on_gpus = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         self._rng_states = (torch.get_rng_state(), on_gpus)
@@ -163,15 +176,14 @@ class Objective:
             tensor.data = tensor.data.to(dtype, copy=not moves)
         if not self._is_checked:
             check_outputs(self.model, self.samples)
-            before = self._loss_in_calls()
-            self.center = self.evaluate()
-            self._check_center(before, self._loss_in_calls())
+            self._measure_center()
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
             parameter.data = view
 
     def _restore(self) -> None:
+        put_back(self._own_buffers)
         for tensor, data in self._own_data:
             tensor.data = data
         self._own_data = []
@@ -182,17 +194,36 @@ class Objective:
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
 
-    def _loss_in_calls(self) -> float:
-        """Mean loss of the first samples, in a few small calls.
+    @torch.no_grad()
+    def _measure_center(self) -> None:
+        """Measure the centre, and compare it with the first samples in a few small calls.
 
-        Many calls, since a model may draw one number for all samples of a call.
+        Many calls, since a model may draw one number for all samples of a call; of another size
+        than the centre's where that can be, to see whether samples see each other.
         """
+        whole = min(self.micro_batch_size, len(self.samples))
         size = min(CALL_SIZE, len(self.samples))
+        if size == whole and size > 2:
+            size -= 1  # a single sample has no batch statistics
         first = self.samples.head(size * min(NUM_CALLS, len(self.samples) // size))
-        return evaluate_model(self.model, first, self.loss_function, size).loss
+
+        def outputs_in_calls() -> Tensor:
+            outputs = [self.model(batch.inputs) for batch in first.batches(size)]
+            return torch.cat(outputs).double()
+
+        outputs = outputs_in_calls()
+        losses = Recording(self.loss_function)
+        self.center = evaluate_model(self.model, self.samples, losses, self.micro_batch_size)
+        pair = (outputs, outputs_in_calls())
+        before, after = (float(self.loss_function(each, first.labels).mean()) for each in pair)
+        self._check_center(before, after)
+        if size != whole:
+            kept = losses.losses[: len(first)]
+            self.coupling = coupling(self.loss_function, outputs, first.labels, kept)
 
     def _check_center(self, before: float, after: float) -> None:
         if before != after and not (math.isnan(before) and math.isnan(after)):
+            moved = moved_buffers(self.model, self._own_buffers, self._own_data)
             culprit = nondeterministic_module(
                 self.model, self.samples.head(self.micro_batch_size).inputs
             )
@@ -200,10 +231,24 @@ class Objective:
                 "the objective is not deterministic: two evaluations at one point gave "
                 f"{before!r} and {after!r}"
                 + (f"; the module that differs is {culprit}" if culprit else ""),
-                hint="dropout must be off in eval mode: F.dropout needs training=self.training",
+                hint=f"forward changes the buffer {' and '.join(moved)}, which it may in training "
+                "mode only: if self.training"
+                if moved
+                else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
         if not math.isfinite(self.center.loss):
             raise NumericsError(f"the loss at the given weights is {self.center.loss}")
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What keeps the centre's loss from being a mean over samples."""
+        if self.coupling is None or self.coupling <= COUPLED:
+            return ()
+        return (
+            "samples see each other: the loss depends on which are evaluated together (by "
+            f"{self.coupling:.1e}), and so on --micro-batch-size; look at batch_first of attention "
+            "and recurrence, and at normalisation by batch statistics in eval mode",
+        )
 
     def move(self, theta: Tensor) -> None:
         """Put the model at θ [P]."""
@@ -286,30 +331,10 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
         How many outputs it has.
 
     Raises:
-        InputError: if the model cannot take the inputs, returns anything but [n, C], or has fewer
-            outputs than the labels need.
+        InputError: if the model cannot take the inputs, returns anything but real numbers [n, C],
+            or has fewer outputs than the labels need.
     """
-    batch = samples.head(2)
-    shape = tuple(batch.inputs.shape[1:])
-    try:
-        with torch.no_grad():
-            outputs = model(batch.inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"the model cannot take inputs of shape {shape}: {reason}",
-            hint="give the data set it was made for: --dataset"
-            if batch.inputs.is_floating_point()
-            else "the inputs are integers, as embeddings take them; store numbers as float32",
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else a_kind(outputs)
-        raise InputError(
-            f"the model must return outputs of shape [samples, classes], it returned {got}",
-            hint="return the logits alone, a tensor [samples, classes]",
-        )
+    outputs = first_outputs(model, samples.head(2).inputs)
     num_outputs = outputs.shape[1]
     if samples.labels.ndim == 2:
         if samples.labels.shape[1] != num_outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,38 @@ def test_spherical_refuses_what_has_no_arc() -> None:
     assert torch.isfinite(Arc.between(a, -a + 1e-3 * b).point(0.5)).all()
     with pytest.raises(InputError, match="is zero"):
         Arc.between(a, 0 * a)
+
+
+class _Moving(nn.Module):
+    """Replaces a buffer in training mode, and may return more than logits."""
+
+    def __init__(self, *, is_odd: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+        self.register_buffer("ema", torch.zeros(3))
+        self.is_odd = is_odd
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = self.head(x)
+        if not self.training:
+            return outputs + self.ema
+        self.ema = self.ema + outputs.detach().mean(0)
+        return (outputs, outputs) if self.is_odd else outputs
+
+
+@pytest.mark.parametrize("is_odd", [False, True])
+def test_training_mode_is_looked_at_and_its_buffers_are_put_back(is_odd: bool) -> None:
+    _, samples, _ = make("relu")
+    with torch.random.fork_rng():
+        model = _Moving(is_odd=is_odd)
+    refused = pytest.raises(InputError, match="in training mode the model must return")
+    with Objective(model, samples) as objective:
+        ema, end = model.ema, objective.theta + 1
+        with refused if is_odd else nullcontext():
+            train_curve(objective, objective.theta, end, _recipe(), train=samples)
+        assert model.ema is ema
+        assert not ema.any()
+        assert objective.evaluate() == objective.center
 
 
 def _first_t(seed: int) -> float:

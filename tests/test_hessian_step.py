@@ -245,11 +245,11 @@ def test_strict_takes_the_audit_of_what_is_there_already_into_account(
     named = ("--model", "net.py:build")
     lgo("train", "--out", "run", *named, *SMALL[2:], "--quiet")
     line = ("hessian", "run", *named, *FEW, "--micro-batch-size", 32)
-    assert "warning: the audit found: the mean loss depends" in lgo(*line).stderr
+    assert "warning: the audit found: samples see each other" in lgo(*line).stderr
     before = Path("run/hessian.json").read_bytes()
     for again in ((), ("--dry-run",), ("--format", "pdf"), ("--force",)):
         error = lgo(*line, "--strict", *again, code=4).stderr
-        assert error.startswith("lgo: error: the audit found: the mean loss depends on the size")
+        assert error.startswith("lgo: error: the audit found: samples see each other")
     assert Path("run/hessian.json").read_bytes() == before
     assert "up to date" in lgo(*line).stderr
 

@@ -319,3 +319,32 @@ def test_other_weights_show_what_lacks_and_what_is_too_much(lgo: Lgo, tmp_path: 
     torch.save({"weight": torch.eye(3), "bias": torch.ones(3)}, tmp_path / "odd.pth")
     error = lgo(*LINE, code=3).stderr
     assert "linear1.weight is missing; weight is unknown to the model; " in error
+
+
+CENTERED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b = nn.Linear(20, 6), nn.Linear(6, num_classes)
+    def forward(self, x):
+        x = self.a(x).tanh()
+        return self.b(x - x.mean(0))
+"""
+
+
+def test_every_analysis_says_that_samples_see_each_other(lgo: Lgo) -> None:
+    Path("net.py").write_text(CENTERED)
+    lgo("train", "--model", "net.py:Net", *SMALL[2:], "--out", "run", "--quiet")
+    for line in (
+        ("contour", "run", "--resolution", 3),
+        ("interp", "run", "--direction", "random", "--num-points", 3),
+        ("interp", "run", "--to", "run/init.pth", "--num-points", 3),
+        ("interp", "run", "--matrix", "--to", "run/init.pth", "--num-points", 3),
+        ("hessian", "run", "--top-k", 1, "--bottom-k", 0),
+    ):
+        said = lgo(*line, "--trust-code").stderr
+        assert said.count("samples see each other: the loss depends on which") == 1
+        failed = lgo(*line, "--trust-code", "--strict", "--force", code=4)
+        assert "samples see each other" in failed.stderr

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import NETWORKS, fit, make
 from torch import Tensor, nn
 
-from lgo_cli.determinism import nondeterministic_module
+from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples, default_micro_batch_size
+from lgo_cli.models.resnet import resnet
+from lgo_cli.objective import COUPLED, Objective, Samples, default_micro_batch_size
 from lgo_cli.vectors import flatten
 
 
@@ -196,8 +199,63 @@ def test_random_model_is_refused_with_the_modules_name() -> None:
     torch.set_rng_state(state)
 
 
+class _Averaging(nn.Module):
+    """Keeps a running mean of its features in a buffer, in eval mode too."""
+
+    def __init__(self, *, assigns: bool, uses: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.register_buffer("ema", torch.zeros(3))
+        self.assigns, self.uses = assigns, uses
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        ema = 0.9 * self.ema + 0.1 * x.detach().mean(0)
+        if self.assigns:
+            self.ema = ema
+        else:
+            self.ema.copy_(ema)
+        return x - self.ema if self.uses else x
+
+
+def test_buffer_that_forward_assigns_is_put_back() -> None:
+    model = _Averaging(assigns=True, uses=False)
+    ema = model.ema
+    with Objective(model, _samples(), dtype=torch.float64) as objective:
+        objective.loss_and_gradient()
+        assert model.ema is not ema
+        model.register_buffer("cache", torch.ones(2))
+    assert model.ema is ema
+    assert ema.dtype == torch.float32
+    assert not ema.any()
+    assert list(model.state_dict()) == ["ema", "linear.weight", "linear.bias"]
+
+
+@pytest.mark.parametrize("assigns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_buffer_that_changes_the_outputs_is_named(assigns: bool, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Identity(), _Averaging(assigns=assigns, uses=True))
+    with (
+        pytest.raises(NumericsError, match="not deterministic") as caught,
+        Objective(model, _samples(), dtype=dtype),
+    ):
+        pass
+    assert str(caught.value.hint).startswith("forward changes the buffer 1.ema")
+    assert not model[1].ema.any()
+
+
 def test_deterministic_model_has_no_culprit() -> None:
     assert nondeterministic_module(_network().eval(), _samples().inputs) is None
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).to(self.dtype)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +264,38 @@ def test_deterministic_model_has_no_culprit() -> None:
         (nn.Linear(4, 3), r"cannot take inputs of shape \(5,\)"),
         (nn.Linear(5, 2), "label 2, but the model puts out 2 classes"),
         (nn.Sequential(nn.Linear(5, 3), nn.Flatten(0)), r"returned \(6,\)"),
+        (_Cast(torch.complex64), "real floating-point outputs, it returned complex64"),
+        (_Cast(torch.int64), "real floating-point outputs, it returned int64"),
     ],
 )
 def test_model_that_does_not_fit_the_samples(model: nn.Module, match: str) -> None:
     with pytest.raises(InputError, match=match), Objective(model, _samples()):
         pass
+
+
+class _Outside(nn.Module):
+    """Keeps a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.scale = torch.eye(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x @ self.scale)
+
+
+def test_tensor_outside_the_buffers_is_not_the_data_sets_fault() -> None:
+    for model, hint in (
+        (_Outside(), "leave out --dtype float64, or keep every tensor"),
+        (nn.Linear(4, 3), "give the data set it was made for"),
+    ):
+        with (
+            pytest.raises(InputError, match="cannot take inputs") as caught,
+            Objective(model, _samples(), dtype=torch.float64),
+        ):
+            pass
+        assert str(caught.value.hint).startswith(hint)
 
 
 class _Vast(nn.Module):
@@ -259,3 +344,127 @@ def test_micro_batches_come_from_the_shapes() -> None:
     assert default_micro_batch_size(nn.Linear(2, 2)) == 2048
     assert default_micro_batch_size(nn.Conv2d(1, 1, 3)) == 128
     assert default_micro_batch_size(nn.ParameterList([torch.zeros(1, 16, 8)])) == 128
+
+
+class _Centering(nn.Module):
+    """Features less their mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.linear(x))
+        return self.head(x - x.mean(0))
+
+
+class _OverTheBatch(nn.Module):
+    """Attention over [N, S, E] with batch_first left out."""
+
+    def __init__(self, *, batch_first: bool = False) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 4), nn.Linear(4, 3)
+        self.encode = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(self.embed(x[:, :, None])).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "num_samples"), [(None, 100), (1, 100), (4, 100), (7, 9), (None, 3)]
+)
+@pytest.mark.parametrize(
+    "build",
+    [
+        _Centering,
+        _OverTheBatch,
+        lambda: nn.Sequential(
+            nn.Linear(5, 7), nn.BatchNorm1d(7, track_running_stats=False), nn.Linear(7, 3)
+        ),
+    ],
+)
+def test_samples_that_see_each_other_are_seen(
+    build: Callable[[], nn.Module],
+    micro_batch_size: int | None,
+    num_samples: int,
+    dtype: torch.dtype,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    if micro_batch_size == 1 and isinstance(model, nn.Sequential):
+        return  # a single sample has no statistics
+    samples = _samples(num_samples)
+    with Objective(model, samples, micro_batch_size=micro_batch_size, dtype=dtype) as objective:
+        assert objective.coupling is not None
+        assert objective.coupling > COUPLED
+        (found,) = objective.complaints
+    assert "samples see each other" in found
+    assert "batch_first" in found
+
+
+def _nothing_seen(objective: Objective) -> bool:
+    # Kernels that depend on the size of a call round in other orders: some eps of float32.
+    return objective.complaints == () and (objective.coupling or 0.0) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_no_right_network_is_said_to_mix_samples(name: str, dtype: torch.dtype) -> None:
+    model, samples, loss = make(name, 70)
+    for num_steps in (0, 300):  # fitted, its losses are small beside its outputs
+        fit(model, samples, loss, num_steps)
+        for size in (None, 1, 7):
+            with Objective(model, samples, loss, micro_batch_size=size, dtype=dtype) as objective:
+                assert objective.coupling is not None
+                assert _nothing_seen(objective)
+
+
+class _Exponential(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (20 * self.linear(x)).exp()
+
+
+@pytest.mark.parametrize("loss", [LossFunction(), LossFunction("squared_error", 0.1)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        _network,
+        _Exponential,
+        lambda: _OverTheBatch(batch_first=True),
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 1, 5)), nn.Upsample((16, 16)), resnet((1, 16, 16), 3, depth=20)
+        ),
+    ],
+)
+def test_rounding_is_no_sight(build: Callable[[], nn.Module], loss: LossFunction) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    for size in (None, 1, 7):
+        with Objective(model, _samples(60), loss, micro_batch_size=size) as objective:
+            assert _nothing_seen(objective)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "num_samples"), [(None, 1), (None, 2), (2, 2)])
+def test_equal_calls_say_nothing(micro_batch_size: int | None, num_samples: int) -> None:
+    with Objective(
+        _Centering(), _samples(num_samples), micro_batch_size=micro_batch_size
+    ) as objective:
+        assert objective.coupling is None
+        assert objective.complaints == ()
+
+
+def test_coupling_is_of_the_outputs_however_small_the_losses() -> None:
+    labels = torch.tensor([0, 1])
+    for loss in (LossFunction(), LossFunction("squared_error")):
+        for margin in (0.5, 20.0, 2e4):
+            outputs = margin * F.one_hot(labels, 3).double() + 0.25
+            others = loss(outputs * (1 + 1e-5), labels)
+            assert coupling(loss, outputs, labels, others) < 1e-4
+        assert coupling(loss, outputs, labels, loss(outputs, labels)) == 0

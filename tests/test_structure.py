@@ -39,7 +39,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding"},
-    {"filters", "determinism", "second_derivatives", "loss"},
+    {"filters", "determinism", "second_derivatives", "loss", "outputs", "buffers"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

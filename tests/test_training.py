@@ -54,6 +54,27 @@ def _equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
+class _Auxiliary(nn.Module):
+    """Logits, and in training mode more beside them, as GoogLeNet and Inception have."""
+
+    def __init__(self, kind: type = dict) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 2)
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> object:
+        logits = self.head(x)
+        return self.kind({"logits": logits, "aux": logits}) if self.training else logits
+
+
+@pytest.mark.parametrize(("kind", "what"), [(dict, "a dict"), (tuple, "a tuple")])
+def test_outputs_of_training_mode_are_looked_at(kind: type, what: str) -> None:
+    training = Training(_Auxiliary(kind), _samples(40), _samples(20), RECIPE)
+    with pytest.raises(InputError, match=f"^in training mode the model .* returned {what}$") as e:
+        training.run()
+    assert "in training mode too" in str(e.value.hint)
+
+
 def test_sparse_gradients_are_refused_before_training() -> None:
     with torch.random.fork_rng():
         model = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 2))

@@ -142,8 +142,9 @@ class Output:
         checks = [
             f"symmetric to {audit.asymmetry:.0e}",
             f"linear to {audit.nonlinearity:.0e}",
-            f"a mean over samples to {audit.sample_weighting:.0e}",
         ]
+        if audit.sample_weighting is not None:
+            checks.append(f"a mean over samples to {audit.sample_weighting:.0e}")
         if audit.finite_difference is not None:
             checks.append(f"finite differences agree to {audit.finite_difference:.0e}")
         if audit.basis_orthogonality is not None:

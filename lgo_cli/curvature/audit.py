@@ -20,7 +20,7 @@ from lgo_cli.curvature.operators import (
     scaled_gradient,
 )
 from lgo_cli.errors import InputError, NumericsError
-from lgo_cli.objective import Objective, evaluate_model
+from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 
@@ -91,7 +91,7 @@ class Audit:
     """What was found; each a relative difference that exact arithmetic would make zero.
 
     Attributes:
-        sample_weighting: Of the mean loss at another micro-batch size.
+        sample_weighting: Of the loss of a sample in another call (`Objective.coupling`).
         asymmetry: |uᵀHv − vᵀHu|.
         nonlinearity: ‖H(u + v) − Hu − Hv‖.
         finite_difference: Of a product in float64, on smooth Hessians.
@@ -102,7 +102,7 @@ class Audit:
         orthogonality: Largest entry of |QQᵀ − I|, of the basis when the run was over.
     """
 
-    sample_weighting: float
+    sample_weighting: float | None
     asymmetry: float
     nonlinearity: float
     finite_difference: float | None
@@ -283,8 +283,8 @@ def audit(
 ) -> Audit:
     """Check that the objective is a mean over samples and its operator linear and symmetric.
 
-    Costs three products and one evaluation. That the loss of some samples, computed twice, is equal
-    to the bit has been checked on entering the objective.
+    Costs three products. That the loss of some samples, computed twice, is equal to the bit has
+    been checked on entering the objective, where it was seen too whether samples see each other.
 
     Args:
         objective: Entered.
@@ -307,19 +307,8 @@ def audit(
         norm(of_sum.double() - of_u.double() - of_v.double()) / reach if reach > 0 else 0.0
     )
 
-    size = objective.micro_batch_size
-    other = max(1, min(size, len(objective.samples)) * 2 // 3)
-    loss = evaluate_model(objective.model, objective.samples, objective.loss_function, other).loss
-    center = objective.center.loss
-    weighting = abs(loss - center) / max(abs(center), 1e-12)
-
     slack = ROUNDING_SLACK * torch.finfo(operator.dtype).eps
-    complaints = []
-    if weighting > slack:
-        complaints.append(
-            f"the mean loss depends on the size of the micro-batches (by {weighting:.1e}): samples "
-            "of a batch see each other"
-        )
+    complaints = [*objective.complaints]
     if asymmetry > slack:
         wrong = f"; {WRONG_DERIVATIVE}" if asymmetry > most_asymmetry(operator) else ""
         complaints.append(f"products are not symmetric (off by {asymmetry:.1e}){wrong}")
@@ -333,7 +322,7 @@ def audit(
             f"a product differs from central differences of the gradient by {difference.gap:.1e}"
         )
     return Audit(
-        sample_weighting=weighting,
+        sample_weighting=objective.coupling,
         asymmetry=asymmetry,
         nonlinearity=nonlinearity,
         finite_difference=difference.gap if difference and note is None else None,

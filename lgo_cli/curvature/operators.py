@@ -17,7 +17,7 @@ a few sums, each off by a few eps of its result when summed in blocks: on networ
 logits are small, ‖fl(H) − H‖ is 1 to 3 units (tests/test_operators.py)."""
 
 ROUNDING_SLACK = 1e3
-"""Units of eps to which symmetry, linearity and weighting must hold: products on random vectors are
+"""Units of eps to which symmetry and linearity must hold: products on random vectors are
 small beside ‖H‖, and their relative error is larger."""
 
 WRONG_DERIVATIVE = (

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lgo_cli.buffers import buffer_tables, put_back
 from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import generator
@@ -123,7 +124,7 @@ class CurveTraining(Descent):
         t = float(torch.rand((), dtype=torch.float64, generator=draw))
         theta = self.curve.point(t)
         self.objective.move(theta)
-        loss = self.loss_function(self.model(inputs), labels).mean()
+        loss = self._loss(inputs, labels)
         pieces = torch.autograd.grad(loss, self.objective.parameters, materialize_grads=True)
         gradient = flatten(pieces)
         decay = self.recipe.weight_decay
@@ -235,12 +236,14 @@ def train_curve(
 @contextmanager
 def _borrowed(objective: Objective) -> Iterator[None]:
     """Put an objective back at its centre, in eval mode, its buffers what they were."""
+    tables = buffer_tables(objective.model)
     buffers = [(buffer, buffer.clone()) for buffer in objective.model.buffers()]
     try:
         yield
     finally:
         objective.move(objective.theta)
         objective.model.eval()
+        put_back(tables)
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)

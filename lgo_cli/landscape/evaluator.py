@@ -28,8 +28,9 @@ from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
 from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
-from lgo_cli.landscape.losses import Recording, sample_losses
+from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
+from lgo_cli.loss import Recording
 from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 from lgo_cli.results import counted
 

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
+from lgo_cli.loss import Recording
 from lgo_cli.objective import evaluate_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lgo_cli.loss import LossFunction
     from lgo_cli.objective import Evaluation, Objective, Samples
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A loss function that keeps what it puts out."""
-
-    function: LossFunction
-    kept: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each sample [n]."""
-        losses = self.function(outputs, labels)
-        self.kept.append(losses.double())
-        return losses
-
-    @property
-    def losses(self) -> Tensor:
-        """Of all samples so far [N], float64, on the device."""
-        return torch.cat(self.kept)
 
 
 def sample_losses(

@@ -150,7 +150,8 @@ class InterpResults(AnalysisResults):
     path of a matrix, and `fast_path_difference_beside` that of the paths beside it.
     `num_nonfinite` counts the points whose loss is not, of the path and of those beside it; a
     matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector that
-    gives the direction, or that the gradient which does is lost in rounding.
+    gives the direction, that the gradient which does is lost in rounding, or that the samples see
+    each other, so that the loss is no mean over them.
     """
 
     along: str

@@ -126,7 +126,7 @@ class AuditResults(Strict):
 
     clean: bool
     complaints: list[str]
-    sample_weighting: Real
+    sample_weighting: Real | None
     asymmetry: Real
     nonlinearity: Real
     finite_difference: Real | None

@@ -22,6 +22,7 @@ from lgo_cli.objective import (
     default_micro_batch_size,
     evaluate_model,
 )
+from lgo_cli.outputs import checked_outputs
 from lgo_cli.progress import SILENT, Progress, Task
 from lgo_cli.seeding import derive_seed, generator, seed_default
 from lgo_cli.training.recipe import learning_rate
@@ -133,6 +134,11 @@ class Descent(ABC):
     def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Give the optimiser its gradients of a mini-batch's loss; returns the loss, detached."""
 
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a mini-batch, of the model in training mode."""
+        outputs = checked_outputs(self.model(inputs), inputs, training=True)
+        return self.loss_function(outputs, labels).mean()
+
     @abstractmethod
     def _log_epoch(self) -> dict[str, float]:
         """Log the epoch that ended, or the start; returns figures to show beside the bar."""
@@ -200,6 +206,7 @@ class Descent(ABC):
 
         Raises:
             DivergenceError: if a loss or a weight is not finite.
+            InputError: if the model returns anything but [n, C] in training mode.
         """
         with torch.random.fork_rng(devices=self._devices):
             self._last_finite = self._weights()
@@ -319,7 +326,7 @@ class Training(Descent):
         return snapshot(self.model)
 
     def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        loss = self.loss_function(self.model(inputs), labels).mean()
+        loss = self._loss(inputs, labels)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

@@ -85,8 +85,8 @@ def _along_direction(
     alphas = alpha_grid(config.range or (-1.0, 1.0), config.num_points, (0.0,))
     num_matvecs = 0
     warnings: list[str] = []
-    unconverged: tuple[str, ...] = ()
     with context.stopwatch.phase("compute"), objective(plan, loaded) as problem:
+        unconverged = problem.complaints
         test = loaded.samples("test", config.analysis_samples).to(problem.device, problem.dtype)
         policy = BatchNorm(problem, config.batchnorm, num_samples=config.batchnorm_samples)
         description = measured(problem, loaded, len(test), policy)
@@ -94,11 +94,11 @@ def _along_direction(
             top = top_eigenpairs(context, problem, 1)
             direction = top.vectors[0]
             num_matvecs += top.num_matvecs
-            unconverged = top.unconverged
+            unconverged += top.unconverged
             warnings = [each.warning for each in false_derivatives(problem)]
         elif config.direction == "gradient":
             direction = gradient_direction(problem)
-            unconverged = gradient_complaints(problem)
+            unconverged += gradient_complaints(problem)
         else:
             direction = random_direction(problem, config.seed, "interp", "direction")
         path = interpolate(
@@ -137,6 +137,7 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
             alignment = aligned(context, config, other)
             warnings += alignment.warnings
         with objective(plan, loaded) as problem:
+            complaints = problem.complaints
             ends = Ends(context, config, problem)
             if alignment is not None:
                 beside["unaligned"] = ends.straight(other)
@@ -169,9 +170,10 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     if trained is not None:
         arrays |= curve_arrays(trained)
     results = InterpResults(
-        **common(context, warnings),
+        **common(context, [*complaints, *warnings]),
         **path_results(path, beside),
         measured=description,
+        unconverged=complaints,
         along=str(plan.request.config["to"][0]),  # type: ignore[index]
         shape=config.curve or ("arc" if config.spherical else "line"),
         loss_of_other=loss_of_other,

@@ -212,7 +212,7 @@ def open_work(context: Context, share: str = "") -> Iterator[Work]:
             evaluator=Evaluator(problem, named.plane.directions, batchnorm=batchnorm),
             description=measured(problem, context.loaded, batchnorm=batchnorm),
             share=share,
-            complaints=named.complaints,
+            complaints=(*problem.complaints, *named.complaints),
         )
         work.find_ranges()
         yield work

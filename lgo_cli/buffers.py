@@ -1,0 +1,53 @@
+"""Which tensors are a model's buffers, and what became of them: forward may replace or write them.
+
+A table is a module's own buffers by their names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor, nn
+
+    Table = tuple[nn.Module, dict[str, Tensor | None]]
+
+
+def buffer_tables(model: nn.Module) -> list[Table]:
+    """The tables of all modules, in the order of `modules`."""
+    return [(module, dict(module._buffers)) for module in model.modules()]
+
+
+def put_back(tables: Iterable[Table]) -> None:
+    """Have the tensors of these tables in their places again, and no others."""
+    for module, own in tables:
+        for name in module._buffers.keys() - own.keys():
+            del module._buffers[name]
+        for name, buffer in own.items():
+            if module._buffers[name] is not buffer:  # of a compiled module they are fixed
+                module._buffers[name] = buffer
+
+
+def moved_buffers(
+    model: nn.Module, tables: Iterable[Table], values: Sequence[tuple[Tensor, Tensor]]
+) -> list[str]:
+    """Names of the buffers of these tables that have other values now.
+
+    Args:
+        model: The tables are of it.
+        tables: As they were.
+        values: Tensors of theirs with what they held then, in any dtype.
+    """
+    held = {id(tensor): value for tensor, value in values}
+    return [
+        f"{prefix}.{name}".removeprefix(".")
+        for (prefix, module), (_, own) in zip(model.named_modules(), tables, strict=True)
+        for name, now in module._buffers.items()
+        if now is not None
+        and own.get(name) is not None
+        and not torch.equal(now, held[id(own[name])].to(now))
+    ]
