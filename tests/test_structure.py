@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import SMALL
+from conftest import SMALL, Lgo
 
 import lgo_cli
 from lgo_cli.cli import app
@@ -159,6 +159,13 @@ def test_up_to_date_does_not_pay_for_torch(small_run: Path) -> None:
         f"execution=Execution(out=Path({str(small_run)!r})))\nassert o.status is Status.UP_TO_DATE"
     )
     assert not HEAVY & _loaded_modules(code)
+
+
+def test_verify_does_not_pay_for_torch(lgo: Lgo, small_run: Path) -> None:
+    for line in ("hessian", "interp --num-points 3", "contour --resolution 3 --num-planes 2"):
+        command, *options = line.split()
+        lgo(command, small_run, *options, "--analysis-samples", "32")
+    assert not HEAVY & _loaded_by(["verify", str(small_run)])
 
 
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
