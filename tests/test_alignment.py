@@ -30,7 +30,7 @@ from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align
 from lgo_cli.landscape.assignment import assign
-from lgo_cli.landscape.barriers import highest
+from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.permutations import UNREACHED, find_symmetries
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.mlp import mlp

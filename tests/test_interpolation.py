@@ -24,10 +24,10 @@ from lgo_cli.landscape.barriers import (
     _studentised_quantile,
     estimate_barrier,
     height_errors,
-    highest,
     rounding_allowance,
 )
 from lgo_cli.landscape.curves import Arc, straight
+from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate
 from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.loss import LossFunction

@@ -204,7 +204,7 @@ def test_strict_refuses_points_along_a_direction_that_are_not_finite(
         ("interp --num-points 3", "interpolation"),
         ("interp --direction random --num-points 3", "interpolation"),
         ("contour --plane eigen --resolution 3", "quadratic"),
-        ("contour --num-planes 2 --resolution 3", "statistics"),
+        ("contour --num-planes 2 --resolution 3", "line_curvature"),
     ],
 )
 def test_memory_budget_reaches_every_hessian(

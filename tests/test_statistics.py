@@ -13,14 +13,8 @@ from torch import nn
 
 from lgo_cli.errors import UsageError
 from lgo_cli.filters import Normalization
-from lgo_cli.landscape.statistics import (
-    LineCurvature,
-    band,
-    line_curvature,
-    line_variance,
-    plane_statistics,
-    profile,
-)
+from lgo_cli.landscape.line_curvature import LineCurvature, line_curvature, line_variance
+from lgo_cli.landscape.statistics import band, plane_statistics, profile
 from lgo_cli.objective import Objective
 from lgo_cli.vectors import root_mean_square
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from conftest import SMALL, Lgo
 
 import lgo_cli
 from lgo_cli.cli import app
@@ -135,14 +136,19 @@ def _loaded_modules(code: str) -> set[str]:
     return set(json.loads(done.stderr))
 
 
+def _loaded_by(arguments: list[str]) -> set[str]:
+    """Modules that a command line imports; what it says on stderr is not heard."""
+    code = (
+        "import sys, io\nsys.stderr = io.StringIO()\nfrom lgo_cli.cli import app\n"
+        f"try:\n    app({arguments!r}, prog_name='lgo')\n"
+        "except SystemExit as stop:\n    assert not stop.code\nsys.stderr = sys.__stderr__"
+    )
+    return _loaded_modules(code)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["contour", "--help"], ["datasets"]])
 def test_help_does_not_pay_for_torch(arguments: list[str]) -> None:
-    code = (
-        "from lgo_cli.cli import app\n"
-        f"try:\n    app({arguments!r}, prog_name='lgo')\n"
-        "except SystemExit as stop:\n    assert not stop.code"
-    )
-    assert not HEAVY & _loaded_modules(code)
+    assert not HEAVY & _loaded_by(arguments)
 
 
 def test_up_to_date_does_not_pay_for_torch(small_run: Path) -> None:
@@ -155,20 +161,41 @@ def test_up_to_date_does_not_pay_for_torch(small_run: Path) -> None:
     assert not HEAVY & _loaded_modules(code)
 
 
-@pytest.mark.parametrize("command", ["hessian", "interp", "contour"])
-def test_analyses_do_not_pay_for_a_compiler(small_run: Path, tmp_path: Path, command: str) -> None:
+def test_verify_does_not_pay_for_torch(lgo: Lgo, small_run: Path) -> None:
+    for line in ("hessian", "interp --num-points 3", "contour --resolution 3 --num-planes 2"):
+        command, *options = line.split()
+        lgo(command, small_run, *options, "--analysis-samples", "32")
+    assert not HEAVY & _loaded_by(["verify", str(small_run)])
+
+
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train",
+        "train --optimizer adamw",
+        "train --save-every 4 --resume --force",
+        "hessian RUN",
+        "interp RUN",
+        "interp RUN --curve bezier --epochs 1",
+        "contour RUN --resolution 3",
+    ],
+)
+def test_commands_do_not_pay_for_a_compiler(small_run: Path, tmp_path: Path, line: str) -> None:
     # PyTorch imports its compiler, for a second, at the first call of harmless functions.
-    arguments = [command, str(small_run), "--out", str(tmp_path), "--analysis-samples", "32"]
-    arguments += {"contour": ["--resolution", "3"]}.get(command, [])
-    code = (
-        "import sys, io\nsys.stderr = io.StringIO()\nfrom lgo_cli.cli import app\n"
-        f"try:\n    app({[*arguments, '--quiet']!r}, prog_name='lgo')\n"
-        "except SystemExit as stop:\n    assert not stop.code\nsys.stderr = sys.__stderr__"
-    )
-    modules = _loaded_modules(code)
+    command, *options = [str(small_run) if word == "RUN" else word for word in line.split()]
+    options += SMALL if command == "train" else ("--analysis-samples", "32")
+    out = small_run if "--resume" in options else tmp_path
+    modules = _loaded_by([command, *options, "--out", str(out), "--quiet"])
     assert "torch" in modules
-    assert not {"torch._dynamo", "torch._inductor", "sympy"} & modules
-    assert (tmp_path / f"{command}.json").is_file()
+    assert not COMPILER & modules
+    assert (out / f"{command}.json").is_file()
+
+
+def test_models_do_not_pay_for_a_compiler() -> None:
+    assert not COMPILER & _loaded_by(["models"])
 
 
 def test_package_is_lazy_and_complete() -> None:

@@ -22,6 +22,7 @@ from lgo_cli.training.loop import (
     crop_and_flip,
     num_batches,
 )
+from lgo_cli.training.optimizers import make_optimizer
 from lgo_cli.training.recipe import learning_rate, resolve_recipe
 
 RECIPE = Recipe(
@@ -150,6 +151,35 @@ def test_training_is_what_torch_does_by_hand() -> None:
     # The same operations, but for mean() in another place: a few ulps.
     for a, b in zip(ours.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        ("adam", torch.optim.Adam, {}),
+        ("adamw", torch.optim.AdamW, {}),
+    ],
+)
+def test_optimisers_are_pytorchs_to_the_bit(
+    name: str, kind: type[torch.optim.Optimizer], options: dict[str, float]
+) -> None:
+    values = {**RECIPE.model_dump(), "momentum": 0.0, **options, "optimizer": name}
+    own, plain = (_samples(9).inputs.requires_grad_() for _ in range(2))
+    before = dict(vars(kind))
+    ours = make_optimizer([own], Recipe.model_validate(values))
+    assert dict(vars(kind)) == before  # PyTorch's own class is as it was
+    theirs = kind([plain], lr=0.1, weight_decay=1e-3, **options)
+    for weights, optimizer in ((own, ours), (plain, theirs)):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (weights**4).sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(_copy(optimizer.state_dict()))
+    assert isinstance(ours, kind)
+    assert torch.equal(own, plain)
+    assert not torch.equal(own, _samples(9).inputs)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 def test_seed_decides() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lgo_cli.landscape.heights import heights_of, highest
 from lgo_cli.seeding import standard_normal
 
 Array = np.ndarray[Any, Any]
@@ -49,34 +50,6 @@ class Barrier:
     standard_error: float
     interval: tuple[float, float]
     alpha: float
-
-
-def highest(alpha: Array, loss: Array) -> tuple[int, float]:
-    """Where a path is highest above the straight line between its ends (Entezari et al. 2022).
-
-    Args:
-        alpha: Coordinates [n] with 0 and 1 among them.
-        loss: Losses there [n].
-
-    Returns:
-        The index of the maximum over [0, 1], and the height L(α) − [(1−α)L(0) + αL(1)] there, at
-        least 0. Infinite if a loss between the ends is; NaN if one is NaN, or if an end is not
-        finite and there is no line to measure from.
-    """
-    within = np.flatnonzero((alpha >= 0) & (alpha <= 1))
-    heights = _heights(alpha[within], loss[within])
-    top = int(np.argmax(heights))  # the first NaN, if there is one
-    return int(within[top]), float(heights[top])
-
-
-def _heights(a: Array, loss: Array) -> Array:
-    """Heights [n] over the coordinates of [0, 1]; NaN if an end is not finite."""
-    if not np.isfinite(loss[[0, -1]]).all():
-        return np.full(len(a), math.nan)
-    heights: Array = loss - ((1 - a) * loss[0] + a * loss[-1])
-    # The ends lie on the line by definition, whatever rounding says.
-    heights[[0, -1]] = 0.0
-    return heights
 
 
 def height_errors(alpha: Array, losses: Array) -> Array:
@@ -167,7 +140,7 @@ def estimate_barrier(
     a, loss = alpha[within], loss[within]
     if len(a) == 2:
         return None
-    heights = _heights(a, loss)
+    heights = heights_of(a, loss)
     top, value = highest(a, loss)
     if not np.isfinite(heights).all():
         return Barrier(value, math.nan, (math.nan, math.nan), float(a[top]))

@@ -18,7 +18,8 @@ from lgo_cli.buffers import buffer_tables, put_back
 from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.seeding import generator
-from lgo_cli.training.loop import Descent, State, make_optimizer
+from lgo_cli.training.loop import Descent, State
+from lgo_cli.training.optimizers import make_optimizer
 from lgo_cli.vectors import flatten
 
 if TYPE_CHECKING:

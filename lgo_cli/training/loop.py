@@ -25,10 +25,11 @@ from lgo_cli.objective import (
 from lgo_cli.outputs import checked_outputs
 from lgo_cli.progress import SILENT, Progress, Task
 from lgo_cli.seeding import derive_seed, generator, seed_default
+from lgo_cli.training.optimizers import make_optimizer
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from lgo_cli.results import Recipe
 
@@ -365,30 +366,6 @@ def num_batches(num_samples: int, batch_size: int) -> int:
     """Optimiser steps of one epoch: a short last batch counts, unless it is a single sample."""
     full, rest = divmod(num_samples, batch_size)
     return full + int(rest > 1 or (rest == 1 and full == 0))
-
-
-def make_optimizer(weights: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """Optimiser over all that is to be trained.
-
-    Weight decay is coupled (added to the gradient) for `sgd` and `adam`, decoupled for `adamw`, and
-    falls on every parameter, biases and batch norm included, as in He et al. 2016.
-
-    Raises:
-        UsageError: if there are no weights.
-    """
-    parameters = list(weights)
-    if not parameters:
-        raise UsageError("the model has no trainable parameter")
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
-    adaptive = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return adaptive(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def crop_and_flip(inputs: Tensor, draw: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lgo_cli.config import Execution
-    from lgo_cli.manifest import Manifest
     from lgo_cli.progress import Progress
     from lgo_cli.provenance import Stopwatch
     from lgo_cli.results import Results
@@ -64,17 +63,6 @@ class Step(ABC):
     def compute(self, context: Context) -> Results:
         """Compute, write the payloads and return the results."""
 
-    @abstractmethod
-    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
-        """Results as the step's own payloads have them: fields by name, nested as in the results.
-
-        `lgo verify` holds the manifest against them. What no payload says is left out.
-
-        Args:
-            directory: Where the payloads are, intact.
-            manifest: Which says what they are of.
-        """
-
     def published(self, context: Context) -> None:
         """Remove what was kept for the case of a kill, now that the manifest stands."""
         del context
@@ -107,9 +95,3 @@ def save_arrays(context: Context, name: str, arrays: Mapping[str, Any]) -> None:
     """Write a `.npz` atomically; its bytes depend on the arrays alone."""
     with context.stopwatch.phase("write"), atomic_write(context.path(name)) as handle:
         np.savez(handle, **arrays)
-
-
-def load_arrays(path: Path) -> dict[str, Any]:
-    """Read what `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)

@@ -10,7 +10,6 @@ import numpy as np
 
 from lgo_cli.config import linspace
 from lgo_cli.results import (
-    BandResults,
     ConvexityResults,
     Filling,
     FillingCheck,
@@ -21,15 +20,13 @@ from lgo_cli.results import (
     TestSurface,
     TrajectoryPoint,
 )
+from lgo_cli.runs.evidence import convexity_results, plane_extremes
 from lgo_cli.runs.steps.surfaces import ARRAYS, grids_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lgo_cli.config import ContourConfig
     from lgo_cli.landscape.adaptive import Filled
     from lgo_cli.landscape.convexity import Convexity
-    from lgo_cli.landscape.statistics import Band, PlaneStatistics
     from lgo_cli.landscape.surface import Surface
     from lgo_cli.runs.steps.surfaces import Work
 
@@ -83,7 +80,8 @@ def quadratic_of(work: Work, surface: Surface) -> tuple[Quadratic | None, int]:
 
 def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, int]:
     """Surfaces on further random planes, and their statistics."""
-    from lgo_cli.landscape.statistics import line_curvature, plane_statistics
+    from lgo_cli.landscape.line_curvature import line_curvature
+    from lgo_cli.landscape.statistics import plane_statistics
     from lgo_cli.vectors import cosine
 
     config = work.config
@@ -131,15 +129,6 @@ def further_planes(work: Work, arrays: dict[str, Any]) -> tuple[Planes | None, i
     return found, 0 if lines is None else lines.num_matvecs
 
 
-def plane_extremes(statistics: PlaneStatistics) -> dict[str, Any]:
-    """The fields of `Planes` that the surfaces alone settle."""
-    return {
-        "num_planes": statistics.num_planes,
-        "loss_min": _band(statistics.loss_min),
-        "loss_max": _band(statistics.loss_max),
-    }
-
-
 def on_test_samples(work: Work, arrays: dict[str, Any]) -> TestSurface | None:
     """The plane's surface on the test samples: measured, or filled in to the same tolerance."""
     if work.test is None:
@@ -182,16 +171,6 @@ def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | N
     )
 
 
-def _band(band: Band) -> BandResults:
-    return BandResults(
-        median=float(band.median),
-        lower=float(band.lower),
-        upper=float(band.upper),
-        minimum=float(band.minimum),
-        maximum=float(band.maximum),
-    )
-
-
 def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults | None, int]:
     """Both ends of the spectrum over the plane."""
     from lgo_cli.landscape.convexity import convexity_map
@@ -225,17 +204,3 @@ def convexity_of(work: Work, arrays: dict[str, Any]) -> tuple[ConvexityResults |
         arrays[f"convexity_{name}"] = getattr(found, name)
     results = convexity_results(arrays)
     return results, results.num_matvecs
-
-
-def convexity_results(arrays: Mapping[str, Any]) -> ConvexityResults:
-    """What is reported of a convexity map, from its arrays."""
-    ratio, error = arrays["convexity_ratio"], arrays["convexity_ratio_error"]
-    surely = np.nan_to_num(ratio - error, nan=-np.inf)
-    worst = np.unravel_index(int(np.argmax(surely)), surely.shape)
-    return ConvexityResults(
-        num_cells=surely.size,
-        num_converged=int(arrays["convexity_converged"].sum()),
-        largest_ratio=float(ratio[worst]),
-        largest_ratio_error=float(error[worst]),
-        num_matvecs=int(arrays["convexity_num_matvecs"].sum()),
-    )

@@ -6,19 +6,15 @@ import math
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lgo_cli.errors import NumericsError
 from lgo_cli.results import ContourResults, Marker, Movement
 from lgo_cli.runs.directions import CURVE_ARRAYS
-from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays
+from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
     convexity_of,
-    convexity_results,
     filling_results,
     further_planes,
     on_test_samples,
-    plane_extremes,
     quadratic_of,
     self_check_results,
     trajectory_points,
@@ -27,11 +23,9 @@ from lgo_cli.runs.steps.frozen import frozen_warnings
 from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from lgo_cli.landscape.surface import SelfCheck, Surface
-    from lgo_cli.manifest import Manifest
     from lgo_cli.results import Filling, Planes, TestSurface
     from lgo_cli.results import SelfCheck as SelfCheckResults
     from lgo_cli.runs.steps.surfaces import Work
@@ -102,36 +96,6 @@ class ContourStep(Step):
             num_matvecs=num_matvecs,
         )
 
-    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
-        """What the grids say: extent, size, centre and extremes, on the test samples too."""
-        from lgo_cli.landscape.statistics import plane_statistics
-
-        arrays = load_arrays(directory / "contour.npz")
-        planes = arrays.get("planes_loss")
-        found = {
-            **_grid_evidence(arrays),
-            "num_cells": arrays["loss"].size,
-            "x_range": (float(arrays["x"][0]), float(arrays["x"][-1])),
-            "y_range": (float(arrays["y"][0]), float(arrays["y"][-1])),
-            "test": _grid_evidence(arrays, "test_") if "test_loss" in arrays else None,
-            "planes": None,
-            "convexity": None,
-        }
-        if planes is not None:
-            assert isinstance(manifest.results, ContourResults)
-            center = manifest.results.loss_at_center
-            found["planes"] = {
-                **plane_extremes(plane_statistics(arrays["x"], arrays["y"], planes, center)),
-                "self_checks": [
-                    {"num_nonfinite": int(np.sum(~np.isfinite(loss)))} for loss in planes[1:]
-                ],
-            }
-        if "convexity_ratio" in arrays:
-            found["convexity"] = convexity_results(arrays)
-        if "plane_distances" in arrays:
-            found["curve_distance"] = float(arrays["plane_distances"].max())
-        return found
-
     def published(self, context: Context) -> None:
         """Forget how the shares were measured: another set of them may follow."""
         from lgo_cli.runs.journal import forget_shares
@@ -171,24 +135,6 @@ class ContourStep(Step):
                     if not is_complete(work.x, work.y, num_samples, cells):
                         return False
             return True
-
-
-def _grid_evidence(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What the grids of one set of samples say; of the centre, where it is a cell."""
-    loss, measured = arrays[f"{prefix}loss"], arrays[f"{prefix}measured"]
-    finite = loss[np.isfinite(loss)]
-    found = {
-        "loss_min": float(finite.min()) if len(finite) else None,
-        "loss_max": float(finite.max()) if len(finite) else None,
-        "num_measured": int(measured.sum()),
-        "self_check": {"num_nonfinite": loss.size - len(finite)},
-    }
-    center = np.ix_(arrays["y"] == 0, arrays["x"] == 0)
-    if measured[center].any():
-        found["loss_at_center"] = loss[center].item()
-        if prefix:
-            found["accuracy_at_center"] = arrays[f"{prefix}accuracy"][center].item()
-    return found
 
 
 def _movements(work: Work) -> list[Movement]:

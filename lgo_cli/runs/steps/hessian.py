@@ -12,19 +12,17 @@ from lgo_cli.errors import ConvergenceError, InputError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
-from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
+from lgo_cli.runs.evidence import load_arrays
+from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
 from lgo_cli.runs.strict import refuse_failed
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from lgo_cli.curvature.spectrum import Setting, Spectrum
     from lgo_cli.curvature.stability import Preconditioner
-    from lgo_cli.manifest import Manifest
     from lgo_cli.objective import Objective
     from lgo_cli.runs.plan import Plan
 
@@ -68,38 +66,6 @@ class HessianStep(Step):
             refuse_failed(results)
         save_arrays(context, "hessian.npz", arrays_of(spectrum))
         return results
-
-    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
-        """Eigenvalues with their bounds, the density's nodes and the blocks' numbers."""
-        arrays = load_arrays(directory / "hessian.npz")
-        found: dict[str, Any] = {"density": None, "per_layer": None}
-        for end in ("largest", "smallest"):
-            found[end] = _rows(
-                value=arrays[end],
-                residual_bound=arrays[f"{end}_residual_bounds"],
-                error_estimate=arrays[f"{end}_error_estimates"],
-            )
-        if "density_nodes" in arrays:
-            nodes, weights = arrays["density_nodes"], arrays["density_weights"]
-            found["density"] = {"num_nodes": len(nodes), "mean": float(nodes @ weights)}
-        if "layer_names" in arrays:
-            blocks = _rows(
-                name=arrays["layer_names"],
-                trace=arrays["layer_traces"],
-                trace_standard_error=arrays["layer_trace_standard_errors"],
-            )
-            largest = _rows(
-                value=arrays["layer_largest"], residual_bound=arrays["layer_residual_bounds"]
-            )
-            pairs = zip(blocks, largest, strict=True)
-            found["per_layer"] = {"blocks": [{**block, "largest": top} for block, top in pairs]}
-        return found
-
-
-def _rows(**columns: Any) -> list[dict[str, Any]]:
-    """Arrays of one length as one mapping for each entry."""
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def _preconditioner(context: Context, problem: Objective) -> Preconditioner | None:

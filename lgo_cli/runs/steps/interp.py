@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
 from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
+from lgo_cli.runs.evidence import direction_norm
 from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
-from lgo_cli.runs.steps.base import Context, Step, common, load_arrays, save_arrays, typed
+from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import (
     FROZEN_CURVE,
     curve_arrays,
@@ -26,14 +24,8 @@ from lgo_cli.runs.steps.hessian import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from lgo_cli.landscape.interpolation import LossPath
-    from lgo_cli.manifest import Manifest
-
-
-_BESIDE = ("unaligned", "line", "unrepaired")
-"""Paths that may stand beside the first."""
 
 
 class InterpStep(Step):
@@ -53,15 +45,6 @@ class InterpStep(Step):
             raise NumericsError("; ".join(results.complaints))
         save_arrays(context, "interp.npz", arrays)
         return results
-
-    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
-        """Ends and barriers, recomputed from the losses, or the matrices."""
-        from lgo_cli.runs.steps.matrix import matrix_evidence
-
-        arrays, config = load_arrays(directory / "interp.npz"), manifest.request.config
-        if config["matrix"]:
-            return {"num_points": len(arrays["alpha"]), "matrix": matrix_evidence(arrays)}
-        return _path_evidence(arrays, has_end=config["direction"] is None)
 
     def published(self, context: Context) -> None:
         """Remove the state of a curve's training, which nobody goes on from any more."""
@@ -192,53 +175,6 @@ def path_arrays(path: LossPath, prefix: str = "") -> dict[str, Any]:
     return arrays if prefix else {"alpha": path.alpha, **arrays, "direction": path.direction}
 
 
-def _path_evidence(arrays: Mapping[str, Any], *, has_end: bool) -> dict[str, Any]:
-    """What `path_arrays` has of `path_results`, of a path and of those beside it.
-
-    Barriers only where a point between the ends was measured.
-    """
-    alpha, loss = arrays["alpha"], arrays["loss"]
-    found: dict[str, Any] = {
-        "range": (float(alpha[0]), float(alpha[-1])),
-        "num_points": len(alpha),
-        "loss_at_start": loss[alpha == 0.0].item(),
-        "loss_at_end": loss[alpha == 1.0 if has_end else [-1]].item(),
-        "direction_norm": _norm(arrays["direction"]),
-    }
-    for split in ("", "test_"):
-        losses = [arrays.get(f"{name}{split}loss") for name in ("", *(f"{b}_" for b in _BESIDE))]
-        found[f"{split}num_nonfinite"] = sum(
-            int(np.sum(~np.isfinite(each))) for each in losses if each is not None
-        )
-    if has_end and np.sum((alpha >= 0) & (alpha <= 1)) == 2:
-        return found
-    for split in ("", "test_"):
-        names = (f"{split}barrier", f"{split}barrier_standard_error", f"{split}barrier_alpha")
-        barrier = _barrier_evidence(arrays, split).values() if has_end else (None, None, None)
-        found |= zip(names, barrier, strict=True)
-        for name in _BESIDE:
-            is_beside = f"{name}_loss" in arrays
-            beside = _barrier_evidence(arrays, f"{name}_{split}") if is_beside else None
-            found[f"{split}barrier_{name}"] = beside
-    return found
-
-
-def _barrier_evidence(arrays: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The fields of `Barrier` that the arrays of a path have; its interval is of single samples."""
-    from lgo_cli.landscape.barriers import highest
-
-    alpha, loss = arrays["alpha"], arrays[f"{prefix}loss"]
-    top, value = highest(alpha, loss)
-    within = (alpha >= 0) & (alpha <= 1)
-    error = arrays[f"{prefix}barrier_standard_error"][top]
-    error = error if np.isfinite(loss[within]).all() else math.nan
-    return {"value": value, "standard_error": float(error), "alpha": float(alpha[top])}
-
-
-def _norm(direction: np.ndarray[Any, Any]) -> float:
-    return float(np.linalg.norm(direction.astype(np.float64)))
-
-
 def path_results(path: LossPath, beside: Mapping[str, LossPath] | None = None) -> dict[str, Any]:
     """The fields of `InterpResults` that a path and those beside it settle."""
     fields: dict[str, Any] = {}
@@ -257,7 +193,7 @@ def path_results(path: LossPath, beside: Mapping[str, LossPath] | None = None) -
         "curvature_at_origin": path.curvature_at_origin,
         "loss_at_start": path.loss_at_start,
         "loss_at_end": path.loss_at_end,
-        "direction_norm": _norm(path.direction),
+        "direction_norm": direction_norm(path.direction),
         "range": (float(path.alpha[0]), float(path.alpha[-1])),
         "num_points": len(path.alpha),
         "point_plan": path.plan,

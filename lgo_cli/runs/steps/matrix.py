@@ -11,18 +11,15 @@ import numpy as np
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
 from lgo_cli.runs.checkpoints import distinct_names
+from lgo_cli.runs.evidence import MATRIX_FIELDS
 from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lgo_cli.config import InterpConfig
     from lgo_cli.landscape.interpolation import LossPath, Series
 
 Array = np.ndarray[Any, Any]
-
-_FIELDS = ("barrier", "standard_error", "lower", "upper")
 
 
 def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResults, dict[str, Any]]:
@@ -121,20 +118,11 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     return results, arrays
 
 
-def matrix_evidence(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `BarrierMatrix` that `interp.npz` has."""
-    return {
-        f"{prefix}{name}": arrays[f"{prefix}matrix_{name}"].tolist()
-        for prefix in ("", "test_")
-        for name in _FIELDS
-    }
-
-
 def _matrices(pairs: Array, series: list[Series], size: int) -> dict[str, Array]:
     """Fields of `BarrierMatrix` [k, k] on one split; no checkpoint has a barrier to itself."""
     found = {}
     rows = [(b.value, b.standard_error, *b.interval) for b in (s.barrier for s in series) if b]
-    for name, values in zip(_FIELDS, zip(*rows, strict=True), strict=True):
+    for name, values in zip(MATRIX_FIELDS, zip(*rows, strict=True), strict=True):
         found[name] = np.zeros((size, size))
         found[name][pairs[:, 0], pairs[:, 1]] = found[name][pairs[:, 1], pairs[:, 0]] = values
     return found

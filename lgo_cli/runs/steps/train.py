@@ -21,7 +21,6 @@ from lgo_cli.training.recipe import resolve_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lgo_cli.manifest import Manifest
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
 
@@ -110,19 +109,6 @@ class TrainStep(Step):
             normalization=loaded.dataset.normalization,
             checkpoints=self._checkpoints(plan, loaded),
         )
-
-    def evidence(self, directory: Path, manifest: Manifest) -> dict[str, Any]:
-        """The last line of the log."""
-        with (directory / "train.csv").open(newline="") as handle:
-            last = list(csv.DictReader(handle))[-1]
-        names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-        step = int(last["step"])
-        return {
-            **{name: float(last[name]) for name in names},
-            "epochs": int(last["epoch"]),
-            "num_steps": step,
-            "final_lr": float(last["learning_rate"]) if step else None,
-        }
 
     def _save_state(self, context: Context, training: Any) -> None:
         state = {"fingerprint": context.plan.fingerprint, **training.state()}
