@@ -28,14 +28,15 @@ def put_back(tables: Iterable[Table]) -> None:
         for name in module._buffers.keys() - own.keys():
             del module._buffers[name]
         for name, buffer in own.items():
-            if module._buffers[name] is not buffer:  # of a compiled module they are fixed
+            if name not in module._buffers or module._buffers[name] is not buffer:
+                # Only then: of a compiled module they are fixed.
                 module._buffers[name] = buffer
 
 
 def moved_buffers(
     model: nn.Module, tables: Iterable[Table], values: Sequence[tuple[Tensor, Tensor]]
 ) -> list[str]:
-    """Names of the buffers of these tables that have other values now.
+    """Names of the buffers that have other values now, or are new.
 
     Args:
         model: The tables are of it.
@@ -48,6 +49,8 @@ def moved_buffers(
         for (prefix, module), (_, own) in zip(model.named_modules(), tables, strict=True)
         for name, now in module._buffers.items()
         if now is not None
-        and own.get(name) is not None
-        and not torch.equal(now, held[id(own[name])].to(now))
+        and not (
+            isinstance(before := own.get(name), torch.Tensor)
+            and torch.equal(now, held[id(before)].to(now))
+        )
     ]

@@ -21,6 +21,8 @@ def nondeterministic_module(model: nn.Module, inputs: Tensor) -> str | None:
         model: As it is called, in eval mode.
         inputs: [n, *input_shape].
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return None  # which takes no hooks
     records: list[tuple[str, list[Tensor], list[Tensor]]] = []
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
 
@@ -64,7 +66,8 @@ def coupling(
     """How far samples' losses are from those of the same samples in other calls.
 
     max |ℓ − ℓ'| / max (|ℓ| + ‖∂ℓ/∂z‖₁ ‖z‖_∞), each over the samples: a relative change r of the
-    outputs moves it by r at most, to first order, however small losses are beside outputs.
+    outputs moves it by r at most, to first order, however small losses are beside outputs. Outputs
+    that do not move the loss, as of masked classes, are not in ‖z‖_∞.
 
     Args:
         loss_function: Losses [n] from outputs and labels.
@@ -77,6 +80,7 @@ def coupling(
         losses = loss_function(z, labels)
         (slope,) = torch.autograd.grad(losses.sum(), z)
     losses = losses.detach()
-    scale = losses.abs() + slope.abs().sum(dim=1) * outputs.abs().amax(dim=1)
+    largest = torch.where(slope == 0, 0.0, outputs.abs()).amax(dim=1)
+    scale = losses.abs() + slope.abs().sum(dim=1) * largest
     tiny = torch.finfo(scale.dtype).tiny
     return float((losses - others).abs().max() / scale.max().clamp_min(tiny))

@@ -183,7 +183,6 @@ class Objective:
             parameter.data = view
 
     def _restore(self) -> None:
-        put_back(self._own_buffers)
         for tensor, data in self._own_data:
             tensor.data = data
         self._own_data = []
@@ -193,6 +192,7 @@ class Objective:
         torch.set_rng_state(cpu_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+        put_back(self._own_buffers)
 
     @torch.no_grad()
     def _measure_center(self) -> None:

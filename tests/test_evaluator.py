@@ -531,3 +531,34 @@ def test_weights_are_computed_once_for_a_point(
         targets = {node.target for node in evaluator._call.graph.nodes}
         made = {_folded, laid_out, torch.tanh, torch.sigmoid} & targets
         assert made == (set() if is_once else {torch.tanh})
+
+
+class Optional(nn.Module):
+    """An argument of its own with a default, and what a trace keeps though nothing reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.wide = nn.Linear(48, 6)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, images: Tensor, scale: float = 2.0) -> Tensor:
+        torch._assert(images.shape[1] == 3, "three channels")
+        seen = F.relu(self.conv(images)).mean((2, 3))
+        return self.head(torch.cat([seen, torch.tanh(self.wide(images.flatten(1)))], 1)) * scale
+
+
+class AnyNumber(Optional):
+    """The same of any number of arguments."""
+
+    def forward(self, *images: Tensor) -> Tensor:
+        return super().forward(images[0])
+
+
+@pytest.mark.parametrize("kind", [Optional, AnyNumber])
+def test_arguments_of_its_own_stand_in_no_ones_way(kind: Callable[[], nn.Module]) -> None:
+    with Objective(_build(kind), _images(), micro_batch_size=32) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        assert "folded into 1 convolution" in evaluator.plan
+        assert "first linear layer kept (48 to 6)" in evaluator.plan
+        _check(evaluator, 1e-5)

@@ -468,3 +468,57 @@ def test_coupling_is_of_the_outputs_however_small_the_losses() -> None:
             others = loss(outputs * (1 + 1e-5), labels)
             assert coupling(loss, outputs, labels, others) < 1e-4
         assert coupling(loss, outputs, labels, loss(outputs, labels)) == 0
+
+
+class _Masked(_Centering):
+    """Puts out two more classes, which are masked."""
+
+    fill = -1e9
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(super().forward(x), (0, 2), value=self.fill)
+
+
+@pytest.mark.parametrize("fill", [-1e9, -math.inf])
+def test_masked_classes_hide_no_coupling(fill: float) -> None:
+    model = _Masked()
+    model.fill = fill
+    with Objective(model, _samples(60)) as objective:
+        assert objective.complaints
+
+
+class _Forgetful(_Averaging):
+    """Its forward takes a buffer away, and makes one that was none."""
+
+    def __init__(self) -> None:
+        super().__init__(assigns=True, uses=False)
+        self.register_buffer("count", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        del self.ema
+        self.register_buffer("ema", torch.zeros(3))
+        self.count = torch.ones(1) if self.count is None else self.count + 1
+        return outputs + self.count
+
+
+def test_buffer_that_comes_or_goes_is_put_back_and_named() -> None:
+    model = _Forgetful()
+    ema = model.ema
+    with (
+        pytest.raises(NumericsError, match="not deterministic") as caught,
+        Objective(model, _samples()),
+    ):
+        pass
+    assert "the buffer count" in str(caught.value.hint)
+    assert model.count is None
+    with Objective(_Averaging(assigns=True, uses=False), _samples()) as objective:
+        del objective.model.ema
+    assert not objective.model.ema.any()
+    assert model.ema is ema
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_model_that_is_not_deterministic_is_refused() -> None:
+    model = torch.jit.trace(nn.Dropout(0.5).train(), torch.ones(4, 3), check_trace=False)
+    assert nondeterministic_module(model, torch.ones(4, 3)) is None

@@ -132,11 +132,11 @@ class NetworkOperator(Operator, Generic[G]):
         )
 
     def _outputs(self, batch: Samples) -> Tensor:
-        """Outputs in float64; the largest is noted, without a synchronisation."""
-        outputs = self.objective.batch_outputs(batch, self.model.call)
-        largest = outputs.detach().abs().amax().double()
+        """Outputs in float64; the largest that counts is noted, without a synchronisation."""
+        outputs = self.objective.batch_outputs(batch, self.model.call).double()
+        largest = self.objective.loss_function.curving(outputs.detach()).abs().amax()
         self._largest_output = torch.maximum(self._largest_output, largest)
-        return outputs.double()
+        return outputs
 
     def _measured_graph(self, batch: Samples) -> tuple[G, int]:
         """A graph, and the bytes that it keeps and no other batch's graph shares."""

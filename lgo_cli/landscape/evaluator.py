@@ -179,7 +179,7 @@ class Evaluator:
                 _combined(parts, coordinates, rows, buffer)
                 for parts, buffer in zip(self._products, self._buffers, strict=True)
             ]
-            found = self._call(self._inputs[rows], *kept, *weights)
+            found = self._call(*weights, *kept, self._inputs[rows])
             # What is written anew for the next micro-batch may be the output itself.
             storage = found.untyped_storage().data_ptr()
             aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
@@ -282,7 +282,7 @@ class Evaluator:
         self._buffers = [parts[0][:size].clone() for parts in self._products]
         assert self._call is not None
         buffers = (buffer[:2] for buffer in self._buffers)
-        self._call(self._inputs[:2], *buffers, *self._weights())
+        self._call(*self._weights(), *buffers, self._inputs[:2])
 
     def _products_of(self, linear: FirstLinear, inputs: Tensor) -> list[Tensor]:
         """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""

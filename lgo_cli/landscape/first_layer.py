@@ -97,24 +97,31 @@ def _as_linear(
 
 def prefix_of(traced: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
     """What leads from the samples to some nodes, as a function of its own: a tuple of these."""
+    needed, left = set(nodes), [*nodes]
+    while left:
+        before = set(left.pop().all_input_nodes) - needed
+        needed |= before
+        left += before
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(traced.graph, copied)
+    for node in traced.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            copied[node] = graph.node_copy(node, lambda node: copied[node])
     graph.output(tuple(copied[node] for node in nodes))
-    prefix = fx.GraphModule(traced, graph)
-    prefix.graph.eliminate_dead_code()
-    prefix.recompile()
-    return prefix
+    return fx.GraphModule(traced, graph)
 
 
 def take_out(traced: fx.GraphModule, nodes: list[fx.Node], name: str = KEPT) -> None:
-    """Make the outputs of some nodes further arguments of the same function, in their order."""
+    """Make the outputs of some nodes further arguments of the same function, in their order.
+
+    The first ones: its own may have defaults, or be any number.
+    """
     graph = traced.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    first = next(node for node in graph.nodes if node.op == "placeholder")
     for index, node in enumerate(nodes):
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"{name}{index}")
-        node.replace_all_uses_with(last)
+        with graph.inserting_before(first):
+            argument = graph.placeholder(f"{name}{index}")
+        node.replace_all_uses_with(argument)
         graph.erase_node(node)
     modules = dict(traced.named_modules())
     graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node, modules))

@@ -39,7 +39,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     names = distinct_names([plan.files[name] for name in ("model.pth", *files)])
     paths: dict[tuple[int, int], LossPath] = {}
     losses: list[float] = []
-    complaints: list[str] = []
+    complaints: tuple[str, ...] = ()
     with context.stopwatch.phase("compute"):
         states = [checkpoint.snapshot(loaded.model)]
         states += [checkpoint.load_fitting(plan.files[name], loaded.model) for name in files]
@@ -49,7 +49,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
                     continue
                 loaded.model.load_state_dict(state)
                 with objective(plan, loaded) as problem:
-                    complaints += [f"{names[first]}: {text}" for text in problem.complaints]
+                    complaints = complaints or problem.complaints  # of the model
                     ends = Ends(context, config, problem)
                     if not losses:
                         others = (loss_of(problem, other) for other in states[1:])
@@ -96,7 +96,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     results = InterpResults(
         **common(context, [*complaints, *warnings]),
         measured=description,
-        unconverged=tuple(complaints),
+        unconverged=complaints,
         along="pairs",
         shape="arc" if config.spherical else "line",
         loss_at_start=losses[0],
