@@ -328,9 +328,10 @@ def _drawn_arrays(path: Path) -> dict[str, Any]:
 
     import numpy as np
 
+    from lgo_cli.runs.evidence import load_arrays
+
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return load_arrays(path)
     with path.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}

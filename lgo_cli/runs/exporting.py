@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from lgo_cli.config import CONFIGS, Strict
@@ -22,6 +21,7 @@ from lgo_cli.files import (
     step_lock,
 )
 from lgo_cli.manifest import results_mapping
+from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.inspect import StepState, inspect_run
 from lgo_cli.runs.names import PAYLOADS
 
@@ -93,8 +93,8 @@ def export(
         if state.manifest is None:
             continue
         payload = PAYLOADS[state.command][-1]
-        with np.load(run / payload, allow_pickle=False) as arrays:
-            files = make(state.command, dict(arrays), results_mapping(state.manifest))
+        arrays = load_arrays(run / payload)
+        files = make(state.command, arrays, results_mapping(state.manifest))
         contents |= files
         digest = state.manifest.outputs[payload].sha256
         for name, data in files.items():
