@@ -160,7 +160,7 @@ def test_bounds_hold_at_each_cell_in_float32(num_steps: int) -> None:
 
 
 def test_rounding_by_statistics_of_small_batches() -> None:
-    """A sixteenth of a micro-batch would be one sample, which has no variance."""
+    """A thirty-second of a micro-batch would be no sample, and one has no variance."""
     model, samples, loss = make("batch norm")
     with Objective(model, samples, loss, micro_batch_size=16) as objective:
         batchnorm = BatchNorm(objective, "batch")

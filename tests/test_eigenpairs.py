@@ -91,6 +91,13 @@ def test_largest_is_not_taken_for_the_next_while_its_residual_stalls() -> None:
     assert missed <= 1
 
 
+def test_no_run_ends_while_a_residual_rises() -> None:
+    """At step 11 all has converged for as long as it takes, on the second, and that is leaving."""
+    values = outliers(315)
+    pairs = extreme_eigenpairs(DenseOperator(torch.diag(values)), Wanted(1, seed=315))
+    assert abs(float(pairs.values[0] / values[-1]) - 1) <= 2e-3
+
+
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_bounds_hold_on_float32_networks(name: str) -> None:
     model, samples, loss = make(name)

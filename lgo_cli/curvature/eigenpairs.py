@@ -117,8 +117,8 @@ def extreme_eigenpairs(
 
     Costs one product a step. Stops when every wanted error estimate is within
     rtol·max(|λ|, floor_share·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since
-    an early step may look converged by chance, or when those that are not have come down to the
-    rounding of products, which no step lowers. A single pair from a warm start needs but one step
+    an early step may look converged by chance, and no residual rises; or when those that are not
+    have come down to the rounding of products, which no step lowers. A single pair from a warm start needs but one step
     after the first few, where the rest is clear of it. Eigenvalues are ordered by value, never by
     magnitude. A Krylov space holds one copy of a repeated eigenvalue; others are found only by
     `multiplicity`, which begins anew from a random vector beside the vectors found, for as many

@@ -158,8 +158,8 @@ def convexity_map(
     Raises:
         UsageError: if the model has one parameter.
 
-    Cost: see theory.md, section 30. What rounding is measured by, seven products on a sixteenth of
-    a micro-batch (`measure_rounding`), takes 5 to 15 % of a cell's time and is in no count.
+    Cost: see theory.md, section 30. What rounding is measured by, seven products on a part of
+    a micro-batch (`measure_rounding`), takes about 5 % of a cell's time and is in no count.
     """
     order = list(_serpentine(len(y), len(x)))
     finished = finished or Finished(np.empty((0, NUM_VALUES)))
