@@ -395,4 +395,4 @@ def default_micro_batch_size(model: nn.Module) -> int:
     module or of a user's own, or an embedding of positions, whose activations are as large.
     """
     has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return 128 if has_positions else 2048
+    return 128 if has_positions else 4096

@@ -341,7 +341,7 @@ def test_non_finite_loss_is_refused() -> None:
 
 
 def test_micro_batches_come_from_the_shapes() -> None:
-    assert default_micro_batch_size(nn.Linear(2, 2)) == 2048
+    assert default_micro_batch_size(nn.Linear(2, 2)) == 4096
     assert default_micro_batch_size(nn.Conv2d(1, 1, 3)) == 128
     assert default_micro_batch_size(nn.ParameterList([torch.zeros(1, 16, 8)])) == 128
 
