@@ -18,7 +18,7 @@ from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction, Recording
-from lgo_cli.outputs import first_outputs
+from lgo_cli.outputs import call, first_outputs
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -208,7 +208,7 @@ class Objective:
         first = self.samples.head(size * min(NUM_CALLS, len(self.samples) // size))
 
         def outputs_in_calls() -> Tensor:
-            outputs = [self.model(batch.inputs) for batch in first.batches(size)]
+            outputs = [call(self.model, batch.inputs) for batch in first.batches(size)]
             return torch.cat(outputs).double()
 
         outputs = outputs_in_calls()
@@ -283,10 +283,12 @@ class Objective:
         Args:
             batch: The samples.
             model: The same function of the same parameters, to be called in the model's place.
+
+        Raises:
+            InputError, UsageError: as `outputs.call`.
         """
         with self.differentiating():
-            outputs: Tensor = (model or self.model)(batch.inputs)
-        return outputs
+            return call(self.model if model is None else model, batch.inputs)
 
     def batch_loss(self, batch: Samples) -> Tensor:
         """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
@@ -360,7 +362,7 @@ def evaluate_model(
     """
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
     for batch in samples.batches(batch_size):
-        totals += loss_totals(model(batch.inputs), batch.labels, loss_function)
+        totals += loss_totals(call(model, batch.inputs), batch.labels, loss_function)
     return evaluation_of(totals, len(samples))
 
 

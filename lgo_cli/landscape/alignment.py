@@ -24,6 +24,7 @@ from lgo_cli.landscape.permutations import (
     run,
     tensors_of,
 )
+from lgo_cli.outputs import model_failures
 from lgo_cli.results import counted, some
 from lgo_cli.seeding import generator
 
@@ -349,12 +350,13 @@ def _output_difference(
     """
     try:
         return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # a stranger's, of any class
         if is_out_of_memory(error):
             raise
         reason = first_sentence(error)
     dtype = next(model.parameters()).dtype
-    return _compared(model, state, permuted, inputs, dtype), dtype, reason
+    with model_failures("the model fails"):
+        return _compared(model, state, permuted, inputs, dtype), dtype, reason
 
 
 def _compared(
