@@ -120,7 +120,7 @@ def first_sentence(error: Exception) -> str:
     A sentence ends before a capital, and not behind an abbreviation such as `e.g.`. Of an error
     that says nothing, or only a word as of a missing key, its class tells.
     """
-    line = str(error).strip().partition("\n")[0]
+    line = re.sub(r":\s*\n\s*", ": ", str(error).strip()).partition("\n")[0]
     sentence = re.split(r"(?<=[^.\s]{2}[.!?])\s+(?=[A-Z])", line)[0].rstrip(".")
     name = type(error).__name__
     return sentence if " " in sentence else f"{name}: {sentence}" if sentence else name

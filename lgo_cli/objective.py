@@ -216,12 +216,12 @@ class Objective:
         self.center = evaluate_model(self.model, self.samples, losses, self.micro_batch_size)
         pair = (outputs, outputs_in_calls())
         before, after = (float(self.loss_function(each, first.labels).mean()) for each in pair)
-        self._check_center(before, after)
+        self._check_center(before, after, outputs)
         if size != whole:
             kept = losses.losses[: len(first)]
             self.coupling = coupling(self.loss_function, outputs, first.labels, kept)
 
-    def _check_center(self, before: float, after: float) -> None:
+    def _check_center(self, before: float, after: float, outputs: Tensor) -> None:
         if before != after and not (math.isnan(before) and math.isnan(after)):
             moved = moved_buffers(self.model, self._own_buffers, self._own_data)
             culprit = nondeterministic_module(
@@ -237,7 +237,10 @@ class Objective:
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
         if not math.isfinite(self.center.loss):
-            raise NumericsError(f"the loss at the given weights is {self.center.loss}")
+            raise NumericsError(
+                f"the loss at the given weights is {self.center.loss}",
+                hint=self.loss_function.advice(outputs),
+            )
 
     @property
     def complaints(self) -> tuple[str, ...]:

@@ -105,12 +105,22 @@ def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs [n, C] of a few inputs, no graph kept.
 
     Raises:
-        InputError: if the model cannot take them, or returns anything else.
+        InputError: if the model cannot take them, returns anything else, or changes them.
         UsageError: if it takes batch statistics of one sample.
     """
     what = f"the model cannot take inputs of shape {tuple(inputs.shape[1:])}"
+    given = inputs.clone()
     with torch.no_grad(), model_failures(what, lambda error: _hint(model, inputs, error)):
-        return checked_outputs(_called(model, inputs, training=False), inputs)
+        outputs = checked_outputs(_called(model, given, training=False), inputs)
+        if not torch.equal(given, inputs):
+            before = given.clone()
+            _called(model, given, training=False)
+            if not torch.equal(given, before):  # unlike by a ReLU in place, say
+                raise InputError(
+                    "forward writes into its inputs, which are the data: each pass finds others",
+                    hint="write x = x + 1 in forward where it has x += 1",
+                )
+    return outputs
 
 
 def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:

@@ -44,7 +44,7 @@ class ParameterLayout:
             UsageError: if the model has none.
         """
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not named:
+        if not any(parameter.numel() for _, parameter in named):
             raise UsageError("the model has no trainable parameter")
         roles = roles_of(model)
         return cls(

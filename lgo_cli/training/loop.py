@@ -22,7 +22,7 @@ from lgo_cli.objective import (
     default_micro_batch_size,
     evaluate_model,
 )
-from lgo_cli.outputs import call
+from lgo_cli.outputs import call, first_outputs
 from lgo_cli.progress import SILENT, Progress, Task
 from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import derive_seed, generator, seed_default
@@ -288,7 +288,10 @@ class Descent(ABC):
             hint = "lower the learning rate: --lr, or warm it up first"
         else:
             text = f"is {value} before the first step"
-            hint = "see what the model puts out for these data as it is initialised"
+            outputs = first_outputs(self.model, self.train.head(2).inputs)
+            hint = self.loss_function.advice(outputs) or (
+                "see what the model puts out for these data as it is initialised"
+            )
         return DivergenceError(f"{what} {text}", self._last_finite, hint)
 
 
