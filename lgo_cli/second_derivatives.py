@@ -5,6 +5,7 @@ Of 200 operators, with and without their options, gradgradcheck in float64 finds
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,22 @@ if TYPE_CHECKING:
 _REENTRANT = "use_reentrant=True"
 """What PyTorch says of a reentrant checkpoint outside of backward()."""
 
+_LOST = "None of the inputs have requires_grad=True"
+"""What it warns of where a reentrant checkpoint around a model's inputs loses its parameters."""
+
+_UNCOMPILED = "leave out torch.compile for the analysis, which has the same weights without"
+
 _ADVICE = {
     "derivative for": "write that operator out in others, such as nn.EmbeddingBag as nn.Embedding "
     "and a mean",
-    "modified by an inplace operation": "write y = y + 1 in forward where it has y += 1",
+    "modified by an inplace operation": "write y = y + 1 in forward where it has y += 1, and "
+    "inplace=False",
+    "was compiled with": _UNCOMPILED,
+    "torch.compile": _UNCOMPILED,
 }
 """What to do about what PyTorch says, by a part of that: of an operator of its own that can be
-differentiated only once, and of a forward that overwrites what backward needs."""
+differentiated only once, of a forward that overwrites what backward needs, and of a compiled one.
+"""
 
 
 @contextmanager
@@ -50,9 +60,10 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
     try:
-        with sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+            warnings.filterwarnings("error", _LOST)
             yield
-    except RuntimeError as error:  # NotImplementedError and CheckpointError too
+    except (RuntimeError, UserWarning) as error:  # NotImplementedError and CheckpointError too
         refusal = _refusal(error, "second derivative")
         if refusal is None:
             raise
@@ -77,10 +88,10 @@ def once_differentiable() -> Iterator[None]:
             raise refusal from error
 
 
-def _refusal(error: RuntimeError, derivative: str) -> InputError | None:
+def _refusal(error: Exception, derivative: str) -> InputError | None:
     """That a model has no such derivative, if this is what PyTorch says."""
     reason = first_sentence(error)
-    if _REENTRANT in reason or isinstance(error, CheckpointError):
+    if _REENTRANT in reason or _LOST in reason or isinstance(error, CheckpointError):
         return InputError(
             f"the model has no {derivative} through its torch.utils.checkpoint",
             hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",

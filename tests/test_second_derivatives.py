@@ -162,6 +162,18 @@ def test_checkpoints_without_a_second_derivative_are_refused(model: nn.Module) -
         analyze_spectrum(objective, config)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+def test_a_checkpoint_that_loses_its_parameters_is_refused() -> None:
+    """A reentrant one around the inputs, of which PyTorch warns: they had rows of zeros."""
+    _, samples, loss = make("relu")
+    lossy = _Checkpointed(nn.Linear(12, 4), use_reentrant=True)
+    with (
+        Objective(nn.Sequential(lossy, nn.Linear(4, 3)), samples, loss) as objective,
+        pytest.raises(InputError, match=r"no second derivative through its torch\.utils\.check"),
+    ):
+        analyze_spectrum(objective, HessianConfig(top_k=1, bottom_k=0))
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

@@ -86,16 +86,18 @@ def _checked(model: str, returned: object) -> nn.Module:
                 f"{whose} has no values yet",
                 hint="give each layer its size; a factory may take input_shape and num_classes",
             )
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{whose} is sparse, not plain numbers", hint="keep it dense")
         if tensor.is_complex() and tensor.requires_grad:
             raise InputError(
                 f"{whose} is {dtype_name(tensor.dtype)}, in which no loss has a Hessian",
                 hint="keep it as real numbers [..., 2], and take torch.view_as_complex in forward",
             )
     for name, value in returned.state_dict().items():
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        if not isinstance(value, Tensor):
             raise InputError(
-                f"{model} returned a module whose state_dict holds more than dense tensors: {name}",
-                hint="keep it out of that: register_buffer(..., persistent=False)",
+                f"{model} returned a module whose state_dict holds {a_kind(value)} as {name}",
+                hint="leave out get_extra_state: weights are kept as tensors alone",
             )
     return returned
 
