@@ -68,9 +68,10 @@ def call(model: Callable[[Tensor], object], inputs: Tensor, *, training: bool = 
             has none.
         UsageError: if it takes batch statistics of one sample.
     """
+    needs_gradient = torch.is_grad_enabled()  # which a forward may switch off for good
     with model_failures(f"the model fails{' in training mode' if training else ''}"):
         outputs = checked_outputs(_called(model, inputs, training), inputs, training=training)
-    if torch.is_grad_enabled() and not outputs.requires_grad:
+    if needs_gradient and not outputs.requires_grad:
         raise InputError(
             "the model has no gradient: autograd sees no parameter behind its outputs",
             hint="leave out detach(), torch.no_grad(), NumPy and the like in forward",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,11 @@ class Short(Plain):  # where a call is of another size
 class Detached(Plain):
     def forward(self, x): return super().forward(x).detach()
 
+class Switching(Plain):
+    def forward(self, x):
+        torch.set_grad_enabled(False)
+        return super().forward(x)
+
 class Overwriting(Plain):
     def forward(self, x):
         h = torch.sigmoid(self.a(x))
@@ -89,8 +95,9 @@ class Checkpointed(Plain):
         if not self.training: return super().forward(x)
         return self.b(checkpoint(torch.relu, self.a(x), use_reentrant=True))
 
-class Sized(Plain):
+class Odd(Plain):
     def __len__(self): raise TypeError  # as of a compiled one
+    def train(self, mode=True): super().train(mode)  # and returns nothing
 
 class Masked(Plain):
     def forward(self, x):
@@ -174,6 +181,7 @@ CASES = [
      "the model must return outputs of shape [samples, classes], it returned (1, 10)",
      "return the logits alone"),
     ("train", "Detached", TRAIN, 3, NO_GRADIENT, "leave out detach()"),
+    ("hessian", "Switching", HESSIAN, 3, NO_GRADIENT, "leave out detach()"),
     ("hessian", "Detached", HESSIAN, 3, NO_GRADIENT, "leave out detach()"),
     ("train", "Overwriting", TRAIN, 3, f"the model has no gradient{OVERWRITTEN}", NEW),
     ("hessian", "Overwriting", HESSIAN, 3, f"the model has no second derivative{OVERWRITTEN}",
@@ -204,12 +212,14 @@ CASES = [
 
 
 @pytest.fixture
-def place(lgo: Lgo, tmp_path: Path) -> Path:
+def place(lgo: Lgo, tmp_path: Path) -> Iterator[Path]:
+    """A directory with the models above, and two checkpoints of the plain one."""
     (tmp_path / "net.py").write_text(SOURCE)
     for seed in (0, 1):
         plain = build_model("net.py:Plain", {}, (20,), 10, seed)
         torch.save(plain.state_dict(), tmp_path / f"w{seed}.pth")
-    return tmp_path
+    yield tmp_path
+    torch.set_grad_enabled(True)  # which a model switches off
 
 
 @pytest.mark.parametrize(
@@ -250,8 +260,9 @@ def test_soft_labels_in_bfloat16(lgo: Lgo, place: Path) -> None:
     lgo("train", *line.split())
 
 
-def test_a_model_may_have_no_length(lgo: Lgo, place: Path) -> None:
-    lgo("hessian", "--model", "net.py:Sized", *HESSIAN.split(), "--quiet")
+def test_a_models_own_methods_may_return_nothing(lgo: Lgo, place: Path) -> None:
+    lgo("train", "--model", "net.py:Odd", *TRAIN.split(), "--quiet")
+    lgo("hessian", "--model", "net.py:Odd", *HESSIAN.split(), "--quiet")
 
 
 def test_batches_of_one_are_trained_on(lgo: Lgo, place: Path) -> None:

@@ -59,7 +59,9 @@ def build_model(
         else:
             offered = {"input_shape": input_shape, "num_classes": num_classes}
             module = _checked(model, call_factory(model, factory, arguments, offered))
-    return module.cpu().float().train()  # complex numbers stay what they are
+    module.cpu().float()  # complex numbers stay what they are
+    module.train()
+    return module
 
 
 def _build(

@@ -100,7 +100,8 @@ def load(plan: Plan, device: str) -> Loaded:
 def output_warnings(loaded: Loaded) -> list[str]:
     """What to say of a model with more outputs than the data have classes."""
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
-        num_outputs = check_outputs(loaded.model.eval(), loaded.samples("train", 2))
+        loaded.model.eval()
+        num_outputs = check_outputs(loaded.model, loaded.samples("train", 2))
         loaded.model.train()
     num_classes = loaded.dataset.num_classes
     if num_outputs == num_classes:

@@ -120,7 +120,8 @@ class Descent(ABC):
         self.optimizer = optimizer
         self._devices = [train.inputs.device] if train.inputs.is_cuda else []
         with torch.random.fork_rng(devices=self._devices):
-            refuse_sparse_gradients(model.eval())
+            model.eval()  # whose result may be anything, where a model has its own
+            refuse_sparse_gradients(model)
             check_outputs(model, train)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
