@@ -129,10 +129,19 @@ def first_sentence(error: Exception) -> str:
 def raised_at(error: Exception) -> str:
     """File and line that raised a stranger's error: of his own code, if it came by any."""
     frames = traceback.extract_tb(error.__traceback__)
-    libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parent))
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    frame = (own or frames)[-1]
+    frame = next(filter(_is_strangers, reversed(frames)), frames[-1])
     return f"{frame.filename}:{frame.lineno}"
+
+
+def is_strangers(error: Exception) -> bool:
+    """Whether a line of a stranger's own code raised an error, and not lgo's or a library's."""
+    return _is_strangers(traceback.extract_tb(error.__traceback__)[-1])
+
+
+def _is_strangers(frame: traceback.FrameSummary) -> bool:
+    return not frame.filename.startswith(
+        (*sysconfig.get_paths().values(), str(Path(__file__).parent))
+    )
 
 
 def dtype_name(dtype: object) -> str:

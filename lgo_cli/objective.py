@@ -19,6 +19,7 @@ from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.outputs import call, first_outputs
+from lgo_cli.results import counted
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -350,7 +351,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
     elif int(samples.labels.max()) >= num_outputs:
         raise InputError(
             f"the data have label {int(samples.labels.max())}, "
-            f"but the model puts out {num_outputs} classes"
+            f"but the model puts out {counted(num_outputs, 'class')}"
         )
     return int(num_outputs)
 

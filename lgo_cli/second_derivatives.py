@@ -16,7 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from lgo_cli.errors import InputError, first_sentence
+from lgo_cli.errors import (
+    InputError,
+    LgoError,
+    first_sentence,
+    is_out_of_memory,
+    is_strangers,
+    raised_at,
+)
 from lgo_cli.outputs import model_failures
 
 if TYPE_CHECKING:
@@ -63,7 +70,9 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
             warnings.filterwarnings("error", _LOST)
             yield
-    except (RuntimeError, UserWarning) as error:  # NotImplementedError and CheckpointError too
+    except LgoError:
+        raise
+    except Exception as error:  # of a backward of the model's own too, which may raise anything
         refusal = _refusal(error, "second derivative")
         if refusal is None:
             raise
@@ -89,17 +98,17 @@ def once_differentiable() -> Iterator[None]:
 
 
 def _refusal(error: Exception, derivative: str) -> InputError | None:
-    """That a model has no such derivative, if this is what PyTorch says."""
+    """That a model has no such derivative, if this is what PyTorch or its own code says."""
     reason = first_sentence(error)
     if _REENTRANT in reason or _LOST in reason or isinstance(error, CheckpointError):
         return InputError(
             f"the model has no {derivative} through its torch.utils.checkpoint",
             hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",
         )
-    for text, hint in _ADVICE.items():
-        if text in reason:
-            return InputError(f"the model has no {derivative}: {reason}", hint=hint)
-    return None
+    hint = next((hint for text, hint in _ADVICE.items() if text in reason), None)
+    if hint is None and is_strangers(error) and not is_out_of_memory(error):
+        hint = f"it was raised at {raised_at(error)}"
+    return InputError(f"the model has no {derivative}: {reason}", hint=hint) if hint else None
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

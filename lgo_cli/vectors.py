@@ -143,11 +143,12 @@ class Block:
         return sum(sizes[index] for index in self.members)
 
     def modules(self) -> dict[str, Block]:
-        """The block's own blocks, one for each module with parameters, by the module's name."""
+        """The block's own blocks that are not empty, one for each module, by its name."""
         found: dict[str, list[int]] = {}
         for index in self.members:
             found.setdefault(module_of(self.full.names[index]), []).append(index)
-        return {name: Block(self.full, tuple(members)) for name, members in found.items()}
+        blocks = {name: Block(self.full, tuple(members)) for name, members in found.items()}
+        return {name: block for name, block in blocks.items() if block.dim}
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector of the block, one per parameter and in its shape."""

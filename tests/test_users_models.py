@@ -187,6 +187,7 @@ CASES = [
     ("hessian", "Overwriting", HESSIAN, 3, f"the model has no second derivative{OVERWRITTEN}",
      NEW),
     ("train", "OneWay", TRAIN, 3, "the model has no gradient: no way back", RAISED),
+    ("hessian", "OneWay", HESSIAN, 3, "the model has no second derivative: no way back", RAISED),
     ("train", "Writing", TRAIN, 3, "forward writes into its inputs, which are the data",
      "write x = x + 1 in forward where it has x += 1"),
     ("interp", "Checkpointed", CURVE, 3,

@@ -107,8 +107,8 @@ def output_warnings(loaded: Loaded) -> list[str]:
     if num_outputs == num_classes:
         return []
     return [
-        f"the model puts out {num_outputs} classes, the data have {num_classes}: the others are in "
-        f"the loss too; its factory may take --model-arg num_classes={num_classes}"
+        f"the model puts out {counted(num_outputs, 'class')}, the data have {num_classes}: the "
+        f"others are in the loss too; its factory may take --model-arg num_classes={num_classes}"
     ]
 
 
