@@ -11,6 +11,7 @@ from lgo_cli.errors import InputError, UsageError
 from lgo_cli.runs.directions import read_directions
 from lgo_cli.seeding import derive_seed, rademacher, standard_normal
 from lgo_cli.vectors import (
+    Block,
     ParameterLayout,
     combine,
     cosine,
