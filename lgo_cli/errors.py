@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sysconfig
+import traceback
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,12 +115,33 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def first_sentence(error: Exception) -> str:
-    """What a stranger's error says first, without the advice behind it; its class if nothing.
+    """What a stranger's error says first, without the advice behind it.
 
-    A sentence ends before a capital, and not behind an abbreviation such as `e.g.`.
+    A sentence ends before a capital, and not behind an abbreviation such as `e.g.`. Of an error
+    that says nothing, or only a word as of a missing key, its class tells.
     """
-    line = str(error).strip().partition("\n")[0]
-    return re.split(r"(?<=[^.\s]{2}[.!?])\s+(?=[A-Z])", line)[0].rstrip(".") or type(error).__name__
+    line = re.sub(r":\s*\n\s*", ": ", str(error).strip()).partition("\n")[0]
+    sentence = re.split(r"(?<=[^.\s]{2}[.!?])\s+(?=[A-Z])", line)[0].rstrip(".")
+    name = type(error).__name__
+    return sentence if " " in sentence else f"{name}: {sentence}" if sentence else name
+
+
+def raised_at(error: Exception) -> str:
+    """File and line that raised a stranger's error: of his own code, if it came by any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next(filter(_is_strangers, reversed(frames)), frames[-1])
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def is_strangers(error: Exception) -> bool:
+    """Whether a line of a stranger's own code raised an error, and not lgo's or a library's."""
+    return _is_strangers(traceback.extract_tb(error.__traceback__)[-1])
+
+
+def _is_strangers(frame: traceback.FrameSummary) -> bool:
+    return not frame.filename.startswith(
+        (*sysconfig.get_paths().values(), str(Path(__file__).parent))
+    )
 
 
 def dtype_name(dtype: object) -> str:

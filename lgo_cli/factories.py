@@ -10,13 +10,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.errors import InputError, LgoError, UsageError
+from lgo_cli.errors import InputError, LgoError, UsageError, raised_at
 from lgo_cli.files import canonical_json, sha256_bytes, sha256_file
 from lgo_cli.imports import imported_files, search_from
 
@@ -243,16 +242,15 @@ def _top(name: str) -> str:
 def _users_code(action: str) -> Iterator[None]:
     """Turn whatever the user's own code raises into one error that names the line.
 
-    A handler of `Exception`, as `curvature.tracing` has the only other one: what a stranger's code
-    raises cannot be listed.
+    A handler of `Exception`, as `curvature.tracing` and `outputs` have the only others: what a
+    stranger's code raises cannot be listed.
     """
     try:
         yield
     except LgoError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
             f"{action} failed: {type(error).__name__}: {error}",
-            hint=f"it was raised at {frame.filename}:{frame.lineno}",
+            hint=f"it was raised at {raised_at(error)}",
         ) from error

@@ -60,6 +60,16 @@ class LossFunction:
             return outputs
         return torch.where(outputs < outputs.amax(dim=1, keepdim=True) - UNDERFLOW, 0.0, outputs)
 
+    @staticmethod
+    def advice(outputs: Tensor) -> str | None:
+        """What to say of a loss that is not finite, if some outputs [n, C] tell."""
+        if not bool(outputs.isneginf().any()):
+            return None
+        return (
+            "classes that are masked by outputs of -inf have a finite loss in cross entropy alone, "
+            "without --label-smoothing or soft labels, and where no sample is of such a class"
+        )
+
     def mass(self, labels: Tensor) -> Tensor | float:
         """Σ t of each target [n, 1]: one but for rounding, and a factor of ∂²ℓ/∂z²."""
         if self.name != "cross_entropy" or not labels.is_floating_point():

@@ -18,7 +18,8 @@ from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction, Recording
-from lgo_cli.outputs import first_outputs
+from lgo_cli.outputs import call, first_outputs
+from lgo_cli.results import counted
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -208,7 +209,7 @@ class Objective:
         first = self.samples.head(size * min(NUM_CALLS, len(self.samples) // size))
 
         def outputs_in_calls() -> Tensor:
-            outputs = [self.model(batch.inputs) for batch in first.batches(size)]
+            outputs = [call(self.model, batch.inputs) for batch in first.batches(size)]
             return torch.cat(outputs).double()
 
         outputs = outputs_in_calls()
@@ -216,12 +217,12 @@ class Objective:
         self.center = evaluate_model(self.model, self.samples, losses, self.micro_batch_size)
         pair = (outputs, outputs_in_calls())
         before, after = (float(self.loss_function(each, first.labels).mean()) for each in pair)
-        self._check_center(before, after)
+        self._check_center(before, after, outputs)
         if size != whole:
             kept = losses.losses[: len(first)]
             self.coupling = coupling(self.loss_function, outputs, first.labels, kept)
 
-    def _check_center(self, before: float, after: float) -> None:
+    def _check_center(self, before: float, after: float, outputs: Tensor) -> None:
         if before != after and not (math.isnan(before) and math.isnan(after)):
             moved = moved_buffers(self.model, self._own_buffers, self._own_data)
             culprit = nondeterministic_module(
@@ -237,7 +238,10 @@ class Objective:
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
         if not math.isfinite(self.center.loss):
-            raise NumericsError(f"the loss at the given weights is {self.center.loss}")
+            raise NumericsError(
+                f"the loss at the given weights is {self.center.loss}",
+                hint=self.loss_function.advice(outputs),
+            )
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -283,10 +287,12 @@ class Objective:
         Args:
             batch: The samples.
             model: The same function of the same parameters, to be called in the model's place.
+
+        Raises:
+            InputError, UsageError: as `outputs.call`.
         """
         with self.differentiating():
-            outputs: Tensor = (model or self.model)(batch.inputs)
-        return outputs
+            return call(self.model if model is None else model, batch.inputs)
 
     def batch_loss(self, batch: Samples) -> Tensor:
         """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
@@ -345,7 +351,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
     elif int(samples.labels.max()) >= num_outputs:
         raise InputError(
             f"the data have label {int(samples.labels.max())}, "
-            f"but the model puts out {num_outputs} classes"
+            f"but the model puts out {counted(num_outputs, 'class')}"
         )
     return int(num_outputs)
 
@@ -360,7 +366,7 @@ def evaluate_model(
     """
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
     for batch in samples.batches(batch_size):
-        totals += loss_totals(model(batch.inputs), batch.labels, loss_function)
+        totals += loss_totals(call(model, batch.inputs), batch.labels, loss_function)
     return evaluation_of(totals, len(samples))
 
 

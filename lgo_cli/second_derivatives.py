@@ -5,6 +5,7 @@ Of 200 operators, with and without their options, gradgradcheck in float64 finds
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,39 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import (
+    InputError,
+    LgoError,
+    first_sentence,
+    is_out_of_memory,
+    is_strangers,
+    raised_at,
+)
+from lgo_cli.outputs import model_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-_NO_DERIVATIVE = "derivative for"
-"""What PyTorch says of an operator of its own that can be differentiated only once."""
-
 _REENTRANT = "use_reentrant=True"
-"""What it says of a reentrant checkpoint outside of backward()."""
+"""What PyTorch says of a reentrant checkpoint outside of backward()."""
+
+_LOST = "None of the inputs have requires_grad=True"
+"""What it warns of where a reentrant checkpoint around a model's inputs loses its parameters."""
+
+_UNCOMPILED = "leave out torch.compile for the analysis, which has the same weights without"
+
+_ADVICE = {
+    "derivative for": "write that operator out in others, such as nn.EmbeddingBag as nn.Embedding "
+    "and a mean",
+    "modified by an inplace operation": "write y = y + 1 in forward where it has y += 1, and "
+    "inplace=False",
+    "was compiled with": _UNCOMPILED,
+    "torch.compile": _UNCOMPILED,
+}
+"""What to do about what PyTorch says, by a part of that: of an operator of its own that can be
+differentiated only once, of a forward that overwrites what backward needs, and of a compiled one.
+"""
 
 
 @contextmanager
@@ -44,22 +67,48 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
     try:
-        with sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+            warnings.filterwarnings("error", _LOST)
             yield
-    except RuntimeError as error:  # NotImplementedError and CheckpointError too
-        reason = str(error).splitlines()[0] if str(error) else ""
-        if _NO_DERIVATIVE in reason:
-            raise InputError(
-                f"the model has no second derivative: {reason}",
-                hint="write that operator out in others, such as nn.EmbeddingBag as nn.Embedding "
-                "and a mean",
-            ) from error
-        if _REENTRANT in reason or isinstance(error, CheckpointError):
-            raise InputError(
-                "the model has no second derivative through its torch.utils.checkpoint",
-                hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",
-            ) from error
+    except LgoError:
         raise
+    except Exception as error:  # of a backward of the model's own too, which may raise anything
+        refusal = _refusal(error, "second derivative")
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+@contextmanager
+def once_differentiable() -> Iterator[None]:
+    """Where a model's gradient is taken as it is, and nothing else is done.
+
+    Raises:
+        InputError: if the model has no gradient that PyTorch can take, or fails in its own part of
+            it.
+    """
+    with model_failures("the model has no gradient"):
+        try:
+            yield
+        except RuntimeError as error:
+            refusal = _refusal(error, "gradient")
+            if refusal is None:
+                raise
+            raise refusal from error
+
+
+def _refusal(error: Exception, derivative: str) -> InputError | None:
+    """That a model has no such derivative, if this is what PyTorch or its own code says."""
+    reason = first_sentence(error)
+    if _REENTRANT in reason or _LOST in reason or isinstance(error, CheckpointError):
+        return InputError(
+            f"the model has no {derivative} through its torch.utils.checkpoint",
+            hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",
+        )
+    hint = next((hint for text, hint in _ADVICE.items() if text in reason), None)
+    if hint is None and is_strangers(error) and not is_out_of_memory(error):
+        hint = f"it was raised at {raised_at(error)}"
+    return InputError(f"the model has no {derivative}: {reason}", hint=hint) if hint else None
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -44,7 +44,7 @@ class ParameterLayout:
             UsageError: if the model has none.
         """
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not named:
+        if not any(parameter.numel() for _, parameter in named):
             raise UsageError("the model has no trainable parameter")
         roles = roles_of(model)
         return cls(
@@ -143,11 +143,12 @@ class Block:
         return sum(sizes[index] for index in self.members)
 
     def modules(self) -> dict[str, Block]:
-        """The block's own blocks, one for each module with parameters, by the module's name."""
+        """The block's own blocks that are not empty, one for each module, by its name."""
         found: dict[str, list[int]] = {}
         for index in self.members:
             found.setdefault(module_of(self.full.names[index]), []).append(index)
-        return {name: Block(self.full, tuple(members)) for name, members in found.items()}
+        blocks = {name: Block(self.full, tuple(members)) for name, members in found.items()}
+        return {name: block for name, block in blocks.items() if block.dim}
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector of the block, one per parameter and in its shape."""

@@ -162,6 +162,44 @@ def test_checkpoints_without_a_second_derivative_are_refused(model: nn.Module) -
         analyze_spectrum(objective, config)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+def test_a_checkpoint_that_loses_its_parameters_is_refused() -> None:
+    """A reentrant one around the inputs, of which PyTorch warns: they had rows of zeros."""
+    _, samples, loss = make("relu")
+    lossy = _Checkpointed(nn.Linear(12, 4), use_reentrant=True)
+    with (
+        Objective(nn.Sequential(lossy, nn.Linear(4, 3)), samples, loss) as objective,
+        pytest.raises(InputError, match=r"no second derivative through its torch\.utils\.check"),
+    ):
+        analyze_spectrum(objective, HessianConfig(top_k=1, bottom_k=0))
+
+
+class _Overwriting(nn.Module):
+    """Changes what the sigmoid's derivative is taken of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.sigmoid(self.first(x))
+        hidden += 1
+        out: Tensor = self.last(hidden)
+        return out
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_what_a_graph_saved_is_not_overwritten(num_batches: int) -> None:
+    """Of the first micro-batch's graph too, whose bytes are counted by hooks."""
+    _, samples, loss = make("relu")
+    size = -(-len(samples) // num_batches)
+    with (
+        Objective(_Overwriting(), samples, loss, micro_batch_size=size) as objective,
+        pytest.raises(InputError, match="no second derivative: one of the variables needed"),
+    ):
+        HessianOperator(objective).matvec(torch.ones(objective.dim))
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

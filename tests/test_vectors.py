@@ -11,6 +11,7 @@ from lgo_cli.errors import InputError, UsageError
 from lgo_cli.runs.directions import read_directions
 from lgo_cli.seeding import derive_seed, rademacher, standard_normal
 from lgo_cli.vectors import (
+    Block,
     ParameterLayout,
     combine,
     cosine,
@@ -121,3 +122,9 @@ def test_streams_are_independent_and_stable() -> None:
     assert set(signs.tolist()) == {-1.0, 1.0}
     # The mean of n signs has standard error 1/√n = 0.01; 4 of them.
     assert abs(float(signs.mean())) < 0.04
+
+
+def test_a_parameter_without_entries_is_no_block() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ParameterList([nn.Parameter(torch.zeros(0))]))
+    blocks = Block.whole(ParameterLayout.of(model)).modules()
+    assert {name: block.dim for name, block in blocks.items()} == {"0": 8}

@@ -145,7 +145,7 @@ class NetworkOperator(Operator, Generic[G]):
         known = {tensor.untyped_storage().data_ptr() for tensor in shared}
         num_bytes = 0
 
-        def count(tensor: Tensor) -> Tensor:
+        def count(tensor: Tensor) -> tuple[Tensor, int]:
             nonlocal num_bytes
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
@@ -153,9 +153,9 @@ class NetworkOperator(Operator, Generic[G]):
                 num_bytes += storage.nbytes()
             # The tensor itself, where it is its operation's own output, would hold that operation
             # and be held by it: a cycle that no garbage collector sees.
-            return tensor.detach()
+            return tensor.detach(), tensor._version
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(count, _unchanged):
             graph = self._graph(batch)
         # The gradients that a graph puts out, which nothing saves for a derivative.
         return graph, num_bytes + self.dim * self.dtype.itemsize
@@ -178,6 +178,17 @@ class NetworkOperator(Operator, Generic[G]):
     @abstractmethod
     def _share(self, graph: G, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
         """A micro-batch's share of the product; `None` if it is zero."""
+
+
+def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
+    """What a graph saved, if it is what it was: autograd does not look where hooks save."""
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: it is at version {tensor._version}, not {version}"
+        )
+    return tensor
 
 
 class HessianOperator(NetworkOperator[dict[int, Tensor]]):

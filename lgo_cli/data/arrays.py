@@ -5,14 +5,14 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lgo_cli.data.dataset import Dataset
-from lgo_cli.errors import InputError, a_kind
+from lgo_cli.errors import InputError, a_kind, dtype_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,8 +104,17 @@ def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
     return Dataset(x_train, y_train, x_test, y_test, int(num_classes))
 
 
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    return (
+        isinstance(value, Tensor)
+        and not value.is_complex()
+        and value.layout is torch.strided
+        and not value.is_meta
+    )
+
+
 def _inputs(where: str, value: object) -> Tensor:
-    if isinstance(value, Tensor) and not value.is_complex():
+    if _is_plain(value):
         are_indices = value.dtype in (torch.int32, torch.int64)
         dtype = torch.int64 if are_indices else torch.float32
         return value.detach().to("cpu", dtype).contiguous()
@@ -118,8 +127,9 @@ def _inputs(where: str, value: object) -> Tensor:
 
 
 def _labels(where: str, value: object) -> Tensor:
-    if isinstance(value, Tensor) and not value.is_complex():
-        value = value.detach().cpu().numpy()
+    if _is_plain(value):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 2:
         return torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
@@ -144,5 +154,6 @@ def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
     if isinstance(value, Tensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+        kind = "meta " if value.is_meta else "" if value.layout is torch.strided else "sparse "
+        return f"a {kind}tensor of {dtype_name(value.dtype)}"
     return a_kind(value)

@@ -24,6 +24,7 @@ from lgo_cli.landscape.permutations import (
     run,
     tensors_of,
 )
+from lgo_cli.outputs import model_failures
 from lgo_cli.results import counted, some
 from lgo_cli.seeding import generator
 
@@ -349,12 +350,13 @@ def _output_difference(
     """
     try:
         return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # a stranger's, of any class
         if is_out_of_memory(error):
             raise
         reason = first_sentence(error)
     dtype = next(model.parameters()).dtype
-    return _compared(model, state, permuted, inputs, dtype), dtype, reason
+    with model_failures("the model fails"):
+        return _compared(model, state, permuted, inputs, dtype), dtype, reason
 
 
 def _compared(
@@ -375,6 +377,7 @@ def _compared(
         original, moved = (
             run(model, tensors, cast(inputs[:PROOF_SAMPLES])).double() for tensors in both
         )
-    difference = float((original - moved).abs().max())
-    largest = float(original.abs().max())
+    # Outputs of -inf, as of masked classes, are equal, and no scale.
+    difference = float(torch.where(original == moved, 0.0, (original - moved).abs()).max())
+    largest = float(torch.where(original.isinf(), 0.0, original.abs()).max())
     return difference / largest if largest > 0 else difference

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lgo_cli.errors import InputError, UsageError
+from lgo_cli.outputs import call, no_variance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +173,7 @@ class BatchNorm:
 
         with _Intercepting(accumulate):
             for batch in self._samples.batches(self._objective.micro_batch_size):
-                self._objective.model(batch.inputs)
+                call(self._objective.model, batch.inputs)
 
     def _weights(self, coordinates: tuple[float, ...]) -> np.ndarray[Any, Any]:
         """Barycentric coordinates [n], of the point or of the hull's point that stands for it."""
@@ -234,10 +235,7 @@ def _values_per_channel(inputs: Tensor) -> int:
     """
     count = inputs.numel() // inputs.shape[1]
     if count == 1:
-        raise UsageError(
-            "batch norm has no variance in a micro-batch of one sample",
-            hint="choose --micro-batch-size so that the last micro-batch has more than one",
-        )
+        raise no_variance()
     return count
 
 
@@ -257,5 +255,5 @@ def _watch(objective: Objective) -> tuple[dict[str, Tensor], str | None]:
                 unreachable = "the model's batch norm takes statistics that are no buffers of it"
 
     with _Intercepting(note):
-        objective.model(objective.samples.head(2).inputs)
+        call(objective.model, objective.samples.head(2).inputs)
     return found, unreachable

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lgo_cli.buffers import buffer_tables, put_back
 from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import generator
 from lgo_cli.training.loop import Descent, State
 from lgo_cli.training.optimizers import make_optimizer
@@ -126,7 +127,8 @@ class CurveTraining(Descent):
         theta = self.curve.point(t)
         self.objective.move(theta)
         loss = self._loss(inputs, labels)
-        pieces = torch.autograd.grad(loss, self.objective.parameters, materialize_grads=True)
+        with once_differentiable():
+            pieces = torch.autograd.grad(loss, self.objective.parameters, materialize_grads=True)
         gradient = flatten(pieces)
         decay = self.recipe.weight_decay
         decoupled = self.recipe.optimizer == "adamw"

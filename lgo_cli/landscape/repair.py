@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.permutations import find_symmetries
+from lgo_cli.outputs import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,7 +169,7 @@ class Repair:
         for batch in self._objective.micro_batches():
             seen.clear()
             with suppress(_AllSeen), _Watching(see):
-                self._objective.model(batch.inputs)
+                call(self._objective.model, batch.inputs)
         return {
             name: _TWICE if name in twice else pool.moments(name) for name, pool in pools.items()
         }

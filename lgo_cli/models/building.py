@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lgo_cli.errors import InputError, a_kind
+from lgo_cli.errors import InputError, a_kind, dtype_name
 from lgo_cli.factories import call_factory, parse_factory
 from lgo_cli.models.registry import MODELS, ModelSpec, resolve_model
 from lgo_cli.seeding import derive_seed, seed_default
@@ -59,7 +59,9 @@ def build_model(
         else:
             offered = {"input_shape": input_shape, "num_classes": num_classes}
             module = _checked(model, call_factory(model, factory, arguments, offered))
-    return module.to("cpu", torch.float32).train()
+    module.cpu().float()  # complex numbers stay what they are
+    module.train()
+    return module
 
 
 def _build(
@@ -78,11 +80,26 @@ def _checked(model: str, returned: object) -> nn.Module:
     if not isinstance(returned, nn.Module):
         what = f"the class {returned.__name__}" if isinstance(returned, type) else None
         raise InputError(f"{model} returned {what or a_kind(returned)}, not an nn.Module")
-    for name, parameter in returned.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta:
+    for name, tensor in (*returned.named_parameters(), *returned.named_buffers()):
+        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+        whose = f"{model} returned a module whose {kind} {name}"
+        if is_lazy(tensor) or tensor.is_meta:
             raise InputError(
-                f"{model} returned a module whose parameter {name} has no values yet",
+                f"{whose} has no values yet",
                 hint="give each layer its size; a factory may take input_shape and num_classes",
+            )
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{whose} is sparse, not plain numbers", hint="keep it dense")
+        if tensor.is_complex() and tensor.requires_grad:
+            raise InputError(
+                f"{whose} is {dtype_name(tensor.dtype)}, in which no loss has a Hessian",
+                hint="keep it as real numbers [..., 2], and take torch.view_as_complex in forward",
+            )
+    for name, value in returned.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{model} returned a module whose state_dict holds {a_kind(value)} as {name}",
+                hint="leave out get_extra_state: weights are kept as tensors alone",
             )
     return returned
 

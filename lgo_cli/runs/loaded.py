@@ -19,6 +19,7 @@ from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
 from lgo_cli.objective import Objective, Samples, check_outputs
+from lgo_cli.outputs import model_failures
 from lgo_cli.results import Measured, counted
 from lgo_cli.vectors import ParameterLayout, flatten
 
@@ -85,7 +86,9 @@ def load(plan: Plan, device: str) -> Loaded:
     use_true_float32()  # once more: one's own files may have said otherwise
     if "model.pth" in plan.files:
         path = plan.files["model.pth"]
-        model.load_state_dict(checkpoint.load_fitting(path, model))
+        state = checkpoint.load_fitting(path, model)
+        with model_failures(f"{path} cannot be put into the model"):
+            model.load_state_dict(state)
     if isinstance(config, AnalysisConfig):
         warnings += probe_warnings(dataset, config.analysis_samples)
     loaded = Loaded(model.to(target), dataset, target, warnings)
@@ -97,14 +100,15 @@ def load(plan: Plan, device: str) -> Loaded:
 def output_warnings(loaded: Loaded) -> list[str]:
     """What to say of a model with more outputs than the data have classes."""
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
-        num_outputs = check_outputs(loaded.model.eval(), loaded.samples("train", 2))
+        loaded.model.eval()
+        num_outputs = check_outputs(loaded.model, loaded.samples("train", 2))
         loaded.model.train()
     num_classes = loaded.dataset.num_classes
     if num_outputs == num_classes:
         return []
     return [
-        f"the model puts out {num_outputs} classes, the data have {num_classes}: the others are in "
-        f"the loss too; its factory may take --model-arg num_classes={num_classes}"
+        f"the model puts out {counted(num_outputs, 'class')}, the data have {num_classes}: the "
+        f"others are in the loss too; its factory may take --model-arg num_classes={num_classes}"
     ]
 
 

@@ -22,8 +22,9 @@ from lgo_cli.objective import (
     default_micro_batch_size,
     evaluate_model,
 )
-from lgo_cli.outputs import checked_outputs
+from lgo_cli.outputs import call, first_outputs
 from lgo_cli.progress import SILENT, Progress, Task
+from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import derive_seed, generator, seed_default
 from lgo_cli.training.optimizers import make_optimizer
 from lgo_cli.training.recipe import learning_rate
@@ -75,7 +76,7 @@ class Descent(ABC):
     Batches of an epoch follow a permutation drawn from (seed, epoch) alone, and what the model
     draws itself (dropout) restarts from (seed, epoch), so that a descent resumed at an epoch's end
     goes on with the very bits of an undisturbed one. A last batch is short, not dropped; one of a
-    single sample, which batch norm cannot normalise, is left out of that epoch.
+    single sample, which batch norm cannot normalise, is left out of that epoch, unless all are.
 
     Args:
         model: Sits on the device to use.
@@ -119,7 +120,8 @@ class Descent(ABC):
         self.optimizer = optimizer
         self._devices = [train.inputs.device] if train.inputs.is_cuda else []
         with torch.random.fork_rng(devices=self._devices):
-            refuse_sparse_gradients(model.eval())
+            model.eval()  # whose result may be anything, where a model has its own
+            refuse_sparse_gradients(model)
             check_outputs(model, train)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
@@ -137,7 +139,7 @@ class Descent(ABC):
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a mini-batch, of the model in training mode."""
-        outputs = checked_outputs(self.model(inputs), inputs, training=True)
+        outputs = call(self.model, inputs, training=True)
         return self.loss_function(outputs, labels).mean()
 
     @abstractmethod
@@ -207,7 +209,8 @@ class Descent(ABC):
 
         Raises:
             DivergenceError: if a loss or a weight is not finite.
-            InputError: if the model returns anything but [n, C] in training mode.
+            InputError: if the model fails or returns anything but [n, C] in training mode.
+            UsageError: if batch norm is to normalise a single sample.
         """
         with torch.random.fork_rng(devices=self._devices):
             self._last_finite = self._weights()
@@ -237,7 +240,7 @@ class Descent(ABC):
         seen = 0
         for indices in torch.split(order, self.recipe.batch_size):
             seen += len(indices)
-            if len(indices) == 1 and len(order) > 1:
+            if len(indices) < min(2, len(order), self.recipe.batch_size):
                 continue
             inputs = self.train.inputs[indices]
             if self.recipe.augment == "crop-flip":
@@ -286,7 +289,10 @@ class Descent(ABC):
             hint = "lower the learning rate: --lr, or warm it up first"
         else:
             text = f"is {value} before the first step"
-            hint = "see what the model puts out for these data as it is initialised"
+            outputs = first_outputs(self.model, self.train.head(2).inputs)
+            hint = self.loss_function.advice(outputs) or (
+                "see what the model puts out for these data as it is initialised"
+            )
         return DivergenceError(f"{what} {text}", self._last_finite, hint)
 
 
@@ -329,7 +335,8 @@ class Training(Descent):
     def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
         loss = self._loss(inputs, labels)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with once_differentiable():
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _model_state(self) -> State:

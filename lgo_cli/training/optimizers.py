@@ -29,7 +29,7 @@ def make_optimizer(weights: Iterable[Tensor], recipe: Recipe) -> torch.optim.Opt
         UsageError: if there are no weights.
     """
     parameters = list(weights)
-    if not parameters:
+    if not any(parameter.numel() for parameter in parameters):
         raise UsageError("the model has no trainable parameter")
     if recipe.optimizer == "sgd":
         return _without_compiler(torch.optim.SGD)(
