@@ -79,7 +79,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
-SETTINGS = ("model", "dataset", "seed", "epochs", "lr")
+SETTINGS = (
+    "model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay",
+    "operator",
+)  # fmt: skip
 """Columns that say what was asked for."""
 
 PREFERRED = (
