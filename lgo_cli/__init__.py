@@ -16,7 +16,7 @@ Names are loaded when they are first used, so that `import lgo_cli` costs nothin
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,37 @@ __all__ = [  # noqa: PLE0604 - the names are the table's
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if TYPE_CHECKING:  # type checkers and editors see the names where they are
+    from lgo_cli.config import ContourConfig as ContourConfig
+    from lgo_cli.config import Execution as Execution
+    from lgo_cli.config import FigureConfig as FigureConfig
+    from lgo_cli.config import HessianConfig as HessianConfig
+    from lgo_cli.config import InterpConfig as InterpConfig
+    from lgo_cli.config import TrainConfig as TrainConfig
+    from lgo_cli.curvature.density import spectral_density as spectral_density
+    from lgo_cli.curvature.eigenpairs import extreme_eigenpairs as extreme_eigenpairs
+    from lgo_cli.curvature.networks import HessianOperator as HessianOperator
+    from lgo_cli.curvature.operators import Operator as Operator
+    from lgo_cli.curvature.search import Wanted as Wanted
+    from lgo_cli.curvature.trace import estimate_trace as estimate_trace
+    from lgo_cli.errors import LgoError as LgoError
+    from lgo_cli.landscape.interpolation import interpolate as interpolate
+    from lgo_cli.landscape.surface import measure_surface as measure_surface
+    from lgo_cli.loss import LossFunction as LossFunction
+    from lgo_cli.manifest import Manifest as Manifest
+    from lgo_cli.manifest import read_manifest as read_manifest
+    from lgo_cli.objective import Objective as Objective
+    from lgo_cli.objective import Samples as Samples
+    from lgo_cli.runs.execute import Outcome as Outcome
+    from lgo_cli.runs.execute import Status as Status
+    from lgo_cli.runs.execute import execute as execute
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
