@@ -319,6 +319,13 @@ def test_table_has_as_many_columns_as_the_terminal_has_room_for(width: int) -> N
         assert max(map(len, aligned(rows, wider))) > width
 
 
+def test_table_has_room_for_a_number_before_what_it_is_of() -> None:
+    rows = [_row("a"), _row("b", operator="empirical-fisher of linear1.weight, output.weight")]
+    names, _ = fitting(rows, 60)
+    assert "lambda_max" in names
+    assert "operator" not in names
+
+
 def test_table_keeps_all_columns_where_there_is_room() -> None:
     rows = [_row("a"), _row("b", seed=1)]
     full = ["run", *(name for name in COLUMNS if name != "problems")]
