@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Self
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
 
 from pydantic import SerializeAsAny, ValidationError, model_validator
 
@@ -25,9 +25,6 @@ from lgo_cli.results import (
     Results,
     TrainResults,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class InputRef(Strict):
@@ -291,12 +288,13 @@ def _recognise(text: str | bytes) -> OtherVersion | None:
         return None
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: str | Path) -> Manifest:
     """Read and validate `<step>.json`.
 
     Raises:
         InputError: if it is missing, unreadable or not a manifest.
     """
+    path = Path(path)
     try:
         text = path.read_bytes()
     except OSError as error:

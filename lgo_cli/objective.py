@@ -107,7 +107,7 @@ class Objective:
             another objective. Nothing is evaluated on entering then, and there is no `center`.
 
     Raises:
-        RuntimeError: on entering, if it is entered already.
+        RuntimeError: on entering, if it is entered already; by what it measures, if it is not.
         InputError: on entering, if the model cannot take the samples or puts out too few classes.
         NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
     """
@@ -254,12 +254,19 @@ class Objective:
             "and recurrence, and at normalisation by batch statistics in eval mode",
         )
 
+    def _check_entered(self) -> None:
+        """Outside, the model is where its own parameters are, and may be in training mode."""
+        if not self._own_data:
+            raise RuntimeError("the objective is not entered: measure inside `with objective:`")
+
     def move(self, theta: Tensor) -> None:
         """Put the model at θ [P]."""
+        self._check_entered()
         self._buffer.copy_(theta)
 
     def displace(self, *terms: tuple[float, Tensor]) -> None:
         """Put the model at centre + Σ c·d, computed from the centre and never by steps."""
+        self._check_entered()
         combine(self.theta, terms, self._buffer)
 
     @contextmanager
@@ -273,6 +280,7 @@ class Objective:
 
     def micro_batches(self) -> Iterator[Samples]:
         """The samples in the batches of every evaluation."""
+        self._check_entered()
         return self.samples.batches(self.micro_batch_size)
 
     def differentiating(self) -> AbstractContextManager[None]:
@@ -309,6 +317,7 @@ class Objective:
         Args:
             samples: Other samples than the objective's own, such as a test set.
         """
+        self._check_entered()
         samples = self.samples if samples is None else samples
         return evaluate_model(self.model, samples, self.loss_function, self.micro_batch_size)
 
@@ -319,6 +328,7 @@ class Objective:
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [P], at the centre if no θ is given; summed in float64 over batches."""
+        self._check_entered()
         with self.at(self.theta if theta is None else theta), self.differentiating():
             gradient = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
             loss = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -778,6 +778,30 @@ def test_closed_and_full_streams(small_run: Path, line: str, code: int) -> None:
         assert verify_run(small_run) == ["train", "hessian"]
 
 
+def _without_a_home(*arguments: str, place: Path) -> subprocess.CompletedProcess[str]:
+    names = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"HOME": "/proc/nobody", "SHELL": "/bin/bash"}  # no process of that number
+    return subprocess.run(
+        [sys.executable, "-m", "lgo_cli", *arguments], cwd=place, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_completion_that_cannot_be_installed(tmp_path: Path) -> None:
+    done = _without_a_home("--install-completion", "bash", place=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "lgo: error: cannot write /proc/nobody: No such file or directory\n"
+        "hint: lgo --show-completion prints what the shell is to read\n"
+    )
+
+
+def test_quiet_is_quiet_where_no_home_can_be_written(tmp_path: Path) -> None:
+    done = _without_a_home("train", *SMALL, "--quiet", place=tmp_path)
+    assert (done.stdout, done.stderr) == ("outputs/train.json\n", "")
+
+
 def test_characters_that_the_encoding_lacks(small_run: Path) -> None:
     """They are escaped as JSON escapes them: `--json` is the manifest in any encoding."""
     line = [sys.executable, "-m", "lgo_cli", *HESSIAN.split(), "--out", "λ\U0001d706"]

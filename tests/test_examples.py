@@ -11,8 +11,10 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import Lgo
 
 import lgo_cli
@@ -135,7 +137,12 @@ def test_docstring_of_the_package_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert lgo_cli.__doc__ is not None
-    block = re.findall(r"::\n\n((?:    .*\n|\n)+)", lgo_cli.__doc__)[0]
-    exec(textwrap.dedent(block), {})
+    run, own = re.findall(r"::\n\n((?:    .*\n|\n)+)", lgo_cli.__doc__)
+    exec(textwrap.dedent(run), {})
     assert 0.5 < float(capsys.readouterr().out) <= 1
     assert (tmp_path / "outputs" / "train.json").is_file()
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(textwrap.dedent(own), names)
+    assert capsys.readouterr().out.startswith("tensor([")
+    assert len(names["pairs"].values) == 3

@@ -17,7 +17,7 @@ import pytest
 from conftest import SMALL, Lgo
 
 from lgo_cli.cli.output import Output
-from lgo_cli.cli.table import aligned, fitting
+from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
 from lgo_cli.runs.inspect import COLUMNS
 
@@ -288,7 +288,10 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
 
 def _row(run: str, **more: Any) -> dict[str, Any]:
     """A row in which every column has a number."""
-    settings = {"model": "mlp", "dataset": "synthetic", "seed": 0, "epochs": 20, "lr": 0.05}
+    settings = {
+        "model": "mlp", "dataset": "synthetic", "seed": 0, "epochs": 20, "optimizer": "sgd",
+        "lr": 0.05, "batch_size": 64, "weight_decay": 0.0005, "operator": "hessian",
+    }  # fmt: skip
     numbers = dict.fromkeys(COLUMNS, 0.123456)
     return {"run": run, **numbers, **settings, "barrier_path": "line to init", "problems": None,
             **more}  # fmt: skip
@@ -303,14 +306,24 @@ def test_table_has_as_many_columns_as_the_terminal_has_room_for(width: int) -> N
     # What tells the runs apart comes first, and no column is lost without a word.
     assert names[:2] == ["run", "seed"]
     assert lines[2].split()[:2] == ["b", "1"]
-    assert said[0] == "the same in all runs: model mlp, dataset synthetic, epochs 20, lr 0.05"
+    assert said[0] == (
+        "the same in all runs: model mlp, dataset synthetic, epochs 20, optimizer sgd, lr 0.05, "
+        "batch_size 64, weight_decay 0.0005, operator hessian"
+    )
     lost = said[1].removesuffix("; --format csv has them all").partition(" for: ")[2].split(", ")
-    settings = {"model", "dataset", "epochs", "lr", "problems"}
+    settings = {*SETTINGS, "problems"} - {"seed"}
     assert {*names, *lost, *settings} == {"run", *COLUMNS}
     # One more would not fit.
     for name in lost:
         wider = [column for column in ["run", *COLUMNS] if column in {*names, name}]
         assert max(map(len, aligned(rows, wider))) > width
+
+
+def test_table_has_room_for_a_number_before_what_it_is_of() -> None:
+    rows = [_row("a"), _row("b", operator="empirical-fisher of linear1.weight, output.weight")]
+    names, _ = fitting(rows, 60)
+    assert "lambda_max" in names
+    assert "operator" not in names
 
 
 def test_table_keeps_all_columns_where_there_is_room() -> None:
@@ -411,6 +424,31 @@ def test_table_says_of_what_path_a_barrier_is(
     assert [row["barrier_lower"], row["barrier_upper"]] == results["barrier_interval"]
     assert row["barrier_path"] == path
     assert path in lgo("table", small_run).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "operator"),
+    [
+        ("", "hessian"),
+        ("--operator ggn --layers output --layers linear1.bias", "ggn of linear1.bias, output"),
+        ("--scaling elementwise", "hessian elementwise"),
+        ("--include-weight-decay", "hessian with weight decay"),
+    ],
+)
+def test_table_says_of_what_matrix_eigenvalues_are(
+    lgo: Lgo, small_run: Path, options: str, operator: str
+) -> None:
+    lgo("hessian", small_run, *options.split(), "--top-k", 1, "--analysis-samples", 64, "-q")
+    row = json.loads(lgo("table", small_run, "--format", "jsonl").stdout)
+    assert row["operator"] == operator
+
+
+def test_table_tells_runs_of_a_sweep_apart(lgo: Lgo) -> None:
+    recipe = {"optimizer": "adam", "batch_size": 16, "weight_decay": 0.01}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in recipe.items()]
+    lgo("train", "--out", "run", *SMALL, *options, "-q")
+    row = json.loads(lgo("table", "run", "--format", "jsonl").stdout)
+    assert {name: row[name] for name in recipe} == recipe
 
 
 def test_table_calls_repaired_what_has_a_layer_that_was(lgo: Lgo) -> None:

@@ -32,6 +32,11 @@ def test_round_trip_is_exact(small_run: Path) -> None:
     assert parse_manifest(manifest_json(manifest), path) == manifest
 
 
+def test_is_read_by_the_name_of_its_file(small_run: Path) -> None:
+    path = small_run / "train.json"
+    assert read_manifest(str(path)) == read_manifest(path)
+
+
 def test_non_finite_numbers_survive() -> None:
     pair = Eigenvalue(value=math.nan, residual_bound=-math.inf, error_estimate=0.5)
     text = pair.model_dump_json()

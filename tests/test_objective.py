@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from small_networks import NETWORKS, fit, make
 from torch import Tensor, nn
 
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction
@@ -113,6 +114,27 @@ def test_leaves_the_model_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 4, False]
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda objective: objective.loss(torch.ones(objective.dim)),
+        lambda objective: objective.loss_and_gradient(),
+        lambda objective: objective.evaluate(),
+        lambda objective: objective.displace(),
+        HessianOperator,
+    ],
+    ids=["loss", "gradient", "evaluate", "displace", "operator"],
+)
+def test_measures_nothing_outside(measure: Callable[[Objective], object]) -> None:
+    """There the model is where its own parameters are, whatever θ is asked for."""
+    objective = Objective(_network(), _samples())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not entered"):
+            measure(objective)
+        with objective:
+            measure(objective)
 
 
 def test_is_entered_once_at_a_time() -> None:

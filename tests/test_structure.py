@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -94,7 +95,8 @@ def _imports(path: Path, *, at_run_time: bool) -> set[str]:
 
 @pytest.mark.parametrize(("module", "path"), _modules(), ids=str)
 def test_imports_go_downwards(module: str, path: Path) -> None:
-    for name in _imports(path, at_run_time=False):
+    # What the package offers is from everywhere, and is imported for type checkers alone.
+    for name in _imports(path, at_run_time=module == "__init__"):
         parts = name.split(".")
         if parts[0] != "lgo_cli":
             continue
@@ -204,6 +206,21 @@ def test_package_is_lazy_and_complete() -> None:
         assert getattr(lgo_cli, name) is not None
     with pytest.raises(AttributeError):
         lgo_cli.no_such_name  # noqa: B018
+
+
+def test_type_checkers_and_editors_see_what_the_package_offers() -> None:
+    """What is loaded lazily is imported for them, each name from where it is."""
+    assert lgo_cli.__file__ is not None
+    imports = {
+        name.name: node.module or ""
+        for node in ast.walk(ast.parse(Path(lgo_cli.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+        if name.asname == name.name
+    }
+    assert {"__version__", *imports} == set(lgo_cli.__all__) <= set(dir(lgo_cli))
+    for name, module in imports.items():
+        assert getattr(lgo_cli, name) is getattr(importlib.import_module(module), name)
 
 
 def _commands() -> dict[str, Any]:

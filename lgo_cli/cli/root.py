@@ -6,6 +6,7 @@ import errno
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -52,7 +53,13 @@ class ErrorBoundary(TyperGroup):
             return super().make_context(info_name, args, *more, **extra)
         except typer.TyperException as error:
             _fail_usage(error, "lgo")
-        except OSError as error:  # of `--help` and `--version`
+        except OSError as error:  # of `--help`, `--version` and `--install-completion`
+            if error.filename is not None:
+                from lgo_cli.files import write_error
+
+                refused = write_error(Path(error.filename), error)
+                hint = "lgo --show-completion prints what the shell is to read"
+                _fail(refused.message, hint, refused.exit_code)
             _fail_disk(error)
 
     def invoke(self, ctx: Any) -> Any:

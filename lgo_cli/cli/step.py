@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,10 @@ def carry_out(
     """
     from lgo_cli import runs
     from lgo_cli.cli.allocator import keep_memory
+    from lgo_cli.cli.output import Mode
 
+    if output.mode is Mode.QUIET:  # it speaks of its cache where no home can be written
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     gc.enable()
     keep_memory()
     with contextlib.redirect_stdout(sys.stderr):

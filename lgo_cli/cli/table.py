@@ -79,13 +79,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-SETTINGS = ("model", "dataset", "seed", "epochs", "lr")
+RECIPE = ("model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay")
+SETTINGS = (*RECIPE, "operator")
 """Columns that say what was asked for."""
 
 PREFERRED = (
-    "run", "problems", *SETTINGS, "test_accuracy", "lambda_max", "barrier", "barrier_path", "trace",
-    "test_loss", "sharpness_ratio", "train_loss", "lambda_min", "barrier_lower", "barrier_upper",
-    "lambda_max_bound", "trace_standard_error", "train_accuracy",
+    "run", "problems", *RECIPE, "test_accuracy", "lambda_max", "operator", "barrier",
+    "barrier_path", "trace", "test_loss", "sharpness_ratio", "train_loss", "lambda_min",
+    "barrier_lower", "barrier_upper", "lambda_max_bound", "trace_standard_error", "train_accuracy",
 )  # fmt: skip
 """Columns that have room first; the others come after them as they stand."""
 

@@ -88,7 +88,7 @@ def download_dataset(dataset: str, data_root: Path) -> None:
             source(str(data_root), download=True)
     except (urllib.error.URLError, http.client.HTTPException, RuntimeError) as error:
         raise InputError(
-            f"cannot download {dataset}: {str(error).strip()}",
+            f"cannot download {dataset}: {' '.join(str(error).split())}",
             hint="fetch its files some other way and say where they are: --data-root DIR",
         ) from error
     except OSError as error:

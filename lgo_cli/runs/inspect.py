@@ -247,11 +247,11 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 
 
 COLUMNS = (
-    "model", "dataset", "seed", "epochs", "lr", "train_loss", "test_loss", "train_accuracy",
-    "test_accuracy", "lambda_max", "lambda_max_bound", "lambda_min", "trace",
-    "trace_standard_error", "sharpness_ratio", "barrier", "barrier_lower",
-    "barrier_upper", "barrier_path", "contour_loss_min", "contour_loss_max",
-    "problems",
+    "model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay",
+    "train_loss", "test_loss", "train_accuracy", "test_accuracy", "operator", "lambda_max",
+    "lambda_max_bound", "lambda_min", "trace", "trace_standard_error", "sharpness_ratio",
+    "barrier", "barrier_lower", "barrier_upper", "barrier_path", "contour_loss_min",
+    "contour_loss_max", "problems",
 )  # fmt: skip
 
 
@@ -263,7 +263,10 @@ def _columns(manifest: Manifest) -> Row:
             **named,
             "seed": manifest.request.config["seed"],
             "epochs": results.epochs,
+            "optimizer": results.recipe.optimizer,
             "lr": results.recipe.lr,
+            "batch_size": results.recipe.batch_size,
+            "weight_decay": results.recipe.weight_decay,
             "train_loss": results.train_loss,
             "test_loss": results.test_loss,
             "train_accuracy": results.train_accuracy,
@@ -271,6 +274,7 @@ def _columns(manifest: Manifest) -> Row:
         }
     row: Row = dict(named)
     if isinstance(results, HessianResults):
+        row["operator"] = _operator_of(results)
         if results.largest:
             row["lambda_max"] = results.largest[0].value
             row["lambda_max_bound"] = results.largest[0].residual_bound
@@ -288,6 +292,15 @@ def _columns(manifest: Manifest) -> Row:
         row["contour_loss_min"] = results.loss_min
         row["contour_loss_max"] = results.loss_max
     return row
+
+
+def _operator_of(results: HessianResults) -> str:
+    """Of what matrix the eigenvalues and the trace are: those of different ones do not compare."""
+    parts = [results.operator]
+    parts += [results.scaling] if results.scaling != "none" else []
+    parts += ["with weight decay"] if results.weight_decay is not None else []
+    parts += [f"of {', '.join(results.layers)}"] if results.layers else []
+    return " ".join(parts)
 
 
 def _path_of(results: InterpResults) -> str:
