@@ -430,7 +430,7 @@ def test_table_says_of_what_path_a_barrier_is(
     ("options", "operator"),
     [
         ("", "hessian"),
-        ("--operator ggn --layers output --layers linear1.bias", "ggn of linear1.bias, output"),
+        ("--operator ggn --layers output --layers linear1.bias", "ggn of output, linear1.bias"),
         ("--scaling elementwise", "hessian elementwise"),
         ("--include-weight-decay", "hessian with weight decay"),
     ],

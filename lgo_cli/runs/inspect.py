@@ -274,7 +274,7 @@ def _columns(manifest: Manifest) -> Row:
         }
     row: Row = dict(named)
     if isinstance(results, HessianResults):
-        row["operator"] = _operator_of(results)
+        row["operator"] = _operator_of(results, manifest.request.config["layers"])
         if results.largest:
             row["lambda_max"] = results.largest[0].value
             row["lambda_max_bound"] = results.largest[0].residual_bound
@@ -294,12 +294,12 @@ def _columns(manifest: Manifest) -> Row:
     return row
 
 
-def _operator_of(results: HessianResults) -> str:
+def _operator_of(results: HessianResults, layers: Sequence[str]) -> str:
     """Of what matrix the eigenvalues and the trace are: those of different ones do not compare."""
     parts = [results.operator]
     parts += [results.scaling] if results.scaling != "none" else []
     parts += ["with weight decay"] if results.weight_decay is not None else []
-    parts += [f"of {', '.join(results.layers)}"] if results.layers else []
+    parts += [f"of {', '.join(layers)}"] if layers else []
     return " ".join(parts)
 
 
