@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lgo_cli.manifest import FileRef, InputRef
+    from lgo_cli.manifest import FileRef, InputRef, Request
 
 Row = dict[str, Any]
 
@@ -274,7 +274,7 @@ def _columns(manifest: Manifest) -> Row:
         }
     row: Row = dict(named)
     if isinstance(results, HessianResults):
-        row["operator"] = _operator_of(results, manifest.request.config["layers"])
+        row["operator"] = _operator_of(results, manifest.request)
         if results.largest:
             row["lambda_max"] = results.largest[0].value
             row["lambda_max_bound"] = results.largest[0].residual_bound
@@ -294,12 +294,13 @@ def _columns(manifest: Manifest) -> Row:
     return row
 
 
-def _operator_of(results: HessianResults, layers: Sequence[str]) -> str:
+def _operator_of(results: HessianResults, request: Request) -> str:
     """Of what matrix the eigenvalues and the trace are: those of different ones do not compare."""
     parts = [results.operator]
     parts += [results.scaling] if results.scaling != "none" else []
     parts += ["with weight decay"] if results.weight_decay is not None else []
-    parts += [f"of {', '.join(layers)}"] if layers else []
+    layers = request.config["layers"]  # as they were asked for, not each that matched
+    parts += [f"of {', '.join(map(str, layers))}"] if isinstance(layers, list) and layers else []
     return " ".join(parts)
 
 
