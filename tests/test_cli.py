@@ -781,7 +781,7 @@ def test_closed_and_full_streams(small_run: Path, line: str, code: int) -> None:
 def _without_a_home(*arguments: str, place: Path) -> subprocess.CompletedProcess[str]:
     names = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    # No process has that number; and the shell is the one named, not what started the tests, if any.
+    # No process has that number. The shell is the one named, not what started the tests, if any.
     detection = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
     environment |= {"HOME": "/proc/nobody", detection: "1"}
     return subprocess.run(
