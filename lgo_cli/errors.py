@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import site
 import sysconfig
 import traceback
 from enum import IntEnum
@@ -139,9 +140,8 @@ def is_strangers(error: Exception) -> bool:
 
 
 def _is_strangers(frame: traceback.FrameSummary) -> bool:
-    return not frame.filename.startswith(
-        (*sysconfig.get_paths().values(), str(Path(__file__).parent))
-    )
+    installed = (*sysconfig.get_paths().values(), site.getusersitepackages())
+    return not frame.filename.startswith((*installed, str(Path(__file__).parent)))
 
 
 def dtype_name(dtype: object) -> str:

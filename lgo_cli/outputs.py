@@ -111,9 +111,10 @@ def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """
     what = f"the model cannot take inputs of shape {tuple(inputs.shape[1:])}"
     given = inputs.clone()
+    version = given._version
     with torch.no_grad(), model_failures(what, lambda error: _hint(model, inputs, error)):
         outputs = checked_outputs(_called(model, given, training=False), inputs)
-        if not torch.equal(given, inputs):
+        if given._version != version:
             before = given.clone()
             _called(model, given, training=False)
             if not torch.equal(given, before):  # unlike by a ReLU in place, say

@@ -5,7 +5,6 @@ Of 200 operators, with and without their options, gradgradcheck in float64 finds
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _REENTRANT = "use_reentrant=True"
 """What PyTorch says of a reentrant checkpoint outside of backward()."""
-
-_LOST = "None of the inputs have requires_grad=True"
-"""What it warns of where a reentrant checkpoint around a model's inputs loses its parameters."""
 
 _UNCOMPILED = "leave out torch.compile for the analysis, which has the same weights without"
 
@@ -67,8 +63,7 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
     try:
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
-            warnings.filterwarnings("error", _LOST)
+        with sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
             yield
     except LgoError:
         raise
@@ -100,15 +95,20 @@ def once_differentiable() -> Iterator[None]:
 def _refusal(error: Exception, derivative: str) -> InputError | None:
     """That a model has no such derivative, if this is what PyTorch or its own code says."""
     reason = first_sentence(error)
-    if _REENTRANT in reason or _LOST in reason or isinstance(error, CheckpointError):
-        return InputError(
-            f"the model has no {derivative} through its torch.utils.checkpoint",
-            hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",
-        )
+    if _REENTRANT in reason or isinstance(error, CheckpointError):
+        return no_derivative_through_checkpoint(derivative)
     hint = next((hint for text, hint in _ADVICE.items() if text in reason), None)
     if hint is None and is_strangers(error) and not is_out_of_memory(error):
         hint = f"it was raised at {raised_at(error)}"
     return InputError(f"the model has no {derivative}: {reason}", hint=hint) if hint else None
+
+
+def no_derivative_through_checkpoint(derivative: str) -> InputError:
+    """That a model's checkpoint is in the way of its first or second derivative."""
+    return InputError(
+        f"the model has no {derivative} through its torch.utils.checkpoint",
+        hint="use_reentrant=False, or none for the analysis: --memory bounds what is kept",
+    )
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -544,3 +544,16 @@ def test_buffer_that_comes_or_goes_is_put_back_and_named() -> None:
 def test_scripted_model_that_is_not_deterministic_is_refused() -> None:
     model = torch.jit.trace(nn.Dropout(0.5).train(), torch.ones(4, 3), check_trace=False)
     assert nondeterministic_module(model, torch.ones(4, 3)) is None
+
+
+class _Filling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.nan_to_num(x))
+
+
+def test_a_model_may_fill_in_what_is_missing() -> None:
+    """NaN is not equal to itself, and nothing was written into the inputs."""
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    inputs[::2, 1] = float("nan")
+    with Objective(_Filling(4, 3), Samples(inputs, torch.arange(8) % 3)) as objective:
+        assert math.isfinite(objective.center.loss)

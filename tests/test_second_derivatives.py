@@ -174,6 +174,50 @@ def test_a_checkpoint_that_loses_its_parameters_is_refused() -> None:
         analyze_spectrum(objective, HessianConfig(top_k=1, bottom_k=0))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_checkpoint_around_what_is_frozen_loses_nothing() -> None:
+    _, samples, loss = make("relu")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        frozen, head = nn.Linear(12, 4).requires_grad_(False), nn.Linear(4, 3)
+    values = []
+    for use_reentrant in (True, False):
+        model = nn.Sequential(_Checkpointed(frozen, use_reentrant), nn.Tanh(), head)
+        with Objective(model, samples, loss) as objective:
+            spectrum = analyze_spectrum(objective, HessianConfig(top_k=2, bottom_k=0))
+        values.append(spectrum.eigenpairs.values)
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(*values)
+
+
+class _Speaking(nn.Module):
+    """Warns at each call, and writes a buffer to what it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        self.register_buffer("scale", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        warnings.warn("this layer is old", stacklevel=1)
+        assert isinstance(self.scale, Tensor)
+        outputs: Tensor = torch.tanh(self.linear(x)) * self.scale.clamp_(-1, 1)
+        return outputs
+
+
+def test_a_models_warnings_and_buffers_are_left_to_it() -> None:
+    """A warning is shown once for its place in the code, however many products there are."""
+    _, samples, loss = make("relu")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        with Objective(_Speaking(), samples, loss) as objective:
+            operator = HessianOperator(objective)
+            for _ in range(5):
+                objective.evaluate()
+                operator.matvec(torch.ones(objective.dim))
+    assert [str(each.message) for each in seen] == ["this layer is old"]
+
+
 class _Overwriting(nn.Module):
     """Changes what the sigmoid's derivative is taken of."""
 

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lgo_cli.curvature.audit import Rounding, audit, takes_differences
+from lgo_cli.curvature.audit import (
+    Rounding,
+    audit,
+    refuse_lost_parameters,
+    takes_differences,
+)
 from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.density import NUM_STEPS, SpectralDensity, spectral_density
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
@@ -59,9 +64,11 @@ def analyze_spectrum(
 
     Raises:
         UsageError: if more is wanted than there is, or than products or vectors allow.
+        InputError: if the model has no second derivative that PyTorch can take.
         NumericsError: if a product is not finite.
     """
     setting = setting or Setting()
+    refuse_lost_parameters(objective)
     return _Analysis(objective, config, setting, progress, Requested(config, setting)).run()
 
 

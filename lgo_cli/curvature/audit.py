@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from lgo_cli.curvature.operators import (
 )
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.objective import Objective
+from lgo_cli.second_derivatives import no_derivative_through_checkpoint
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 
@@ -42,6 +44,9 @@ differences show of themselves."""
 
 MANY_UNITS = 1e3
 """Rounding in units of eps·‖H‖, 1e-4 in float32, that is doubted. Networks have 5 to 300."""
+
+_LOST = "None of the inputs have requires_grad=True"
+"""What PyTorch warns of where a reentrant checkpoint may lose its parameters."""
 
 NO_CURVATURE = "the curvature is zero on these samples"
 
@@ -275,6 +280,39 @@ def _central_difference(
             return Difference(gaps[-1], None)
     own_error = min(norm(one - next_) / scale for one, next_ in pairwise(quotients))
     return Difference(min(gaps), own_error)
+
+
+def refuse_lost_parameters(objective: Objective) -> None:
+    """See that a reentrant checkpoint around the inputs keeps no parameter from autograd.
+
+    Where nothing that enters such a part needs a gradient, PyTorch warns, and gives its parameters
+    none: their rows of a Hessian would be zero. Where inputs need one, backward() finds them.
+
+    Args:
+        objective: Entered.
+
+    Raises:
+        InputError: if a parameter is lost so.
+    """
+    batch, parameters = objective.samples.head(2), objective.parameters
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loss = objective.batch_loss(batch)
+    if not any(_LOST in str(each.message) for each in seen) or not batch.inputs.is_floating_point():
+        return
+    reached = torch.autograd.grad(loss, parameters, allow_unused=True)
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    inputs = batch.inputs.clone().requires_grad_()
+    with objective.differentiating():
+        loss = objective.batch_loss(replace(batch, inputs=inputs * 1))
+        loss.backward()  # type: ignore[no-untyped-call]
+    found = [parameter.grad is not None for parameter in parameters]
+    for parameter, gradient in zip(parameters, kept, strict=True):
+        parameter.grad = gradient
+    if any(has and piece is None for has, piece in zip(found, reached, strict=True)):
+        raise no_derivative_through_checkpoint("second derivative")
 
 
 def audit(

@@ -142,18 +142,21 @@ class NetworkOperator(Operator, Generic[G]):
         """A graph, and the bytes that it keeps and no other batch's graph shares."""
         model = self.objective.model
         shared = [*model.parameters(), *model.buffers(), batch.inputs, batch.labels]
-        known = {tensor.untyped_storage().data_ptr() for tensor in shared}
+        not_its_own = {tensor.untyped_storage().data_ptr() for tensor in shared}
+        known = set(not_its_own)
         num_bytes = 0
 
-        def count(tensor: Tensor) -> tuple[Tensor, int]:
+        def count(tensor: Tensor) -> tuple[Tensor, int | None]:
             nonlocal num_bytes
             storage = tensor.untyped_storage()
+            # A buffer may be written at each call, to what it was.
+            version = None if storage.data_ptr() in not_its_own else tensor._version
             if storage.data_ptr() not in known:
                 known.add(storage.data_ptr())
                 num_bytes += storage.nbytes()
             # The tensor itself, where it is its operation's own output, would hold that operation
             # and be held by it: a cycle that no garbage collector sees.
-            return tensor.detach(), tensor._version
+            return tensor.detach(), version
 
         with torch.autograd.graph.saved_tensors_hooks(count, _unchanged):
             graph = self._graph(batch)
@@ -180,10 +183,10 @@ class NetworkOperator(Operator, Generic[G]):
         """A micro-batch's share of the product; `None` if it is zero."""
 
 
-def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
+def _unchanged(saved: tuple[Tensor, int | None]) -> Tensor:
     """What a graph saved, if it is what it was: autograd does not look where hooks save."""
     tensor, version = saved
-    if tensor._version != version:
+    if version not in (None, tensor._version):
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace "
             f"operation: it is at version {tensor._version}, not {version}"
