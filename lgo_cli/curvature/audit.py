@@ -161,7 +161,9 @@ def measure_rounding(
     block = block or Block.whole(objective.layout)
     measure = partial(_rounding_on, objective, kind, model, block, compose, seed=seed)
     found = measure(first, difference=difference)
-    if found.units is None or found.units <= MANY_UNITS or not others:
+    if found.units is None or found.units <= MANY_UNITS:
+        return found
+    if not others or len(others[0]) == 1:  # of which there may be no batch statistics
         return found
     if not nonsmooth_operations(objective):
         return found
