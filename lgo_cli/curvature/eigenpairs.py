@@ -115,12 +115,12 @@ def extreme_eigenpairs(
 ) -> Eigenpairs:
     """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
 
-    Costs one product a step. Stops when every wanted error estimate is within rtol·max(|λ|,
-    floor_share·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since an early step
-    may look converged by chance, and no residual rises; or when those that are not have come down
-    to the rounding of products, which no step lowers. A single pair from a warm start needs but one
-    step after the first few, where the rest is clear of it. Eigenvalues are ordered by value, never
-    by magnitude. A Krylov space holds one copy of a repeated eigenvalue; others are found only by
+    Costs one product a step. Stops when every wanted error estimate is within
+    rtol·max(|λ|, floor_share·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since
+    an early step may look converged by chance, or when those that are not have come down to the
+    rounding of products, which no step lowers. A single pair from a warm start needs but one step
+    after the first few, where the rest is clear of it. Eigenvalues are ordered by value, never by
+    magnitude. A Krylov space holds one copy of a repeated eigenvalue; others are found only by
     `multiplicity`, which begins anew from a random vector beside the vectors found, for as many
     steps as the first run took and as long as that brings up something new at the ends (theory.md,
     section 11).

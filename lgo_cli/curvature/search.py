@@ -243,11 +243,10 @@ class Search:
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
             shortest, lasting = self._patience(found, before)
-            rising = found.stalled_since(before, 1.0)  # that Ritz value is about to leave
             before = found
             # What has converged at this very step, by chance, may be down to rounding for long.
             since = passed if found.converged else settled
-            if at_end or (since is not None and steps - since >= lasting and not rising):
+            if at_end or (since is not None and steps - since >= lasting):
                 complete = self.process.is_complete
                 return replace(
                     found,
