@@ -242,8 +242,8 @@ def _top(name: str) -> str:
 def _users_code(action: str) -> Iterator[None]:
     """Turn whatever the user's own code raises into one error that names the line.
 
-    A handler of `Exception`, as `curvature.tracing` and `outputs` have the only others: what a
-    stranger's code raises cannot be listed.
+    A handler of `Exception`, as there is one in `outputs`, `second_derivatives` and
+    `curvature.tracing`: what a stranger's code raises cannot be listed.
     """
     try:
         yield

@@ -44,12 +44,12 @@ def model_failures(
         advise: What to do about an error, if that is known.
 
     Raises:
-        InputError: for all but lgo's own errors, a lack of memory, and warnings that are to raise.
+        InputError: for all but lgo's own errors and a lack of memory.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, LgoError | Warning) or is_out_of_memory(error):
+        if isinstance(error, LgoError) or is_out_of_memory(error):
             raise
         hint = advise(error) or f"it was raised at {raised_at(error)}"
         raise InputError(f"{what}: {first_sentence(error)}", hint=hint) from error

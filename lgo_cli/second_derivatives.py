@@ -62,16 +62,8 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
         InputError: if the model has no second derivative that PyTorch can take.
     """
     cudnn = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
-    try:
-        with sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
-            yield
-    except LgoError:
-        raise
-    except Exception as error:  # of a backward of the model's own too, which may raise anything
-        refusal = _refusal(error, "second derivative")
-        if refusal is None:
-            raise
-        raise refusal from error
+    with _refusing("second derivative"), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+        yield
 
 
 @contextmanager
@@ -82,14 +74,25 @@ def once_differentiable() -> Iterator[None]:
         InputError: if the model has no gradient that PyTorch can take, or fails in its own part of
             it.
     """
-    with model_failures("the model has no gradient"):
-        try:
-            yield
-        except RuntimeError as error:
-            refusal = _refusal(error, "gradient")
-            if refusal is None:
-                raise
-            raise refusal from error
+    with model_failures("the model has no gradient"), _refusing("gradient"):
+        yield
+
+
+@contextmanager
+def _refusing(derivative: str) -> Iterator[None]:
+    """Say that a model has no such derivative, where that is why this fails; else leave it.
+
+    A handler of `Exception`: a backward of the model's own may raise anything.
+    """
+    try:
+        yield
+    except LgoError:
+        raise
+    except Exception as error:
+        refusal = _refusal(error, derivative)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
 def _refusal(error: Exception, derivative: str) -> InputError | None:

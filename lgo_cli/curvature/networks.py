@@ -141,16 +141,16 @@ class NetworkOperator(Operator, Generic[G]):
     def _measured_graph(self, batch: Samples) -> tuple[G, int]:
         """A graph, and the bytes that it keeps and no other batch's graph shares."""
         model = self.objective.model
-        shared = [*model.parameters(), *model.buffers(), batch.inputs, batch.labels]
-        not_its_own = {tensor.untyped_storage().data_ptr() for tensor in shared}
-        known = set(not_its_own)
+        given = (*model.parameters(), *model.buffers(), batch.inputs, batch.labels)
+        shared = {tensor.untyped_storage().data_ptr() for tensor in given}
+        known = set(shared)
         num_bytes = 0
 
         def count(tensor: Tensor) -> tuple[Tensor, int | None]:
             nonlocal num_bytes
             storage = tensor.untyped_storage()
             # A buffer may be written at each call, to what it was.
-            version = None if storage.data_ptr() in not_its_own else tensor._version
+            version = None if storage.data_ptr() in shared else tensor._version
             if storage.data_ptr() not in known:
                 known.add(storage.data_ptr())
                 num_bytes += storage.nbytes()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import NumericsError, dtype_name, first_sentence, is_out_of_memory
+from lgo_cli.curvature.tracing import ForwardError, strange_forward
+from lgo_cli.errors import NumericsError, dtype_name
 from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.permutations import (
     UNREACHED,
@@ -349,11 +350,10 @@ def _output_difference(
     where it insists on that, and then the third result says what it refused float64 with.
     """
     try:
-        return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
-    except Exception as error:  # a stranger's, of any class
-        if is_out_of_memory(error):
-            raise
-        reason = first_sentence(error)
+        with strange_forward():
+            return _compared(model, state, permuted, inputs, torch.float64), torch.float64, ""
+    except ForwardError as error:
+        reason = str(error)
     dtype = next(model.parameters()).dtype
     with model_failures("the model fails"):
         return _compared(model, state, permuted, inputs, dtype), dtype, reason
