@@ -463,6 +463,17 @@ def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         basis.append(torch.ones(10))
 
 
+def test_disk_of_a_system_that_lays_no_room_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    basis = Basis(10, torch.float32, torch.device("cpu"), tmp_path)
+    for row in torch.eye(10)[:3]:
+        basis.append(row.clone())
+    (rows,) = basis.rows()
+    torch.testing.assert_close(rows, torch.eye(10)[:3])
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_errors_in_a_crowd_are_those_of_the_rank(shift: float) -> None:
     """Of sixty eigenvalues that close, a Ritz value with r of 5e-7 may be any, also shifted."""

@@ -144,8 +144,11 @@ class Basis:
         num_bytes = num_rows * self.dim * self.dtype.itemsize
         try:
             with tempfile.TemporaryFile(dir=self.directory) as handle:
-                # Now, since a mapped page that finds no room later kills the process.
-                os.posix_fallocate(handle.fileno(), 0, num_bytes)
+                if hasattr(os, "posix_fallocate"):
+                    # Now, since a mapped page that finds no room later kills the process.
+                    os.posix_fallocate(handle.fileno(), 0, num_bytes)
+                else:  # macOS, Windows
+                    handle.truncate(num_bytes)
                 block = np.memmap(handle, mode="r+", shape=(num_bytes,), dtype=np.uint8)
         except OSError as error:
             raise MachineError(

@@ -6,6 +6,7 @@ Notation: θ [P], outputs z = f_θ(x) [n, C], N samples, J = ∂z/∂θ, all sum
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 from abc import abstractmethod
 from pathlib import Path
@@ -341,8 +342,15 @@ def total_memory_bytes(device: torch.device) -> int:
     """Memory of the device, for a CPU that of the machine or of its cgroups if that is less."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([total, *_cgroup_limits()])
+    return min([_physical_memory_bytes(), *_cgroup_limits()])
+
+
+def _physical_memory_bytes() -> int:
+    if os.name == "nt":
+        kibibytes = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes))  # type: ignore[attr-defined]
+        return kibibytes.value * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_limits() -> Iterator[int]:
