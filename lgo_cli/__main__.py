@@ -94,8 +94,10 @@ def main() -> None:
     """
     _open_streams()
     gc.disable()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-        signal.signal(signal.SIGINT, _interrupt)
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, default in defaults.items():
+        if signal.getsignal(number) == default:  # not where it is ignored
+            signal.signal(number, _interrupt)
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         load([first] if first in MODULES else MODULES)(prog_name="lgo")

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as Namespace
@@ -604,6 +605,26 @@ def test_interrupt_that_an_import_swallows(tmp_path: Path) -> None:
     )
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr.startswith("lgo: error: interrupted\nhint: ")
+
+
+def test_terminated_as_by_timeout_shows_the_cursor_again(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    line = [sys.executable, "-m", "lgo_cli", "train", "--epochs", "10000"]
+    shown = b""
+    with subprocess.Popen(
+        line, cwd=tmp_path, env={**os.environ, "TERM": "xterm"}, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        while b"\x1b[?25l" not in shown:  # hidden under a bar
+            shown += os.read(ours, 10_000)
+        process.terminate()
+        with suppress(OSError):  # Linux's word for the end
+            while more := os.read(ours, 10_000):
+                shown += more
+    os.close(ours)
+    assert process.returncode == 130
+    assert b"lgo: error: interrupted" in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 
 
 def test_run_does_all_four_and_then_none(lgo: Lgo, tmp_path: Path) -> None:
