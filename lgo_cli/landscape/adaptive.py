@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.landscape.borders import border, nearest_is_finite
 from lgo_cli.landscape.checking import Check, compare
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
     Preview = Callable[["Array", "Array"], None]
-
-Array = np.ndarray[Any, Any]
 
 COARSE = 6
 """Rows and columns measured first. On planes of small networks twice as many cells are about what a

@@ -9,13 +9,11 @@ next cells, which then take twice as long.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
-
-Array = np.ndarray[Any, Any]
 
 ORDERS = (1, 3, 5)
 """Powers of r to choose from: continuous, C² and C⁴ in the plane. On measured surfaces the highest
