@@ -44,7 +44,7 @@ def test_bounds_hold_for_fitted_float32_networks(name: str, num_steps: int) -> N
     with Objective(model, samples, loss) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=False)
         operator = HessianOperator(objective)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         pairs = extreme_eigenpairs(operator, Wanted(top_k=4, bottom_k=2))
     values = torch.cat([pairs.largest, pairs.smallest])
     bounds = torch.cat([pairs.largest_residual_bounds, pairs.smallest_residual_bounds])

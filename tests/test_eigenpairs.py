@@ -99,7 +99,7 @@ def test_bounds_hold_on_float32_networks(name: str) -> None:
     with Objective(model, samples, loss) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=False)
         operator = HessianOperator(objective)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         for seed in range(3):
             pairs = extreme_eigenpairs(operator, Wanted(4, 2, seed=seed))
             truth = torch.linalg.eigvalsh(dense)

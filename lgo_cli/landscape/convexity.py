@@ -226,7 +226,7 @@ def _eigenpairs(
         objective, HessianOperator, model, difference=False, seed=wanted.seed
     ).units
     operator = HessianOperator(objective, model=model, memory_bytes=memory_bytes)
-    operator.measured_rounding = units or 0.0
+    operator.measured_rounding = units
     pairs: Eigenpairs | None = None
     with suppress(NumericsError):
         pairs = extreme_eigenpairs(operator, wanted)
