@@ -434,7 +434,7 @@ def test_no_spline_is_laid_twice_nor_beside_the_one_it_replaces(
             alive.append(weakref.ref(spline))
         return spline
 
-    monkeypatch.setattr("lgo_cli.landscape.adaptive.fit", counted)
+    monkeypatch.setattr("lgo_cli.landscape.spline.fit", counted)
     found = fill_surface(x, y, _Oracle(truth), tolerance=TOLERANCE, measure_small=_Oracle(small))
     assert found.num_small > found.num_measured
     assert len(laid) > 10

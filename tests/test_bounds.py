@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matrices import with_spectrum
 from small_networks import dense_hessian, fit, make
 from torch import Tensor, nn
 
@@ -23,12 +24,6 @@ from lgo_cli.seeding import standard_normal
 ISOLATED = torch.cat([torch.tensor([50.0, 30.0, 10.0, -4.0]), torch.linspace(-1, 1, 96)])
 
 
-def _with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
-    n = len(values)
-    q, _ = torch.linalg.qr(standard_normal(n * n, seed, "basis").view(n, n))
-    return q @ torch.diag(values.double()) @ q.T
-
-
 FITTED = ("relu", "gelu, smoothed labels", "squared error", "batch norm", "convolution", "LSTM")
 CASES = [
     (name, steps) for name in (*FITTED, "attention and layer norm") for steps in (100, 400, 1500)
@@ -44,7 +39,7 @@ def test_bounds_hold_for_fitted_float32_networks(name: str, num_steps: int) -> N
     with Objective(model, samples, loss) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=False)
         operator = HessianOperator(objective)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         pairs = extreme_eigenpairs(operator, Wanted(top_k=4, bottom_k=2))
     values = torch.cat([pairs.largest, pairs.smallest])
     bounds = torch.cat([pairs.largest_residual_bounds, pairs.smallest_residual_bounds])
@@ -53,7 +48,7 @@ def test_bounds_hold_for_fitted_float32_networks(name: str, num_steps: int) -> N
 
 
 def test_recurrence_holds_with_its_defect() -> None:
-    matrix = _with_spectrum(ISOLATED)
+    matrix = with_spectrum(ISOLATED)
     process = Lanczos(DenseOperator(matrix), standard_normal(100, 0, "s"))
     for _ in range(70):  # across three blocks of the basis
         process.step()
@@ -67,7 +62,7 @@ def test_recurrence_holds_with_its_defect() -> None:
 
 def test_asymmetric_products_widen_the_bounds() -> None:
     """An operator that is only nearly symmetric: bounds hold for its symmetric part."""
-    exact = _with_spectrum(ISOLATED)
+    exact = with_spectrum(ISOLATED)
     noise = 1e-3 * standard_normal(100 * 100, 1, "noise").view(100, 100)
     truth = torch.linalg.eigvalsh(exact)
     pairs = extreme_eigenpairs(
@@ -106,7 +101,7 @@ def test_tolerance_below_rounding_stops_early_and_says_why() -> None:
 
 
 def test_warning_names_what_missed() -> None:
-    matrix = _with_spectrum(ISOLATED)
+    matrix = with_spectrum(ISOLATED)
     pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=2, bottom_k=2, max_matvecs=12))
     assert not pairs.converged
     assert "smallest 2 ×" in pairs.warnings[0]
@@ -115,7 +110,7 @@ def test_warning_names_what_missed() -> None:
 
 
 def test_one_check_is_not_enough() -> None:
-    matrix = _with_spectrum(ISOLATED)
+    matrix = with_spectrum(ISOLATED)
     free = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=1, bottom_k=0))
     exact = extreme_eigenpairs(
         DenseOperator(matrix), Wanted(top_k=1, bottom_k=0, max_matvecs=free.num_matvecs)
@@ -129,7 +124,7 @@ def test_one_check_is_not_enough() -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_units_of_the_loss_do_not_matter(scale: float) -> None:
-    matrix = _with_spectrum(ISOLATED).float()
+    matrix = with_spectrum(ISOLATED).float()
     base = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=3, bottom_k=1))
     scaled = extreme_eigenpairs(DenseOperator(matrix * scale), Wanted(top_k=3, bottom_k=1))
     assert scaled.num_matvecs == base.num_matvecs

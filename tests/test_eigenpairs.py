@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matrices import with_spectrum
 from small_networks import NETWORKS, dense_hessian, make
 from torch import Tensor
 
@@ -22,13 +23,6 @@ from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
-
-
-def with_spectrum(values: Tensor, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    n = len(values)
-    q, _ = torch.linalg.qr(standard_normal(n * n, seed, "basis").view(n, n))
-    matrix = q @ torch.diag(values.double()) @ q.T
-    return ((matrix + matrix.T) / 2).to(dtype)
 
 
 def of(*values: float, bulk: Tensor) -> Tensor:
@@ -99,7 +93,7 @@ def test_bounds_hold_on_float32_networks(name: str) -> None:
     with Objective(model, samples, loss) as objective:
         rounding = measure_rounding(objective, HessianOperator, difference=False)
         operator = HessianOperator(objective)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         for seed in range(3):
             pairs = extreme_eigenpairs(operator, Wanted(4, 2, seed=seed))
             truth = torch.linalg.eigvalsh(dense)

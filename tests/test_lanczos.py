@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matrices import with_spectrum
 from small_networks import NETWORKS, dense_hessian, make
-from torch import Tensor
 
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.lanczos import Lanczos
@@ -14,14 +14,6 @@ from lgo_cli.curvature.search import Wanted
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
-
-
-def _with_spectrum(values: Tensor, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    n = len(values)
-    q, _ = torch.linalg.qr(standard_normal(n * n, seed, "basis").view(n, n))
-    matrix = q @ torch.diag(values.double()) @ q.T
-    return ((matrix + matrix.T) / 2).to(dtype)
-
 
 SPECTRA = {
     "isolated": torch.cat([torch.tensor([50.0, 30.0, 10.0, -4.0]), torch.linspace(-1, 1, 96)]),
@@ -37,7 +29,7 @@ SPECTRA = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", list(SPECTRA))
 def test_both_ends_within_their_bounds(name: str, dtype: torch.dtype, seed: int) -> None:
-    matrix = _with_spectrum(SPECTRA[name], seed, dtype)
+    matrix = with_spectrum(SPECTRA[name], seed, dtype)
     truth = torch.linalg.eigvalsh(matrix.double())
     pairs = extreme_eigenpairs(
         DenseOperator(matrix), Wanted(top_k=3, bottom_k=2, rtol=1e-3, seed=seed)
@@ -69,7 +61,7 @@ def test_both_ends_within_their_bounds(name: str, dtype: torch.dtype, seed: int)
 
 @pytest.mark.parametrize("name", ["isolated", "indefinite"])
 def test_eigenvectors_have_the_residuals_that_are_printed(name: str) -> None:
-    matrix = _with_spectrum(SPECTRA[name], 7, torch.float32)
+    matrix = with_spectrum(SPECTRA[name], 7, torch.float32)
     pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=2, bottom_k=2))
     values = torch.cat([pairs.largest, pairs.smallest])
     bounds = torch.cat([pairs.largest_residual_bounds, pairs.smallest_residual_bounds])
@@ -107,7 +99,7 @@ def test_bounds_hold_for_float32_networks(name: str) -> None:
 
 def test_basis_stays_orthonormal_where_textbook_lanczos_loses_it() -> None:
     values = torch.cat([torch.tensor([1e3, 1e2]), torch.linspace(0, 1, 198)])
-    process = Lanczos(DenseOperator(_with_spectrum(values, 0)), standard_normal(200, 0, "s"))
+    process = Lanczos(DenseOperator(with_spectrum(values, 0)), standard_normal(200, 0, "s"))
     for _ in range(120):
         process.step()
     basis = torch.cat(process.basis.rows())
@@ -130,7 +122,7 @@ def test_invariant_subspaces_are_left_and_the_rest_is_searched() -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 5])
 def test_all_eigenvalues_of_a_small_matrix(dim: int) -> None:
-    matrix = _with_spectrum(torch.arange(1.0, dim + 1) - 2.5, 1)
+    matrix = with_spectrum(torch.arange(1.0, dim + 1) - 2.5, 1)
     pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=dim, bottom_k=0))
     assert pairs.num_matvecs == dim
     assert pairs.converged
@@ -154,7 +146,7 @@ def test_nothing_asked_nothing_spent() -> None:
 
 
 def test_one_end_alone() -> None:
-    matrix = _with_spectrum(SPECTRA["indefinite"], 0)
+    matrix = with_spectrum(SPECTRA["indefinite"], 0)
     truth = torch.linalg.eigvalsh(matrix)
     bottom = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=0, bottom_k=2))
     assert len(bottom.largest) == 0
@@ -162,7 +154,7 @@ def test_one_end_alone() -> None:
 
 
 def test_seed_decides_the_run() -> None:
-    matrix = _with_spectrum(SPECTRA["isolated"], 0)
+    matrix = with_spectrum(SPECTRA["isolated"], 0)
     a, b, c = (
         extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=2, bottom_k=0, seed=seed))
         for seed in (1, 1, 2)
@@ -172,7 +164,7 @@ def test_seed_decides_the_run() -> None:
 
 
 def test_limit_is_kept_and_said() -> None:
-    matrix = _with_spectrum(SPECTRA["clustered"], 0)
+    matrix = with_spectrum(SPECTRA["clustered"], 0)
     operator = DenseOperator(matrix)
     pairs = extreme_eigenpairs(operator, Wanted(top_k=3, bottom_k=2, rtol=1e-8, max_matvecs=12))
     assert operator.num_matvecs == pairs.num_matvecs == 12

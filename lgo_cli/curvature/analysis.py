@@ -112,7 +112,7 @@ class _Analysis:
         if rounding.units is None:
             self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
         operator = requested.composed(network)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         checked = None
         if config.audit:
             checked = audit(objective, operator, rounding, kinks, config.seed)
@@ -362,7 +362,7 @@ class _Analysis:
         if rounding is None:
             return None
         operator = self.requested.preconditioned(network)
-        operator.measured_rounding = rounding.units or 0.0
+        operator.measured_rounding = rounding.units
         basis = self._basis(operator)
         pairs = extreme_eigenpairs(operator, self._largest(), basis=basis, progress=self.progress)
         self.matvecs["preconditioned"] = pairs.num_matvecs
@@ -390,7 +390,7 @@ class _Analysis:
             rounding = self.requested.rounding(objective, block, model, composed)
             network = self.requested.network(objective, block, model)
             operator = composed(network)
-            operator.measured_rounding = rounding.units or 0.0
+            operator.measured_rounding = rounding.units
             gradient = self.requested.gradient(network)
             guess = scaled_gradient(gradient, operator) if wanted.top_k else None
             said = len(self.warnings)

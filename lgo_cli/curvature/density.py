@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.curvature.lanczos import Lanczos, Rule
 from lgo_cli.curvature.smoothing import default_width, smooth
@@ -16,8 +17,6 @@ from lgo_cli.seeding import standard_normal
 if TYPE_CHECKING:
     from lgo_cli.curvature.basis import Basis
     from lgo_cli.curvature.operators import Operator
-
-Array = np.ndarray[Any, Any]
 
 NUM_STEPS = 40
 """Nodes of the rule. They resolve the spectrum to about its range over 40, which separates the few

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
 
 from lgo_cli.curvature.lanczos import Lanczos
@@ -27,8 +28,6 @@ from lgo_cli.vectors import fix_sign_
 if TYPE_CHECKING:
     from lgo_cli.curvature.basis import Basis
     from lgo_cli.curvature.operators import Operator
-
-Array = np.ndarray[Any, Any]
 
 NOISE = 1.0
 """Norm of the random vector that is mixed into a start that is given, whose own is 1. Two steps

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
 
 from lgo_cli.curvature.basis import Basis
@@ -20,8 +21,6 @@ from lgo_cli.seeding import standard_normal
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.operators import Operator
-
-Array = np.ndarray[Any, Any]
 
 
 RESIDUAL_FLOOR = 0.01

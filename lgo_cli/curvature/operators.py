@@ -33,13 +33,14 @@ class Operator(ABC):
         dtype: Of vectors and products.
         device: Where they are.
         num_matvecs: Products computed so far, the unit of cost.
-        measured_rounding: Units of eps·‖H‖ by which products were seen to be off (audit.py).
+        measured_rounding: Units of eps·‖H‖ by which products were seen to be off (audit.py);
+            `None` if that was not measured.
         rounding_floor: ‖fl(Hv) − Hv‖ to allow for at least, absolute: a block of a matrix rounds
             as the whole does, however small it is itself.
         crowd: Where most eigenvalues are thought to lie: at zero, or where a shift puts it.
     """
 
-    measured_rounding = 0.0
+    measured_rounding: float | None = None
     rounding_floor = 0.0
     crowd = 0.0
 
@@ -60,7 +61,7 @@ class Operator(ABC):
 
         To be asked after a product, when the operator has seen its numbers.
         """
-        return max(self._expected_rounding, self.measured_rounding)
+        return max(self._expected_rounding, self.measured_rounding or 0.0)
 
     @property
     def _expected_rounding(self) -> float:

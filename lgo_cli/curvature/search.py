@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.curvature.lanczos import RESIDUAL_FLOOR
 from lgo_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lgo_cli.curvature.lanczos import Lanczos, Ritz
     from lgo_cli.progress import Task
-
-Array = np.ndarray[Any, Any]
 
 DEFAULT_MAX_MATVECS = 300
 """Products before giving up, unless many pairs are wanted. The ten largest of a trained network
@@ -175,7 +175,7 @@ class Found:
     """
 
     ritz: Ritz
-    order: Array
+    order: NDArray[np.intp]
     errors: Array
     tolerances: Array
     floor: float
@@ -340,7 +340,7 @@ class Search:
         )
 
 
-def ranked_errors(ritz: Ritz, order: Array, top_k: int) -> Array:
+def ranked_errors(ritz: Ritz, order: NDArray[np.intp], top_k: int) -> Array:
     """Error of each wanted Ritz value as that of the eigenvalue of its rank [k + j].
 
     It is the estimate, except where eigenvalues crowd, below the floor. There a Ritz vector may be

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.exports.tables import CONVEXITY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-Array = np.ndarray[Any, Any]
 
 NUMBERS_PER_LINE = 6
 

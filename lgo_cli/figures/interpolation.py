@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray as Array
 
 from lgo_cli.figures.plane import wrapped
 from lgo_cli.figures.style import (
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 FEW_POINTS = 15
 """Up to so many, each is marked: what lies between them is not measured."""

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import label_lines, name_points
 from lgo_cli.figures.plane import (
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 SHADES = "YlOrBr"
 """From light to dark, steadily: more ink is more."""

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import Points, name_points
 from lgo_cli.figures.plane import (
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 USUAL_NAME = 4
 """Characters of a tick's name on a horizontal axis, beside which there is room for the label."""

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import Points
 from lgo_cli.figures.style import INK, NARROW, Size, new_figure, number
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 TRAJECTORY = "#E69F00"
 CURVE: dict[str, Any] = {

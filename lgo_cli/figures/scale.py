@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
+from numpy import ndarray as Array
 
 from lgo_cli.figures.style import (
     ink_on,
@@ -21,8 +22,6 @@ from lgo_cli.figures.style import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-Array = np.ndarray[Any, Any]
 
 COLOURS = "viridis"
 NUM_LINES = 10

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, Any]
-
 LETTER = 0.055
 """Inches of a letter of 7 pt, on average."""
 NAMES_SHARE = 0.5

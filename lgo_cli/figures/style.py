@@ -13,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from numpy import ndarray as Array
 
 from lgo_cli.results import counted, spelled_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-Array = np.ndarray[Any, Any]
 
 # Okabe & Ito's palette, which the colour-blind can tell apart; the two differ in grey too.
 TRAIN = "#0072B2"

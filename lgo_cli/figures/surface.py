@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.lines import Line2D
+from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import label_lines, name_points
 from lgo_cli.figures.plane import (
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.contour import ContourSet
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 FEW_CELLS = 225
 """Up to so many cells, each is marked: what lies between them is interpolated."""

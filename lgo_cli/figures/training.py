@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray as Array
 
 from lgo_cli.figures.style import (
     COLUMN,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, Any]
 
 DECADE = 10.0
 """Ratio of the largest to the smallest rate from which on equal factors look equal."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.landscape.borders import border, nearest_is_finite
 from lgo_cli.landscape.checking import Check, compare
-from lgo_cli.landscape.spline import Spline, fit
+from lgo_cli.landscape.spline import GrowingSpline, fit
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
     Preview = Callable[["Array", "Array"], None]
-
-Array = np.ndarray[Any, Any]
 
 COARSE = 6
 """Rows and columns measured first. On planes of small networks twice as many cells are about what a
@@ -199,8 +198,8 @@ class _Filling:
         self.floor = 1.0
         self.margin = 1.0
         self.two_levels = False
-        self.splines: dict[str, Spline] = {}
-        self.orders: dict[str, tuple[int | None, int]] = {}
+        self.small_spline = GrowingSpline(self.grid, tolerance, SMALL_GROWTH)
+        self.full_spline = GrowingSpline(self.grid, tolerance)
 
     @property
     def cost(self) -> float:
@@ -330,12 +329,12 @@ class _Filling:
         if self.two_levels:
             small_heights = np.arcsinh(self.small / self.floor)
             few = self.known_small & np.isfinite(self.small)
-            small = self._spline("small", few, small_heights, SMALL_GROWTH)
+            small = self.small_spline.through(few, small_heights)
             with np.errstate(invalid="ignore"):
-                full = self._spline("full", data, heights - small_heights)
+                full = self.full_spline.through(data, heights - small_heights)
             filled, variance = small.values + full.values, small.deviation**2
         else:
-            full = self._spline("full", data, heights)
+            full = self.full_spline.through(data, heights)
             filled, variance = full.values, np.zeros(len(heights))
         stated = SAFETY * self.margin * np.sqrt(variance + full.deviation**2) + ROUNDING
         filled = np.clip(filled, -MAX_HEIGHT, MAX_HEIGHT)
@@ -356,21 +355,6 @@ class _Filling:
                 return cells, []
             limit = np.sqrt(np.maximum(limit**2 - variance, (SMALL_SHARE * limit) ** 2))
         return [], full.rank(limit, _batch(self.known))
-
-    def _spline(self, role: str, data: Array, heights: Array, growth: float = 1.0) -> Spline:
-        """Through some cells: the last one, until there are more, and `growth` times as many."""
-        n = int(data.sum())
-        if role in self.splines:
-            num_laid = len(self.splines[role].residuals)  # as many are the same ones
-            if n < max(num_laid + 1, growth * num_laid):
-                return self.splines[role]
-            del self.splines[role]  # its memory is the next one's
-        order, chosen_at = self.orders.get(role, (None, 0))
-        if n >= 1.5 * chosen_at:  # it is chosen again
-            order, chosen_at = None, n
-        spline = fit(self.grid[data], heights[data], self.grid, self.tolerance, order)
-        self.splines[role], self.orders[role] = spline, (spline.order, chosen_at)
-        return spline
 
     def check(self, cells: Sequence[int], number: int) -> Check:
         """Measure filled cells and compare, for the `number`-th time."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+from numpy import ndarray as Array
 
 
 def assign(cost: Array) -> tuple[Array, Array, Array]:

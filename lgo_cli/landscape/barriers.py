@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.landscape.heights import heights_of, highest
 from lgo_cli.seeding import standard_normal
-
-Array = np.ndarray[Any, Any]
 
 CONFIDENCE = 0.95
 """Of the interval, for all coordinates at once."""

@@ -175,11 +175,11 @@ class BatchNorm:
             for batch in self._samples.batches(self._objective.micro_batch_size):
                 call(self._objective.model, batch.inputs)
 
-    def _weights(self, coordinates: tuple[float, ...]) -> np.ndarray[Any, Any]:
+    def _weights(self, coordinates: tuple[float, ...]) -> np.ndarray:
         """Barycentric coordinates [n], of the point or of the hull's point that stands for it."""
         system = np.vstack([np.ones(len(self._coordinates)), self._coordinates.T])
         weights = np.linalg.solve(system, np.array([1.0, *coordinates])).clip(min=0.0)
-        inside: np.ndarray[Any, Any] = weights / weights.sum()
+        inside: np.ndarray = weights / weights.sum()
         return inside
 
 

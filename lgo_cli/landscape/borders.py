@@ -5,11 +5,8 @@ Shapes: m = ny·nx cells in the order of rows, n of them measured.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+from numpy import ndarray as Array
 
 
 def nearest_is_finite(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+from numpy import ndarray as Array
 
 CONFIDENCE = 0.95
 """Of all checks of a surface together. One that failed is refined and checked again, and each try

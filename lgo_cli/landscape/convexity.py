@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.objective import Objective
-
-Array = np.ndarray[Any, Any]
 
 
 SHARE = 0.1
@@ -227,7 +226,7 @@ def _eigenpairs(
         objective, HessianOperator, model, difference=False, seed=wanted.seed
     ).units
     operator = HessianOperator(objective, model=model, memory_bytes=memory_bytes)
-    operator.measured_rounding = units or 0.0
+    operator.measured_rounding = units
     pairs: Eigenpairs | None = None
     with suppress(NumericsError):
         pairs = extreme_eigenpairs(operator, wanted)

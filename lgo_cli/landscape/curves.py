@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.vectors import dot, norm
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-Array = np.ndarray[Any, Any]
 
 DRAWN = 101
 """Points of a curve that is drawn, which its kinks are put in between."""

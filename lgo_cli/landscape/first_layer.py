@@ -6,12 +6,15 @@ Graphs are those of torch.fx; they share the model's parameters.
 from __future__ import annotations
 
 import operator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.tracing import has_forward_hooks, tensor_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEPT = "kept_"
 """Arguments of a graph that start so are buffers, which it may write over."""
@@ -29,16 +32,24 @@ class FirstLinear(NamedTuple):
 def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:
     """Linear layers, as modules or functions, whose input depends on no parameter."""
     modules = dict(traced.named_modules())
-    fixed: set[fx.Node] = set()
-    found = []
+    fixed = computed_from(traced, lambda node: _reads_no_parameter(node, traced, modules))
+    linears = (_as_linear(node, traced, modules) for node in traced.graph.nodes)
+    return [linear for linear in linears if linear is not None and linear.inputs in fixed]
+
+
+def computed_from(traced: fx.GraphModule, allowed: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Allowed nodes that are computed from such alone.
+
+    None, if one of them is written over: an order of reading and writing that a graph of their own
+    would not keep.
+    """
+    modules = dict(traced.named_modules())
+    found: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        if writes_in_place(node, modules) and fixed & set(node.all_input_nodes):
-            return []  # an order of reading and writing that a prefix of its own would not keep
-        if _is_fixed(node, fixed, traced, modules):
-            fixed.add(node)
-        linear = _as_linear(node, traced, modules)
-        if linear is not None and linear.inputs in fixed:
-            found.append(linear)
+        if writes_in_place(node, modules) and found & set(node.all_input_nodes):
+            return set()
+        if allowed(node) and found.issuperset(node.all_input_nodes):
+            found.add(node)
     return found
 
 
@@ -55,20 +66,16 @@ def writes_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
 
 
-def _is_fixed(
-    node: fx.Node, fixed: set[fx.Node], traced: fx.GraphModule, modules: dict[str, nn.Module]
+def _reads_no_parameter(
+    node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]
 ) -> bool:
-    """Whether a node is the samples, a constant, or computed from such alone."""
-    if node.op == "placeholder":
-        return True
+    """Whether a node has no parameters of its own: samples, constants, and functions of these."""
     if node.op == "get_attr":
         return not isinstance(tensor_of(node, traced), nn.Parameter)
     if node.op == "call_module":
         module = modules[str(node.target)]
-        tensors = [*module.parameters(), *module.buffers()]
-        if tensors or has_forward_hooks(module):
-            return False
-    return node.op != "output" and all(parent in fixed for parent in node.all_input_nodes)
+        return not (*module.parameters(), *module.buffers()) and not has_forward_hooks(module)
+    return node.op != "output"
 
 
 def _as_linear(

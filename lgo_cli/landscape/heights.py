@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+from numpy import ndarray as Array
 
 
 def highest(alpha: Array, loss: Array) -> tuple[int, float]:

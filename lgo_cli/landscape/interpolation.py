@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.config import linspace
 from lgo_cli.curvature.embeddings import false_derivatives
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
     from lgo_cli.objective import Evaluation, Objective, Samples
-
-Array = np.ndarray[Any, Any]
 
 OWN_PASS = "the model's own pass: the path is no straight line between parameters"
 CHANGED = "the model's own pass: each point is changed by itself, as by REPAIR"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.networks import HessianOperator
@@ -21,8 +22,6 @@ from lgo_cli.vectors import dot, root_mean_square
 if TYPE_CHECKING:
     from lgo_cli.filters import Normalization
     from lgo_cli.objective import Objective
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +23,11 @@ from lgo_cli.vectors import cosine, dot, norm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy import ndarray as Array
+
     from lgo_cli.config import Range
     from lgo_cli.filters import Normalization
     from lgo_cli.objective import Objective
-
-Array = np.ndarray[Any, Any]
 
 MARGIN = 0.25
 """Room around the points that a plane was laid through, as a share of their extent."""

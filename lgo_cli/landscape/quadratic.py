@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.vectors import dot
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.objective import Objective
-
-Array = np.ndarray[Any, Any]
 
 RTOL = 0.1
 """Relative error of the model that counts as holding."""

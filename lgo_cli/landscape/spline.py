@@ -9,13 +9,11 @@ next cells, which then take twice as long.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
-
-Array = np.ndarray[Any, Any]
 
 ORDERS = (1, 3, 5)
 """Powers of r to choose from: continuous, C² and C⁴ in the plane. On measured surfaces the highest
@@ -138,6 +136,36 @@ def fit(
         _kernels=kernels,
         _grid=grid,
     )
+
+
+class GrowingSpline:
+    """The spline through measured cells, while they become more.
+
+    Args:
+        grid: Coordinates of all cells [m, 2].
+        tolerance: As `fit` has it.
+        growth: It is laid anew once there are so many times the cells, and one more at least.
+    """
+
+    def __init__(self, grid: Array, tolerance: float, growth: float = 1.0) -> None:
+        self.grid, self.tolerance, self.growth = grid, tolerance, growth
+        self.last: Spline | None = None
+        self.order: int | None = None
+        self.num_at_choice = 0
+
+    def through(self, data: Array, values: Array) -> Spline:
+        """The spline through the cells where `data` is true, of values [m]: or still the last."""
+        n = int(data.sum())
+        if self.last is not None:
+            num_laid = len(self.last.residuals)  # as many are the same ones
+            if n < max(num_laid + 1, self.growth * num_laid):
+                return self.last
+            self.last = None  # its memory is the next one's
+        if n >= 1.5 * self.num_at_choice:  # the order is chosen again
+            self.order, self.num_at_choice = None, n
+        self.last = fit(self.grid[data], values[data], self.grid, self.tolerance, self.order)
+        self.order = self.last.order
+        return self.last
 
 
 class _System:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+from numpy import ndarray as Array
 
 NUM_ANGLES = 96
 """Points on a circle of a profile; more than a 51 × 51 grid has cells on its largest."""

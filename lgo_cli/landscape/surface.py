@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli.landscape.adaptive import Filled, fill_surface
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from lgo_cli.objective import Evaluation
 
     Preview = Callable[["Array", "Array"], None]
-
-Array = np.ndarray[Any, Any]
 
 SMALL_SHARE = 16
 """The few samples of an adaptive surface are the first sixteenth of them."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from lgo_cli.curvature.convolutions import convolution, laid_out
-from lgo_cli.landscape.first_layer import prefix_of, take_out, writes_in_place
+from lgo_cli.landscape.first_layer import computed_from, prefix_of, take_out
 from lgo_cli.landscape.fusing import CONVOLUTIONS, SIZE
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def take_out_weights(traced: fx.GraphModule, batch_size: int) -> fx.GraphModule:
     Returns:
         A function of nothing that gives them, in their order, where the model stands.
     """
-    graph, fixed = traced.graph, _fixed(traced)
+    graph = traced.graph
+    fixed = computed_from(traced, lambda node: node.op not in ("placeholder", "output"))
     found: list[fx.Node] = []
     for node in list(graph.nodes):
         if node.target not in CONVOLUTIONS:
@@ -62,15 +63,3 @@ def take_out_weights(traced: fx.GraphModule, batch_size: int) -> fx.GraphModule:
     weights.recompile()
     take_out(traced, found, "weight_")
     return weights
-
-
-def _fixed(traced: fx.GraphModule) -> set[fx.Node]:
-    """Nodes that no sample enters; none, if one of them is written over."""
-    modules = dict(traced.named_modules())
-    fixed: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        if writes_in_place(node, modules) and fixed & set(node.all_input_nodes):
-            return set()
-        if node.op not in ("placeholder", "output") and fixed.issuperset(node.all_input_nodes):
-            fixed.add(node)
-    return fixed

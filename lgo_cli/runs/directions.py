@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -97,14 +97,14 @@ def _from_npz(path: Path) -> Tensor:
     return torch.from_numpy(found.astype(np.float64))
 
 
-def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the named arrays that a `.npz` has."""
     with _npz(path) as arrays:
         return {name: arrays[name] for name in names if name in arrays}
 
 
 @contextmanager
-def _npz(path: Path) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+def _npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """Open a `.npz`, of which an array is read when it is asked for."""
     try:
         # A handle of our own: NumPy leaves one open when it cannot read the file.

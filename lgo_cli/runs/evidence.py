@@ -149,7 +149,7 @@ def _barrier_evidence(arrays: Mapping[str, Any], prefix: str) -> dict[str, float
     return {"value": value, "standard_error": float(error), "alpha": float(alpha[top])}
 
 
-def direction_norm(direction: np.ndarray[Any, Any]) -> float:
+def direction_norm(direction: np.ndarray) -> float:
     """Length of a direction [P], in float64 whatever its own type."""
     return float(np.linalg.norm(direction.astype(np.float64)))
 

@@ -157,7 +157,7 @@ def networks(num_seeds: int) -> Iterator[str]:
             with Objective(model, samples, loss) as objective:
                 rounding = measure_rounding(objective, HessianOperator, difference=False)
                 operator = HessianOperator(objective)
-                operator.measured_rounding = rounding.units or 0.0
+                operator.measured_rounding = rounding.units
                 # Its Hessian is that of one output, once for each of them.
                 repeated = name == "linear, squared error"
                 guess = operator.gradient()

@@ -240,7 +240,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     rounding = measure_rounding(problem, HessianOperator, model, difference=False, seed=seed)
     memory_bytes = context.execution.memory_bytes
     operator = HessianOperator(problem, model=model, memory_bytes=memory_bytes)
-    operator.measured_rounding = rounding.units or 0.0
+    operator.measured_rounding = rounding.units
     pairs = extreme_eigenpairs(
         operator,
         Wanted(top_k, rtol=rtol, vector_rtol=rtol, seed=seed),

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray as Array
 
 from lgo_cli import checkpoint
 from lgo_cli.results import BarrierMatrix, InterpResults
@@ -18,8 +19,6 @@ from lgo_cli.runs.steps.ends import Ends, largest_difference
 if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
     from lgo_cli.landscape.interpolation import LossPath, Series
-
-Array = np.ndarray[Any, Any]
 
 
 def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResults, dict[str, Any]]:

@@ -287,7 +287,7 @@ def _preview(work: Work) -> Preview:
         "num_cells": len(work.x) * len(work.y),
     }
 
-    def show(loss: np.ndarray[Any, Any], measured: np.ndarray[Any, Any]) -> None:
+    def show(loss: np.ndarray, measured: np.ndarray) -> None:
         arrays = {"x": np.array(work.x), "y": np.array(work.y), "loss": _nearest(loss, measured)}
         found = {**results, "num_measured": int(measured.sum())}
         figure = draw_contour(arrays, found, FigureConfig().inches)
@@ -297,7 +297,7 @@ def _preview(work: Work) -> Preview:
     return show
 
 
-def _nearest(loss: np.ndarray[Any, Any], measured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _nearest(loss: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Losses with those that are neither measured nor filled taken from the nearest measured."""
     missing = ~measured & ~np.isfinite(loss)
     rows, columns = np.nonzero(measured)
