@@ -19,6 +19,7 @@ from lgo_cli.curvature import exact_trace as module
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OperatorName
+from lgo_cli.curvature.reads import matrix_squares
 from lgo_cli.curvature.spectrum import MAX_DEVIATION, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import TraceEstimate
 from lgo_cli.loss import LossFunction
@@ -353,6 +354,21 @@ def test_float32_rounds_as_is_allowed(names: list[str], num_steps: int) -> None:
 
 
 # The proof
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_positions", "value"), [(1_000_000, 1, 0.7), (1_000, 600, 0.625)]
+)
+def test_float32_norms_of_large_weights(rows: int, num_positions: int, value: float) -> None:
+    """By outer products and by the gradient itself, whose entries are exact: of a million squares.
+
+    Sums in pairs are off by some roundings of 6e-8, one by one by 8e-4.
+    """
+    columns = 1_000
+    a = torch.full((1, columns, num_positions), 0.125)
+    delta = torch.full((1, 1, rows, num_positions), value)
+    entry = num_positions * 0.125 * float(delta.flatten()[0])
+    assert float(matrix_squares(a, delta)) == pytest.approx(rows * columns * entry**2, rel=1e-6)
 
 
 def _mlp(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
