@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from lgo_cli.objective import Objective, Samples
 
+UNKNOWN_MEMORY = 8 * 2**30
+"""Bytes that a machine is taken to have which does not tell; `--memory` knows better."""
+
 CGROUPS = Path("/proc/self/cgroup")
 """The control groups of this process, a line `id:controllers:path` each."""
 
@@ -341,8 +344,15 @@ def total_memory_bytes(device: torch.device) -> int:
     """Memory of the device, for a CPU that of the machine or of its cgroups if that is less."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([total, *_cgroup_limits()])
+    return min([_physical_memory_bytes(), *_cgroup_limits()])
+
+
+def _physical_memory_bytes() -> int:
+    """Memory of the machine; `UNKNOWN_MEMORY` where Python has no way to ask, as on Windows."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return UNKNOWN_MEMORY
 
 
 def _cgroup_limits() -> Iterator[int]:
