@@ -9,13 +9,13 @@ import json
 import os
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from _typeshed import ReadableBuffer
 
@@ -73,6 +73,18 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def portable_path(path: Path, directory: Path) -> str:
+    """Where `path` is, seen from `directory`, so that both can move together.
+
+    Between two drives of Windows there is no way from one to the other: the path is absolute.
+    """
+    path, directory = path.resolve(), directory.resolve()
+    try:
+        return Path(os.path.relpath(path, directory)).as_posix()
+    except ValueError:
+        return path.as_posix()
 
 
 def temporary_path(path: Path) -> Path:
@@ -133,9 +145,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":  # opens no directories
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directory, nor does one that may not be listed
         return
-    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

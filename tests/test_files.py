@@ -21,6 +21,7 @@ from lgo_cli.files import (
     atomic_write,
     canonical_json,
     is_locked,
+    portable_path,
     sha256_bytes,
     sha256_file,
     step_lock,
@@ -45,6 +46,33 @@ def test_sha256_of_a_known_text(tmp_path: Path) -> None:
     assert sha256_file(path) == sha256_bytes(b"abc") == known
     with pytest.raises(InputError, match="No such file"):
         sha256_file(tmp_path / "absent")
+
+
+def test_files_are_written_where_directories_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: Path, *args: int) -> int:  # as Windows does
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with atomic_write(tmp_path / "file") as handle:
+        handle.write(b"all")
+    assert (tmp_path / "file").read_bytes() == b"all"
+
+
+def test_places_on_two_drives_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert portable_path(tmp_path / "a" / "model.pth", tmp_path / "b") == "../a/model.pth"
+
+    def refuse(path: Path, start: Path) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    path = tmp_path / "a" / "model.pth"
+    assert portable_path(path, tmp_path / "b") == path.resolve().as_posix()
 
 
 def test_atomic_write_replaces_all_or_nothing(tmp_path: Path) -> None:

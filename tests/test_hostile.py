@@ -343,6 +343,7 @@ CASES = {
     # the machine and the disk
     "no GPU": Case("hessian run --device cuda:7", 5, "there is no cuda:7 on this machine"),
     "no such device": Case("hessian run --device tpu", 2, "no device is called 'tpu'"),
+    "name too long for the disk": Case(f"train --out {'x' * 300}", 3, "File name too long"),
     "file in place of the directory": Case(
         "train --out file", 3, "file is a file, not a directory", _write("file", b"somebody's")
     ),

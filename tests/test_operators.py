@@ -391,3 +391,9 @@ def test_masked_classes_round_nothing(fill: float) -> None:
         with Objective(candidate, samples, loss) as objective:
             expected.append(HessianOperator(objective).rounding_units)
     assert expected[0] == expected[1] < 1e3
+
+
+def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sysconf")  # Windows has none
+    monkeypatch.setattr(networks, "CGROUPS", Path("nowhere"))
+    assert total_memory_bytes(torch.device("cpu")) == networks.UNKNOWN_MEMORY

@@ -6,7 +6,6 @@ Notation: θ [P], outputs z = f_θ(x) [n, C], N samples, J = ∂z/∂θ, all sum
 from __future__ import annotations
 
 import copy
-import ctypes
 import os
 from abc import abstractmethod
 from pathlib import Path
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lgo_cli.objective import Objective, Samples
+
+UNKNOWN_MEMORY = 8 * 2**30
+"""Bytes that a machine is taken to have which does not tell; `--memory` knows better."""
 
 CGROUPS = Path("/proc/self/cgroup")
 """The control groups of this process, a line `id:controllers:path` each."""
@@ -346,11 +348,11 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def _physical_memory_bytes() -> int:
-    if os.name == "nt":
-        kibibytes = ctypes.c_ulonglong()
-        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes))  # type: ignore[attr-defined]
-        return kibibytes.value * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory of the machine; `UNKNOWN_MEMORY` where Python has no way to ask, as on Windows."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return UNKNOWN_MEMORY
 
 
 def _cgroup_limits() -> Iterator[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
 from lgo_cli.factories import role_of
-from lgo_cli.files import atomic_write, step_lock
+from lgo_cli.files import atomic_write, step_lock, write_error
 from lgo_cli.manifest import (
     Manifest,
     damaged_outputs,
@@ -216,7 +216,11 @@ def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
 
 
 def _refuse_non_directory(out: Path) -> None:
-    if out.exists() and not out.is_dir():
+    try:
+        is_other = out.exists() and not out.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise write_error(out, error) from error
+    if is_other:
         raise OutputError(f"{out} is a file, not a directory", hint="choose another --out")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -16,6 +15,7 @@ from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
     canonical_json,
+    portable_path,
     sha256_bytes,
     sha256_file,
     step_lock,
@@ -27,6 +27,7 @@ from lgo_cli.runs.names import PAYLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 STEPS = ("hessian", "interp", "contour")
 """Those that have arrays."""
@@ -86,7 +87,7 @@ def export(
 
     make = {"csv": csv_files, "vtk": vti_files, "h5": h5_files}[form]
     directory = out or run
-    source = _place(run, directory)
+    source = portable_path(run, directory)
     contents: dict[str, bytes] = {}
     records: dict[str, Exported] = {}
     for state in _chosen(run, step):
@@ -144,11 +145,6 @@ def _chosen(run: Path, step: str | None) -> list[StepState]:
                 hint=f"lgo show {run}; --step chooses another step",
             )
     return states
-
-
-def _place(run: Path, directory: Path) -> str:
-    """Where a run is, seen from a directory, so that both can move together."""
-    return Path(os.path.relpath(run.resolve(), directory.resolve())).as_posix()
 
 
 def _refuse_others_directory(directory: Path, source: str, *, force: bool) -> None:

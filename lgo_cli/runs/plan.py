@@ -5,7 +5,6 @@ Nothing here computes or imports torch, so that an answer such as "up to date" c
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from lgo_cli.config import (
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, role_of, source_files
-from lgo_cli.files import sha256_file
+from lgo_cli.files import portable_path, sha256_file
 from lgo_cli.manifest import (
     ALGORITHM_VERSIONS,
     InputRef,
@@ -90,11 +89,7 @@ class Plan:
     @property
     def locations(self) -> dict[str, str]:
         """Inputs relative to the manifest."""
-        base = self.out.resolve()
-        return {
-            name: Path(os.path.relpath(path.resolve(), base)).as_posix()
-            for name, path in self.files.items()
-        }
+        return {name: portable_path(path, self.out) for name, path in self.files.items()}
 
 
 class _Builder:
