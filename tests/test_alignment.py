@@ -6,6 +6,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def _shuffled(model: nn.Module, inputs: Tensor, seed: int = 0) -> State:
 def _matching(model: nn.Module, a: State, b: State, inputs: Tensor) -> _Matching:
     names = [name for name, _ in model.named_parameters()]
     weights_a, weights_b = ({name: state[name].double() for name in names} for state in (a, b))
-    return _Matching(find_symmetries(model, inputs), weights_a, weights_b)
+    return _Matching(find_symmetries(model, inputs), weights_a, weights_b, Mock())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,6 +104,15 @@ def test_the_published_start_alone_may_stop_short_of_the_copy() -> None:
         order, _ = matching.ascend([torch.arange(6)] * 8, 0)
         distances.append(matching.distance(order))
     assert max(distances) > 0.0
+
+
+def test_progress_hears_of_each_group_that_is_matched() -> None:
+    """Each of the eight once for the second start, and once at least in either ascent."""
+    model, inputs = perturbed(Case(lambda: mlp((12,), 3, (6,) * 8), []))
+    progress = MagicMock()
+    align(model, snapshot(model), _shuffled(model, inputs), inputs, progress=progress)
+    task = progress.task.return_value.__enter__.return_value
+    assert task.advance.call_count >= 24
 
 
 @pytest.mark.parametrize("name", ["mlp", "lgo's resnet", "stream into itself", "tied weights"])

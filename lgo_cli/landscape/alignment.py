@@ -26,6 +26,7 @@ from lgo_cli.landscape.permutations import (
     tensors_of,
 )
 from lgo_cli.outputs import model_failures
+from lgo_cli.progress import SILENT
 from lgo_cli.results import counted, some
 from lgo_cli.seeding import generator
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lgo_cli.landscape.permutations import Symmetries
+    from lgo_cli.progress import Progress, Task
 
 Order = list[Tensor]
 
@@ -85,6 +87,7 @@ def align(
     inputs: Tensor,
     *,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> Alignment:
     """Match the hidden units of network B to those of network A.
 
@@ -95,6 +98,7 @@ def align(
         inputs: Samples [n, *input_shape] on the model's device. Two are traced; on the first
             `PROOF_SAMPLES` the permuted network is compared with the original.
         seed: Of the order in which groups are visited.
+        progress: Told of each group that was matched.
 
     Raises:
         InputError: if the model cannot be traced.
@@ -107,9 +111,10 @@ def align(
         {name: tensors[name].double().cpu() for name in trainable}
         for tensors in (tensors_of(model, state_a), tensors_of(model, state_b))
     )
-    matching = _Matching(symmetries, weights_a, weights_b)
     identity = [torch.arange(group.size) for group in symmetries.groups]
-    ascents = [matching.ascend(start, seed) for start in (identity, matching.forward())]
+    with progress.task("alignment", None, "groups of units") as task:
+        matching = _Matching(symmetries, weights_a, weights_b, task)
+        ascents = [matching.ascend(start, seed) for start in (identity, matching.forward())]
     order, objective = max(ascents, key=lambda ascent: ascent[1][-1])
     state = symmetries.permute_state(state_b, order)
     difference, dtype, refused = _output_difference(model, state_b, state, inputs)
@@ -166,8 +171,10 @@ class _Matching:
         symmetries: Symmetries,
         weights_a: Mapping[str, Tensor],
         weights_b: Mapping[str, Tensor],
+        task: Task,
     ) -> None:
         self.symmetries = symmetries
+        self.task = task
         self.a = weights_a
         self.b = weights_b
         self.occurrences: list[list[_Occurrence]] = [[] for _ in symmetries.groups]
@@ -231,6 +238,7 @@ class _Matching:
             )
             order[group] = _best(self.gains(group, order, ready[group]))
             waiting.remove(group)
+            self.task.advance()
         return order
 
     def _ready(self, group: int, waiting: Sequence[int]) -> list[_Occurrence]:
@@ -262,6 +270,7 @@ class _Matching:
                 if group not in stale:
                     continue
                 stale.remove(group)
+                self.task.advance()
                 names = self.symmetries.groups[group].parameters
                 for step in self._steps(group, order):
                     if torch.equal(step, order[group]):

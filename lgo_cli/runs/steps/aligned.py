@@ -23,7 +23,9 @@ def aligned(context: Context, config: InterpConfig, other: Mapping[str, Tensor])
 
     loaded = context.loaded
     inputs = loaded.samples("train", config.analysis_samples).inputs
-    return align(loaded.model, loaded.model.state_dict(), other, inputs, seed=config.seed)
+    state = loaded.model.state_dict()
+    progress = context.progress
+    return align(loaded.model, state, other, inputs, seed=config.seed, progress=progress)
 
 
 def alignment_results(alignment: Alignment) -> AlignmentResults:
