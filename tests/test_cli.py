@@ -615,7 +615,7 @@ def test_terminated_as_by_timeout_shows_the_cursor_again(tmp_path: Path) -> None
         line, cwd=tmp_path, env={**os.environ, "TERM": "xterm"}, stderr=theirs
     ) as process:
         os.close(theirs)
-        while b"\x1b[?25l" not in shown:  # hidden under a bar
+        while b"%" not in shown:  # a bar is drawn, and the cursor hidden
             shown += os.read(ours, 10_000)
         process.terminate()
         with suppress(OSError):  # Linux's word for the end
