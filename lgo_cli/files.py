@@ -155,6 +155,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_non_directory(out: Path) -> None:
+    """Raise `OutputError` if `out` is there and no directory, or cannot be."""
+    try:
+        is_other = out.exists() and not out.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise write_error(out, error) from error
+    if is_other:
+        raise OutputError(f"{out} is a file, not a directory", hint="choose another --out")
+
+
 def write_error(path: Path, error: OSError) -> MachineError | OutputError:
     """Say what an `OSError` on the way to `path` means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

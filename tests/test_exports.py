@@ -263,6 +263,15 @@ def test_export_of_one_step_elsewhere(measured_run: Path, lgo: Lgo, tmp_path: Pa
     assert not list(measured_run.glob("*.h5"))
 
 
+def test_export_to_a_place_that_can_be_no_directory(
+    measured_run: Path, lgo: Lgo, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("somebody's\n")
+    for name, said in (("file", "is a file, not a directory"), ("x" * 300, "File name too long")):
+        error = lgo("export", measured_run, "--to", "csv", "-o", tmp_path / name, code=3).stderr
+        assert said in error
+
+
 def test_export_replaces_its_own_file_and_nobody_elses(measured_run: Path, lgo: Lgo) -> None:
     command = ("export", measured_run, "--to", "csv", "--step", "contour")
     path = measured_run / "contour.csv"

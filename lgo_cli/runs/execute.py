@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig
-from lgo_cli.errors import InputError, LockedError, OutputError, UsageError
+from lgo_cli.errors import InputError, LockedError, UsageError
 from lgo_cli.factories import role_of
-from lgo_cli.files import atomic_write, step_lock, write_error
+from lgo_cli.files import atomic_write, refuse_non_directory, step_lock
 from lgo_cli.manifest import (
     Manifest,
     damaged_outputs,
@@ -103,7 +103,7 @@ def execute(
             _download(config, execution)
         plan = plan_step(config, None if run is None else Path(run), execution)
     _refuse_other_inputs(plan, inputs or {})
-    _refuse_non_directory(plan.out)
+    refuse_non_directory(plan.out)
     done, damaged = (None, set()) if execution.force else _finished(plan)
     if done is not None and execution.strict:
         refuse_failed(done.results)
@@ -213,15 +213,6 @@ def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
         "--dataset, --to, --directions or --warm-start"
     )
     refuse_other(found, plan.files, used, "the {name} that the manifest records", hint)
-
-
-def _refuse_non_directory(out: Path) -> None:
-    try:
-        is_other = out.exists() and not out.is_dir()
-    except OSError as error:  # such as a name that is too long
-        raise write_error(out, error) from error
-    if is_other:
-        raise OutputError(f"{out} is a file, not a directory", hint="choose another --out")
 
 
 def _finished(plan: Plan) -> tuple[Manifest | None, set[str]]:

@@ -16,6 +16,7 @@ from lgo_cli.files import (
     atomic_write,
     canonical_json,
     portable_path,
+    refuse_non_directory,
     sha256_bytes,
     sha256_file,
     step_lock,
@@ -148,8 +149,7 @@ def _chosen(run: Path, step: str | None) -> list[StepState]:
 
 
 def _refuse_others_directory(directory: Path, source: str, *, force: bool) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory} is a file, not a directory", hint="choose another --out")
+    refuse_non_directory(directory)
     manifests = [directory / f"{name}.json" for name in CONFIGS]
     if source != "." and not force and any(path.is_file() for path in manifests):
         raise OutputError(
