@@ -158,6 +158,19 @@ def test_bounds_hold_after_a_second_run_that_restarts(dtype: torch.dtype) -> Non
             process.restart(ritz, np.r_[0:4, process.size - 4 : process.size])
 
 
+def test_what_the_largest_cost_is_told_apart_from_what_the_smallest_did() -> None:
+    matrix = with_spectrum(of(50, 30, 10, bulk=torch.linspace(-0.1, 0.1, 117)), 0)
+    both = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 1))
+    alone = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0))
+    assert both.num_largest_matvecs is not None
+    # Alone they end at the second step in a row at which all are within their tolerance.
+    assert both.num_largest_matvecs == alone.num_matvecs - 1 < both.num_matvecs / 2
+    assert alone.num_largest_matvecs is None
+    missed = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 1, max_matvecs=4))
+    assert not missed.converged
+    assert missed.num_largest_matvecs is None
+
+
 def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
     matrix = with_spectrum(SPECTRA["isolated"], 0)
     once = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 0))

@@ -55,6 +55,21 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
         assert arrays["layer_largest"].shape == (2,)
 
 
+def test_what_the_smallest_cost_beside_the_largest(lgo: Lgo, small_run: Path) -> None:
+    lgo("hessian", small_run, *FEW)
+    manifest = read_manifest(small_run / "hessian.json")
+    results = manifest.results
+    spent = results.matvecs["eigenvalues"]
+    assert 0 < results.num_largest_matvecs <= spent
+    for early, is_told in ((spent // 2 - 1, True), (spent - 1, False), (None, False)):
+        changed = results.model_copy(update={"num_largest_matvecs": early})
+        text = "\n".join(summary_lines(manifest.model_copy(update={"results": changed})))
+        advice = f"the largest had converged after {early}: --bottom-k 0 ends about there"
+        assert (advice in text) == is_told
+    lgo("hessian", small_run, *FEW, "--bottom-k", 0)
+    assert read_manifest(small_run / "hessian.json").results.num_largest_matvecs is None
+
+
 def test_audit_is_one_line_and_can_be_skipped(lgo: Lgo, small_run: Path) -> None:
     lines = [
         line for line in lgo("hessian", small_run, *FEW).stderr.splitlines() if "audit" in line

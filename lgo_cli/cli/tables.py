@@ -136,6 +136,9 @@ def _hessian(results: HessianResults) -> Rows:
     state = "converged" if results.converged else "NOT CONVERGED"
     parts = ", ".join(f"{name} {number}" for name, number in results.matvecs.items() if number)
     rows.append(("cost", f"{counted(results.num_matvecs, 'product')} ({parts}), {state}"))
+    early = results.num_largest_matvecs
+    if early is not None and 2 * early < results.matvecs["eigenvalues"]:
+        rows.append(("", f"the largest had converged after {early}: --bottom-k 0 ends about there"))
     return rows
 
 

@@ -53,6 +53,8 @@ class Eigenpairs:
             apart: the space that they span means something, a single vector of it does not.
         num_matvecs: Products spent on finding them.
         num_multiplicity_matvecs: Of these, on the search for further copies.
+        num_largest_matvecs: After how many of them all of the largest had converged, for good;
+            `None` if they have not, or if the largest or the smallest are all that was wanted.
         num_recheck_matvecs: Products spent on looking at residuals, beside.
         checked_multiplicity: Whether further copies were searched for.
         residual_floor: rtol·floor_share·max|θ|, the least tolerance of any.
@@ -75,6 +77,7 @@ class Eigenpairs:
     checked_multiplicity: bool
     residual_floor: float
     rounding: float = 0.0
+    num_largest_matvecs: int | None = None
     unconverged: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     process: Lanczos | None = field(default=None, repr=False, compare=False)
@@ -162,6 +165,7 @@ def extreme_eigenpairs(
         pairs,
         num_matvecs=search.num_steps,
         num_multiplicity_matvecs=search.num_steps - spent,
+        num_largest_matvecs=search.largest_since if wanted.top_k and wanted.bottom_k else None,
     )
     return _rechecked(operator, pairs, wanted, found.tolerances) if wanted.recheck else pairs
 

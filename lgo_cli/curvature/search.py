@@ -201,7 +201,13 @@ class Found:
 
 
 class Search:
-    """Steps a process until what is wanted has converged."""
+    """Steps a process until what is wanted has converged.
+
+    Attributes:
+        num_steps: Products spent.
+        largest_since: How many of them had been spent when all of the largest were first seen to be
+            within their tolerance, from where on they stayed there; `None` if they are not.
+    """
 
     def __init__(
         self, process: Lanczos, wanted: Wanted, limit: int, max_basis: int, task: Task
@@ -212,6 +218,7 @@ class Search:
         self.max_basis = max_basis
         self.task = task
         self.num_steps = 0
+        self.largest_since: int | None = None
 
     def run(self, at_least: int = 0) -> Found:
         """Step until all wanted eigenvalues are there, or the limit is reached.
@@ -240,6 +247,8 @@ class Search:
             clear = not self.wanted.is_given_start or self._is_clear(found)
             self.task.advance(0, excess=float(found.excess.max()))
             steps = self.num_steps
+            largest = bool(np.all(found.excess[: self.wanted.top_k] <= 1))
+            self.largest_since = (self.largest_since or steps) if largest else None
             passed = (passed or steps) if found.converged and clear else None
             settled = (settled or steps) if found.settled and clear else None
             shortest, lasting = self._patience(found, before)

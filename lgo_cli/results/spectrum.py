@@ -144,7 +144,8 @@ class HessianResults(AnalysisResults):
     bounds. `preconditioned` is the largest eigenvalue of D⁻¹(H + ωI) with D of the run's own Adam
     and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
     AdamW has none there. `unconverged` is which of the warnings are of eigenvalues that did not
-    converge.
+    converge. `num_largest_matvecs` is how many of the eigenvalues' products all of the largest
+    took, where the smallest were wanted too.
     """
 
     operator: str
@@ -160,6 +161,7 @@ class HessianResults(AnalysisResults):
     multiplicity_checked: bool
     num_matvecs: int
     matvecs: dict[str, int]
+    num_largest_matvecs: int | None = None
     converged: bool
     unconverged: list[str]
     residual_floor: Real

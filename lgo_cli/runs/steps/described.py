@@ -77,6 +77,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         **ends,
         "clusters": _clusters(pairs),
         "multiplicity_checked": pairs.checked_multiplicity,
+        "num_largest_matvecs": pairs.num_largest_matvecs,
         "num_matvecs": spectrum.num_matvecs,
         "matvecs": spectrum.matvecs,
         "converged": spectrum.converged,
