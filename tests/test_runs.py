@@ -378,13 +378,14 @@ def test_paths_may_be_strings_and_ranges_lists(small_run: Path, tmp_path: Path) 
     assert (first.status, second.status) == (Status.COMPUTED, Status.UP_TO_DATE)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_resume_reaches_the_bytes_of_an_undisturbed_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lgo_cli.runs.steps import train as train_step
     from lgo_cli.training import loop
 
-    config = TRAIN.model_copy(update={"epochs": 4})
+    config = TRAIN.model_copy(update={"epochs": 4, "optimizer": optimizer, "lr": 0.01})
     whole = execute(config, execution=Execution(out=tmp_path / "whole"))
     monkeypatch.setattr(train_step, "STATE_INTERVAL_S", 0.0)
     original = loop.Training._log_epoch
