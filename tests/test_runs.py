@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -606,6 +607,60 @@ def test_float32_is_float32_whatever_a_model_file_allows(tmp_path: Path) -> None
     config = TRAIN.model_copy(update={"model": f"{tmp_path / 'net.py'}:build", "model_arg": {}})
     assert execute(config, execution=Execution(out=tmp_path / "run")).status is Status.COMPUTED
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_notebooks_modes_and_defaults_change_no_number(tmp_path: Path) -> None:
+    config = TRAIN.model_copy(update={"save_every": None})
+    hessian = HessianConfig(top_k=1, trace=True, analysis_samples=64)
+
+    def measured(name: str) -> list[dict[str, Any]]:
+        trained = execute(config, execution=Execution(out=tmp_path / name))
+        return [_payload(trained.manifest), _payload(execute(hessian, tmp_path / name).manifest)]
+
+    alone = measured("alone")
+    with torch.no_grad():
+        assert measured("no_grad") == alone
+    with torch.inference_mode():
+        assert measured("inference_mode") == alone
+    with torch.autocast("cpu"):
+        assert measured("autocast") == alone
+    with torch.device("meta"):
+        assert measured("device") == alone
+        assert torch.get_default_device().type == "meta"
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert measured("dtype") == alone
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_threads_compute_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share PyTorch's generator, from which weights are drawn."""
+    module = importlib.import_module("lgo_cli.runs.execute")
+    compute, met = module._compute, threading.Barrier(2)
+    together: list[str] = []
+
+    def watched(*arguments: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(1.0)
+            together.append("both")
+        return compute(*arguments)
+
+    monkeypatch.setattr(module, "_compute", watched)
+    threads = [
+        threading.Thread(
+            target=execute, args=(TRAIN,), kwargs={"execution": Execution(out=tmp_path / name)}
+        )
+        for name in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not together
+    first, second = ((tmp_path / name / "model.pth").read_bytes() for name in "ab")
+    assert first == second
 
 
 def _switches() -> list[str]:
