@@ -31,6 +31,7 @@ from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.models.registry import MODELS
 from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.inspect import verify_run
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.runs.names import writable
@@ -698,3 +699,31 @@ def test_on_cuda_what_can_be_is_deterministic(monkeypatch: pytest.MonkeyPatch) -
         torch.use_deterministic_algorithms(True)
         assert environment("cuda").deterministic
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["model.pth", "hessian.npz"])
+def test_input_that_another_process_replaces_meanwhile_is_refused(
+    name: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the new one's numbers would be published as the planned one's."""
+    execute(HessianConfig(top_k=2, vector_rtol=1e-3, analysis_samples=64), small_run)
+    # The one is read when inputs are loaded, the other by the step itself.
+    loaded = importlib.import_module("lgo_cli.runs.loaded"), "load"
+    where, what = loaded if name == "model.pth" else (type(STEPS["contour"]), "compute")
+    original = getattr(where, what)
+
+    def replaced(*arguments: Any) -> Any:
+        if name == "model.pth":
+            (small_run / "new").write_bytes((small_run / "init.pth").read_bytes())
+        else:
+            arrays = load_arrays(small_run / name)
+            with (small_run / "new").open("wb") as handle:
+                np.savez(handle, **{key: -array for key, array in arrays.items()})
+        os.replace(small_run / "new", small_run / name)
+        return original(*arguments)
+
+    monkeypatch.setattr(where, what, replaced)
+    config = ContourConfig(plane="eigen", resolution="3", analysis_samples=64)
+    with pytest.raises(InputError, match=f"{name} changed while it was read"):
+        execute(config, small_run, execution=Execution(out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "contour.json").exists()

@@ -24,7 +24,7 @@ from lgo_cli.manifest import (
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.runs.claims import claim, own_files, publish, read_aside, read_ours
-from lgo_cli.runs.inputs import refuse_other
+from lgo_cli.runs.inputs import refuse_changed, refuse_other
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 from lgo_cli.runs.strict import refuse_failed
@@ -171,7 +171,9 @@ def _load(plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Prog
         from lgo_cli.runs.loaded import load
         from lgo_cli.runs.steps import Context
 
-        return Context(plan, load(plan, execution.device), execution, progress, stopwatch)
+        loaded = load(plan, execution.device)
+        refuse_changed(plan.request.inputs, plan.files)
+        return Context(plan, loaded, execution, progress, stopwatch)
 
 
 def _measure_share(
