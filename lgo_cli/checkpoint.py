@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shlex
@@ -56,14 +57,15 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as handle:
             state = torch.load(handle, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it was not run",
             hint=f"save the weights alone: {_SAVE}",
         ) from error
-    except (RuntimeError, *_ACCIDENTS) as error:
+    except (OSError, RuntimeError, *_ACCIDENTS) as error:
+        # EINVAL: an archive that was cut short seeks to a place before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         reason = "torch.save wrote no such bytes"
         if isinstance(error, RuntimeError):  # PyTorch's own words, of which the first sentence does
             reason = first_sentence(error)

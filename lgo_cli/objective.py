@@ -7,7 +7,7 @@ parameters, N samples, C classes.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -18,6 +18,7 @@ from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction, Recording
+from lgo_cli.modes import own_modes
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 from lgo_cli.second_derivatives import twice_differentiable
@@ -94,7 +95,8 @@ class Objective:
     one flat contiguous buffer, so that moving to a point is one fused pass; on leaving, parameters,
     buffers, modes, `requires_grad` and the random generators' states are exactly what they were
     (the model's own tensors are set aside, never written). Batch norm uses its running statistics
-    wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while.
+    wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while. Gradients
+    are on and autocast is off, whatever surrounds it.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
@@ -159,6 +161,8 @@ class Objective:
         self._modes = [(module, module.training) for module in self.model.modules()]
         on_gpus = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         self._rng_states = (torch.get_rng_state(), on_gpus)
+        self._surroundings = ExitStack()
+        self._surroundings.enter_context(own_modes())
         try:
             self._prepare(tensors)
         except BaseException:
@@ -194,6 +198,7 @@ class Objective:
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
         put_back(self._own_buffers)
+        self._surroundings.close()
 
     @torch.no_grad()
     def _measure_center(self) -> None:

@@ -46,10 +46,11 @@ def seed_default(seed: int, devices: Iterable[torch.device] = ()) -> None:
 
 def standard_normal(size: int, seed: int, *labels: str | int) -> torch.Tensor:
     """Standard Gaussian vector [size], float64, on the CPU, of the stream that `labels` name."""
-    return torch.randn(size, generator=generator(seed, *labels), dtype=torch.float64)
+    draw = generator(seed, *labels)
+    return torch.randn(size, generator=draw, dtype=torch.float64, device="cpu")
 
 
 def rademacher(size: int, seed: int, *labels: str | int) -> torch.Tensor:
     """Vector [size] of independent signs ±1, float64, on the CPU, of the stream of `labels`."""
-    bits = torch.randint(0, 2, (size,), generator=generator(seed, *labels))
+    bits = torch.randint(0, 2, (size,), generator=generator(seed, *labels), device="cpu")
     return bits.double().mul_(2).sub_(1)

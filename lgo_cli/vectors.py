@@ -120,7 +120,8 @@ class Block:
             if not fitting:
                 known = dict.fromkeys(map(module_of, full.names))
                 raise UsageError(
-                    f"--layers: no parameter is called {pattern!r}{did_you_mean(pattern, known)}",
+                    f"--layers: no trainable parameter is called {pattern!r}"
+                    f"{did_you_mean(pattern, known)}",
                     hint=f"a module's or a parameter's name, or a pattern: {', '.join(known)}",
                 )
             members |= fitting

@@ -23,7 +23,7 @@ from lgo_cli.curvature.stability import Preconditioner, stability_threshold
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, Samples
-from lgo_cli.vectors import Block, flatten
+from lgo_cli.vectors import Block, ParameterLayout, flatten
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))
 
@@ -168,6 +168,9 @@ def test_blocks_by_name() -> None:
         assert float(block.embed(inside).sum()) == float(inside.sum())
         with pytest.raises(UsageError, match="'heat'; did you mean head"):
             Block.matching(layout, ["heat"])
+    model.get_parameter("norm.bias").requires_grad_(False)
+    with pytest.raises(UsageError, match=r"no trainable parameter is called 'norm\.bias'"):
+        Block.matching(ParameterLayout.of(model), ["norm.bias"])
 
 
 @pytest.mark.parametrize("name", ["relu", "convolution", "gelu, smoothed labels"])

@@ -204,6 +204,14 @@ def test_lines_planes_and_more(number: int) -> None:
             evaluator(*point, 1.0)
 
 
+def test_directions_in_float64_serve_in_float32() -> None:
+    model = _build(lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 5)))
+    with Objective(model, _images()) as objective:
+        directions = _directions(objective)
+        own, double = (Evaluator(objective, each) for each in (directions, directions.double()))
+        assert own(0.3, -0.2) == double(0.3, -0.2)
+
+
 def test_other_samples_and_soft_labels() -> None:
     samples = _images()
     soft = Samples(samples.inputs[:7], F.one_hot(samples.labels[:7], 3).double())

@@ -201,6 +201,16 @@ def test_any_bytes_are_no_checkpoint_in_words(small_run: Path, tmp_path: Path) -
     assert len(reasons) <= 5
 
 
+def test_checkpoint_cut_short_anywhere_is_called_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    checkpoint.save({f"layer{i}.weight": torch.ones(40) for i in range(20)}, path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="is not a readable checkpoint"):
+            checkpoint.load(path)
+
+
 Save = Callable[[dict[str, torch.Tensor], Path], object]
 
 

@@ -206,6 +206,20 @@ def test_target_and_direction_exclude_each_other() -> None:
                 interpolate(objective, None, [0.0, 1.0], target=both, direction=both)
 
 
+def test_coordinates_ascend_from_end_to_end_and_may_be_an_array() -> None:
+    """A barrier of [1, 0, 0.5] would be measured against the wrong ends."""
+    model = _linear()
+    with Objective(model, TRAIN) as objective:
+        target = objective.theta + 1
+        for alphas in ([1.0, 0.0, 0.5], [0.0, 0.0, 1.0], [0.5, 1.0], [0.0, 0.5]):
+            with pytest.raises(ValueError, match="must ascend"):
+                interpolate(objective, None, alphas, target=target)
+        with pytest.raises(ValueError, match="must ascend"):
+            interpolate(objective, None, [0.5, 1.0], direction=target)
+        path = interpolate(objective, None, np.linspace(0, 1, 3), target=target)  # type: ignore[arg-type]
+        assert path.loss_at_end == objective.loss(target)
+
+
 def test_curve_and_arc_are_measured_where_they_say() -> None:
     model, twin = _network(), copy.deepcopy(_network()).eval()
     target = _flat(_network(2))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
 from lgo_cli.objective import COUPLED, Objective, Samples, default_micro_batch_size
+from lgo_cli.seeding import rademacher, standard_normal
 from lgo_cli.vectors import flatten
 
 
@@ -135,6 +137,34 @@ def test_measures_nothing_outside(measure: Callable[[Objective], object]) -> Non
             measure(objective)
         with objective:
             measure(objective)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_modes_around_it_change_nothing(around: Callable[[], AbstractContextManager[None]]) -> None:
+    model, samples = _network(), _samples()
+
+    def measured() -> tuple[float, Tensor, Tensor]:
+        with Objective(model, samples) as objective:
+            gradient = objective.loss_and_gradient()[1]
+            return objective.center.loss, gradient, HessianOperator(objective).matvec(gradient)
+
+    alone = measured()
+    with around():
+        modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        within = measured()
+        assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == modes
+    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(alone, within, strict=True))
+
+
+def test_vectors_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:
+    expected = standard_normal(5, 0, "test"), rademacher(5, 0, "test")
+    with torch.device("meta"):
+        found = standard_normal(5, 0, "test"), rademacher(5, 0, "test")
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_is_entered_once_at_a_time() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.models.registry import MODELS
 from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.inspect import verify_run
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.runs.names import writable
@@ -378,13 +380,14 @@ def test_paths_may_be_strings_and_ranges_lists(small_run: Path, tmp_path: Path) 
     assert (first.status, second.status) == (Status.COMPUTED, Status.UP_TO_DATE)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_resume_reaches_the_bytes_of_an_undisturbed_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lgo_cli.runs.steps import train as train_step
     from lgo_cli.training import loop
 
-    config = TRAIN.model_copy(update={"epochs": 4})
+    config = TRAIN.model_copy(update={"epochs": 4, "optimizer": optimizer, "lr": 0.01})
     whole = execute(config, execution=Execution(out=tmp_path / "whole"))
     monkeypatch.setattr(train_step, "STATE_INTERVAL_S", 0.0)
     original = loop.Training._log_epoch
@@ -607,6 +610,60 @@ def test_float32_is_float32_whatever_a_model_file_allows(tmp_path: Path) -> None
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_a_notebooks_modes_and_defaults_change_no_number(tmp_path: Path) -> None:
+    config = TRAIN.model_copy(update={"save_every": None})
+    hessian = HessianConfig(top_k=1, trace=True, analysis_samples=64)
+
+    def measured(name: str) -> list[dict[str, Any]]:
+        trained = execute(config, execution=Execution(out=tmp_path / name))
+        return [_payload(trained.manifest), _payload(execute(hessian, tmp_path / name).manifest)]
+
+    alone = measured("alone")
+    with torch.no_grad():
+        assert measured("no_grad") == alone
+    with torch.inference_mode():
+        assert measured("inference_mode") == alone
+    with torch.autocast("cpu"):
+        assert measured("autocast") == alone
+    with torch.device("meta"):
+        assert measured("device") == alone
+        assert torch.get_default_device().type == "meta"
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert measured("dtype") == alone
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_threads_compute_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share PyTorch's generator, from which weights are drawn."""
+    module = importlib.import_module("lgo_cli.runs.execute")
+    compute, met = module._compute, threading.Barrier(2)
+    together: list[str] = []
+
+    def watched(*arguments: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(1.0)
+            together.append("both")
+        return compute(*arguments)
+
+    monkeypatch.setattr(module, "_compute", watched)
+    threads = [
+        threading.Thread(
+            target=execute, args=(TRAIN,), kwargs={"execution": Execution(out=tmp_path / name)}
+        )
+        for name in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not together
+    first, second = ((tmp_path / name / "model.pth").read_bytes() for name in "ab")
+    assert first == second
+
+
 def _switches() -> list[str]:
     backends = torch.backends
     parts = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
@@ -642,3 +699,31 @@ def test_on_cuda_what_can_be_is_deterministic(monkeypatch: pytest.MonkeyPatch) -
         torch.use_deterministic_algorithms(True)
         assert environment("cuda").deterministic
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["model.pth", "hessian.npz"])
+def test_input_that_another_process_replaces_meanwhile_is_refused(
+    name: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the new one's numbers would be published as the planned one's."""
+    execute(HessianConfig(top_k=2, vector_rtol=1e-3, analysis_samples=64), small_run)
+    # The one is read when inputs are loaded, the other by the step itself.
+    loaded = importlib.import_module("lgo_cli.runs.loaded"), "load"
+    where, what = loaded if name == "model.pth" else (type(STEPS["contour"]), "compute")
+    original = getattr(where, what)
+
+    def replaced(*arguments: Any) -> Any:
+        if name == "model.pth":
+            (small_run / "new").write_bytes((small_run / "init.pth").read_bytes())
+        else:
+            arrays = load_arrays(small_run / name)
+            with (small_run / "new").open("wb") as handle:
+                np.savez(handle, **{key: -array for key, array in arrays.items()})
+        os.replace(small_run / "new", small_run / name)
+        return original(*arguments)
+
+    monkeypatch.setattr(where, what, replaced)
+    config = ContourConfig(plane="eigen", resolution="3", analysis_samples=64)
+    with pytest.raises(InputError, match=f"{name} changed while it was read"):
+        execute(config, small_run, execution=Execution(out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "contour.json").exists()

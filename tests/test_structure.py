@@ -41,7 +41,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding", "second_derivatives"},
-    {"filters", "determinism", "loss", "outputs", "buffers"},
+    {"filters", "determinism", "loss", "outputs", "buffers", "modes"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from lgo_cli.errors import first_sentence, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_ONE_THREAD = threading.RLock()
+"""fx patches modules, and `redirect_stderr` the process's stream, for all threads alike."""
 
 
 class ForwardError(Exception):
@@ -29,7 +34,7 @@ def strange_forward() -> Iterator[None]:
         ForwardError: for all but a lack of memory.
     """
     try:
-        with redirect_stderr(io.StringIO()):  # where fx prints the line that failed
+        with _ONE_THREAD, redirect_stderr(io.StringIO()):  # where fx prints the line that failed
             yield
     except Exception as error:
         if is_out_of_memory(error):

@@ -59,7 +59,7 @@ class Evaluator:
 
     Args:
         objective: Entered; θ is its centre.
-        directions: [k, P], in its dtype and on its device.
+        directions: [k, P].
         batchnorm: What batch norm does at each point; its running statistics by default.
 
     Attributes:
@@ -71,7 +71,7 @@ class Evaluator:
         self, objective: Objective, directions: Tensor, *, batchnorm: BatchNorm | None = None
     ) -> None:
         self.objective = objective
-        self.directions = directions
+        self.directions = directions.to(objective.theta)
         self.batchnorm = batchnorm
         self.samples = objective.samples
         self._compared: dict[tuple[float, ...], float] = {}

@@ -152,9 +152,14 @@ def interpolate(
 
     Raises:
         TypeError: if not exactly one says where the path goes.
+        ValueError: if coordinates do not ascend, or lack 0 or 1: a barrier would be of other ends.
     """
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")
+    alphas = [float(alpha) for alpha in alphas]
+    required = {0.0} if direction is not None else {0.0, 1.0}
+    if alphas != sorted({*alphas}) or not required.issubset(alphas):
+        raise ValueError("alphas must ascend, with 0 and, towards an end, 1 among them")
     if curve is not None:
         target = curve.end
     end = None if target is None else target.to(objective.theta)

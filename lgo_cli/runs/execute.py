@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,7 +24,7 @@ from lgo_cli.manifest import (
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
 from lgo_cli.runs.claims import claim, own_files, publish, read_aside, read_ours
-from lgo_cli.runs.inputs import refuse_other
+from lgo_cli.runs.inputs import refuse_changed, refuse_other
 from lgo_cli.runs.names import CAPTIONS, PAYLOADS, drawn, figure_names
 from lgo_cli.runs.plan import Plan, plan_step
 from lgo_cli.runs.strict import refuse_failed
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
     from lgo_cli.manifest import FileRef
     from lgo_cli.runs.steps import Context
+
+
+_ONE_THREAD = threading.RLock()
+"""PyTorch's generator, modes and switches are the process's: threads would draw each other's."""
 
 
 class Status(Enum):
@@ -76,6 +81,7 @@ def execute(
     """Carry out one step in a run directory, unless it is done already.
 
     The same function serves the command line and notebooks: same caching, manifests and numbers.
+    Of several threads one computes at a time; the others wait.
 
     Args:
         config: `TrainConfig`, `HessianConfig`, `InterpConfig` or `ContourConfig`.
@@ -119,7 +125,7 @@ def execute(
         status = Status.PLANNED if done is None else Status.REDRAW_PLANNED
         return Outcome(status, plan.manifest_path, None, plan)
     if done is not None:
-        with step_lock(plan.out, plan.command):
+        with _ONE_THREAD, step_lock(plan.out, plan.command):
             # Another process may have published another request's numbers before it was had.
             done, _ = _finished(plan)
             if done is not None:
@@ -128,7 +134,7 @@ def execute(
     with stopwatch.phase("load"):  # torch itself takes a second
         from lgo_cli.runs.loaded import machine_settings
 
-    with machine_settings(execution.num_threads, execution.device):
+    with _ONE_THREAD, machine_settings(execution.num_threads, execution.device):
         if execution.share is not None:
             return _measure_share(plan, figure, execution, stopwatch, progress)
         with step_lock(plan.out, plan.command):
@@ -165,7 +171,9 @@ def _load(plan: Plan, execution: Execution, stopwatch: Stopwatch, progress: Prog
         from lgo_cli.runs.loaded import load
         from lgo_cli.runs.steps import Context
 
-        return Context(plan, load(plan, execution.device), execution, progress, stopwatch)
+        loaded = load(plan, execution.device)
+        refuse_changed(plan.request.inputs, plan.files)
+        return Context(plan, loaded, execution, progress, stopwatch)
 
 
 def _measure_share(

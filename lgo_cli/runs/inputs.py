@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError
 from lgo_cli.factories import role_of
+from lgo_cli.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,3 +58,21 @@ def refuse_other(
         if name not in wanted:
             raise InputError(f"{place} is imported, and is not in the record", hint=hint)
         raise InputError(f"{place} is not {recorded.format(name=name)}", hint=hint)
+
+
+def refuse_changed(inputs: Mapping[str, InputRef], files: Mapping[str, Path]) -> None:
+    """Refuse inputs that are no longer what was planned with: what was read may be another's.
+
+    Args:
+        inputs: As planned.
+        files: Where they are.
+
+    Raises:
+        InputError: naming the first that was written to meanwhile, or is gone.
+    """
+    for name, ref in inputs.items():
+        if sha256_file(files[name]) != ref.sha256:
+            raise InputError(
+                f"{os.path.normpath(files[name])} changed while it was read",
+                hint="run the same again when nothing writes to it",
+            )

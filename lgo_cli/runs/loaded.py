@@ -18,6 +18,7 @@ from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
+from lgo_cli.modes import own_defaults, own_modes
 from lgo_cli.objective import Objective, Samples, check_outputs
 from lgo_cli.outputs import model_failures
 from lgo_cli.results import Measured, counted
@@ -210,6 +211,8 @@ def measured(
 def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
     """Threads, float32 that is float32, and on CUDA deterministic algorithms where there are any.
 
+    Modes and defaults of PyTorch are a fresh process's, as the command line has them.
+
     The process's own are put back, but for the workspaces of cuBLAS, which reads them once.
     """
     threads = torch.get_num_threads()
@@ -223,7 +226,7 @@ def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with _precision_put_back():
+        with _precision_put_back(), own_modes(), own_defaults():
             use_true_float32()
             yield
     finally:

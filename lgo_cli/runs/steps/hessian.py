@@ -13,6 +13,7 @@ from lgo_cli.files import BOOKKEEPING
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.evidence import load_arrays
+from lgo_cli.runs.inputs import refuse_changed
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
 from lgo_cli.runs.strict import refuse_failed
@@ -229,7 +230,10 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     from lgo_cli.curvature.search import Wanted
 
     if "hessian.npz" in context.plan.files:
-        arrays = load_arrays(context.plan.files["hessian.npz"])
+        plan, name = context.plan, "hessian.npz"
+        arrays = load_arrays(plan.files[name])
+        # lgo hessian may run beside this step, and put others in their place.
+        refuse_changed({name: plan.request.inputs[name]}, plan.files)
         vectors = torch.from_numpy(arrays["eigenvectors"][:top_k])
         values = torch.from_numpy(arrays["largest"][:top_k])
         return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)

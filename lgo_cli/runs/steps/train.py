@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -147,4 +148,17 @@ def saved_state(path: Path, fingerprint: str, start_over: str) -> dict[str, Any]
             f"{path} is the state of another training, with other options or data",
             hint=f"give the options of that training, or {start_over}",
         )
-    return state
+    return dict(_with_shared_names(state))
+
+
+def _with_shared_names(nest: Any) -> Any:
+    """The same, with one object for equal names, as in a training that was never interrupted.
+
+    A pickle refers back to a string by its identity: else the state saved next had other bytes.
+    """
+    if isinstance(nest, dict):
+        return {
+            sys.intern(name) if isinstance(name, str) else name: _with_shared_names(value)
+            for name, value in nest.items()
+        }
+    return [_with_shared_names(each) for each in nest] if isinstance(nest, list) else nest
