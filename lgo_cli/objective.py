@@ -48,10 +48,17 @@ class Samples:
     Attributes:
         inputs: [N, *input_shape]; of the floating dtype of the arithmetic, or int64 indices.
         labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
+
+    Raises:
+        ValueError: if there are none, or not one label for each.
     """
 
     inputs: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.inputs) == len(self.labels) > 0:
+            raise ValueError(f"{len(self.inputs)} inputs and {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -36,6 +36,12 @@ def _network() -> nn.Sequential:
     return model
 
 
+@pytest.mark.parametrize(("inputs", "labels"), [(3, 2), (2, 3), (0, 0)])
+def test_each_sample_has_its_label(inputs: int, labels: int) -> None:
+    with pytest.raises(ValueError, match=f"{inputs} inputs and {labels} labels"):
+        Samples(torch.zeros(inputs, 5), torch.zeros(labels, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 7, 64, 100, 1000])
 def test_every_sample_weighs_the_same(micro_batch_size: int) -> None:
     model, samples = _network().double().eval(), _samples()
@@ -370,7 +376,7 @@ def test_memory_that_ends_is_not_a_model_that_does_not_fit() -> None:
 
 
 def test_soft_labels_want_as_many_outputs() -> None:
-    soft = Samples(_samples().inputs, torch.full((6, 3), 1 / 3))
+    soft = Samples(_samples(6).inputs, torch.full((6, 3), 1 / 3))
     for num_outputs in (2, 4):
         with (
             pytest.raises(
