@@ -5,9 +5,13 @@ A terminal that cannot move its cursor (`TERM=dumb`) gets lines too.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from lgo_cli.cli.talk import fitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +33,7 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
-        self.console.print(text)
+        self.console.print(fitted(text, self.console))
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
@@ -53,9 +57,39 @@ class RichProgress:
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
             text("left"),
         )
-        with Progress(*columns, console=self.console, transient=True, expand=True) as bar:
+        bar = Progress(*columns, console=self.console, transient=True, expand=True)
+        try:
+            with _undisturbed():
+                bar.start()
             identity = bar.add_task(description, total=total, rate="", stats="")
             yield _Bar(bar, identity, unit)
+        finally:
+            with _undisturbed():
+                bar.stop()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended.
+
+    Amid Rich's start or stop they leave the cursor hidden, or a bar that cannot be stopped. They
+    are caught, not blocked: a signal that one thread blocks is delivered to another, such as one of
+    PyTorch's, and Python's handler runs all the same.
+    """
+    waiting: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other has handlers
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in caught:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
 
 
 class _Bar:
@@ -101,7 +135,7 @@ class _Lines:
         parts[0] += f" {self.unit}"
         parts.insert(1, f"{format_count(rate)} {self.unit}/s")
         parts.append(format_stats(self.stats))
-        self.console.print(", ".join(part for part in parts if part))
+        self.console.print(fitted(", ".join(part for part in parts if part), self.console))
 
 
 def format_count(value: float) -> str:

@@ -105,7 +105,14 @@ def _fail_disk(error: OSError) -> None:
 
 
 def _fail(message: str, hint: str, code: int) -> None:
-    sys.stderr.write(f"lgo: error: {message}\nhint: {hint}\n")
+    lines = [f"lgo: error: {message}", f"hint: {hint}"]
+    if sys.stderr.isatty():
+        from lgo_cli.cli.talk import fitted, open_console
+
+        # A command stays one line: of two, half a command would be run when they are pasted.
+        console, is_command = open_console(), "lgo " in hint
+        lines = [fitted(lines[0], console), lines[1] if is_command else fitted(lines[1], console)]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     raise typer.Exit(int(code))
 
 
