@@ -818,6 +818,8 @@ def test_progress_is_a_bar_where_one_can_be_shown_and_lines_elsewhere(
         os.close(ours)
     assert lines[0] == "before"
     assert ("\x1b" in "".join(lines)) == bar
+    shown = [re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", line) for line in lines]
+    assert all(len(line) <= 80 - len("^C") for line in shown)  # which the terminal echoes
     if not bar:
         assert lines[1].startswith("surface: 1/2 cells, ")
         assert lines[1].endswith(" left, loss 0.5")

@@ -16,13 +16,17 @@ from lgo_cli.cli.talk import fitted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as RichBar
     from rich.progress import TaskID
 
     from lgo_cli.progress import Task
 
 LINE_INTERVAL_S = 30.0
+
+ROOM_FOR_ECHO = 4
+"""Columns at the end of a bar's line for the terminal's ^C, which would begin another line: Rich
+would clear that one, and the bar would stay."""
 
 
 class RichProgress:
@@ -41,8 +45,15 @@ class RichProgress:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
             yield _Lines(self.console, description, total, unit)
             return
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
+
+        console = self.console
+
+        class Bar(Progress):
+            def get_renderable(self) -> RenderableType:
+                return Constrain(super().get_renderable(), console.width - ROOM_FOR_ECHO)
 
         def text(template: str) -> TextColumn:
             return TextColumn(template, markup=False, table_column=Column(no_wrap=True))
@@ -57,7 +68,7 @@ class RichProgress:
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
             text("left"),
         )
-        bar = Progress(*columns, console=self.console, transient=True, expand=True)
+        bar = Bar(*columns, console=console, transient=True, expand=True)
         try:
             with _undisturbed():
                 bar.start()
