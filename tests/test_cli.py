@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pty
@@ -569,6 +570,30 @@ def test_help_loses_no_bracketed_word(lgo: Lgo, monkeypatch: pytest.MonkeyPatch)
         num_words += len(words)
     assert num_words >= 4
     assert "[train], [hessian], [interp], [contour]" in lgo("run", "--help").stdout
+
+
+def test_help_wraps_whole_paragraphs(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for info in app.registered_commands:
+        assert info.callback is not None
+        paragraphs = inspect.getdoc(info.callback).split("\n\n")  # type: ignore[union-attr]
+        shown = [line.strip() for line in lgo(info.callback.__name__, "--help").stdout.split("\n")]
+        assert [text for text in paragraphs if " ".join(text.split()) not in shown] == []
+
+
+def test_what_names_a_run_is_called_run_everywhere(lgo: Lgo) -> None:
+    for command in ("hessian", "interp", "contour", "show", "export"):
+        assert f"lgo {command} [OPTIONS] [RUN] " in lgo(command, "--help").stdout
+    for command in ("verify", "table"):
+        assert f"lgo {command} [OPTIONS] {{RUN}}... " in lgo(command, "--help").stdout
+        assert lgo(command, code=2).stderr.startswith("lgo: error: missing argument 'RUN'\n")
+
+
+def test_catalogues_fit_a_terminal(lgo: Lgo) -> None:
+    assert (
+        max(map(len, [*lgo("models").stdout.split("\n"), *lgo("datasets").stdout.split("\n")]))
+        <= 80
+    )
 
 
 def test_interrupt_while_modules_are_loaded() -> None:

@@ -31,7 +31,11 @@ def _flag(panel: str, help_text: str, *flags: str) -> object:
 
 Run = Annotated[
     Path | None,
-    typer.Argument(help="Run directory or checkpoint file. (default: outputs)", show_default=False),
+    typer.Argument(
+        help="Run directory or checkpoint file. (default: outputs)",
+        show_default=False,
+        metavar="RUN",
+    ),
 ]
 
 # Model and data

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from lgo_cli.runs.inspect import Row
 
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Run directories.", show_default=False, metavar="RUN")
+]
 TableFormat = Annotated[
     Literal["table", "csv", "jsonl"],
     typer.Option(
