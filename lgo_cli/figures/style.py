@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 from numpy import ndarray as Array
 
@@ -139,6 +142,7 @@ def settle(figure: Figure, size: Size) -> None:
     cut off.
     """
     write_powers(figure)
+    write_minus(figure)
     if size[1] is None:
         _choose_height(figure)
     _lay_out(figure)
@@ -246,14 +250,15 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
             parts.append(f"batch norm {measured['batchnorm']}")
         if measured["dtype"] != "float32":
             parts.append(measured["dtype"])
+    most = int(CHARACTERS_PER_INCH * figure.get_figwidth())
     lines = [""]
     for part in [*parts, *more]:
         joined = f"{lines[-1]} · {part}" if lines[-1] else part
-        if len(joined) <= CHARACTERS_PER_INCH * figure.get_figwidth() or not lines[-1]:
+        if len(joined) <= most:
             lines[-1] = joined
         else:
-            lines.append(part)
-    figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
+            lines += textwrap.wrap(part, most)
+    figure.supxlabel("\n".join(filter(None, lines)), fontsize=6.5, color=FAINT)
 
 
 def ink_on(red: float, green: float, blue: float, _alpha: float = 1.0) -> str:
@@ -324,6 +329,13 @@ class _Powers(ScalarFormatter):
         return ""
 
 
+def write_minus(figure: Figure) -> None:
+    """Write minus signs in all words; ticks have theirs."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(true_minus(text.get_text()))
+
+
 def write_powers(figure: Figure) -> None:
     """Write powers of ten at the ticks of all axes and colour bars that choose their own names."""
     for axes in _all_axes(figure):
@@ -357,6 +369,11 @@ def _take_powers(values: Array) -> bool:
     return any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
 
 
+def true_minus(text: str) -> str:
+    """Text whose negative numbers have a minus sign, not a hyphen as names have."""
+    return re.sub(r"(?<![^\s\[(])-(?=[\d.∞])", "−", text)
+
+
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -366,8 +383,8 @@ def _name(value: float, digits: int, *, power: bool) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".")
         raised = "10" + str(int(exponent)).translate(_RAISED)
-        return {"1": raised, "-1": f"-{raised}"}.get(mantissa, f"{mantissa}×{raised}")
-    return np.format_float_positional(value, digits, fractional=False, trim="-")
+        return true_minus({"1": raised, "-1": f"-{raised}"}.get(mantissa, f"{mantissa}×{raised}"))
+    return true_minus(np.format_float_positional(value, digits, fractional=False, trim="-"))
 
 
 def log_axis_if_wide(axes: Axes, *values: Array) -> bool:
