@@ -94,7 +94,9 @@ def wrapped(label: str, inches: float) -> str:
     head, comma, tail = label.rpartition(", ")
     if comma and max(len(head), len(tail)) < most:
         return f"{head},\n{tail}"
-    return "\n".join(textwrap.wrap(label, most, break_long_words=False))
+    whole = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(whole, most, break_long_words=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def missing_label(num_missing: int) -> str:

@@ -50,13 +50,16 @@ def draw_spectrum(
     Args:
         arrays: Of `hessian.npz`.
         results: Of `lgo hessian`.
-        size: Inches.
+        size: Inches; the height is a least one where there are several panels.
     """
     has_density, has_layers = "density_nodes" in arrays, "layer_names" in arrays
     heights = [2.5]
     heights += [2.2] if has_density else []
-    heights += [0.9 + ROW * len(arrays["layer_names"])] if has_layers else []
+    heights += [max(1.6, 0.9 + ROW * len(arrays["layer_names"]))] if has_layers else []
     with house_style():
+        # Lower than this, panels cover each other.
+        least = 1.4 * len(heights) + 0.6
+        size = (size[0], size[1] and max(size[1], least))
         figure = new_figure(size, sum(heights))
         rows = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         _draw_eigenvalues(figure.add_subplot(rows[0]), arrays, results)

@@ -147,6 +147,8 @@ def settle(figure: Figure, size: Size) -> None:
         _choose_height(figure)
     _lay_out(figure)
     figure.set_layout_engine(None)
+    for axes in figure.axes if len(figure.axes) > 1 else ():
+        _shrink_label(axes)
     for axes in _all_axes(figure):
         _thin_out(axes)
 
@@ -154,6 +156,17 @@ def settle(figure: Figure, size: Size) -> None:
 def _all_axes(figure: Figure) -> list[Any]:
     """Axes, each with its colour bar."""
     return [one for axes in figure.axes for one in (axes, *axes.child_axes)]
+
+
+def _shrink_label(axes: Any) -> None:
+    """Write what stands beside a panel smaller where it is longer than that, down to 5 pt.
+
+    It would run into the next panel's, or be cut off.
+    """
+    label, room = axes.yaxis.label, axes.get_window_extent().height + GAP * axes.figure.dpi
+    length = label.get_window_extent().height
+    if length > room:
+        label.set_fontsize(max(5.0, label.get_fontsize() * room / length))
 
 
 def _thin_out(axes: Any) -> None:
