@@ -768,6 +768,15 @@ def test_any_number_of_epochs(epochs: int) -> None:
     assert all("." not in label for label in labels)
 
 
+def test_no_epoch_beyond_the_last_has_a_tick() -> None:
+    for epochs in (20, 30, 164):
+        for axes in draw_training(*_course(epochs)).axes:
+            low, high = axes.get_xlim()
+            assert low < 0
+            assert high > epochs
+            assert max(x for x in axes.get_xticks() if x <= high) <= epochs
+
+
 def test_rate_is_drawn_as_it_was_used() -> None:
     columns, results = _course(4, "step")
     columns["learning_rate"] = np.array([0.002, 0.1, 0.1, 0.01, 0.001])
