@@ -24,11 +24,14 @@ from lgo_cli.figures.catalogue import draw as draw_all
 from lgo_cli.figures.files import save_figure
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, error_share
+from lgo_cli.figures.numbers import round_levels, tick_names, true_minus
 from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.plane import TRAJECTORY, marked
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.style import house_style, round_levels, tick_names, true_minus
+from lgo_cli.figures.style import (
+    house_style,
+)
 from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.figures.maps import RATIO_ERROR
+from lgo_cli.figures.numbers import true_minus
 from lgo_cli.figures.plane import ON_PLANE, marked
 from lgo_cli.figures.style import (
     LOSS_UNITS,
     interval_of,
     number,
     spans_decades,
-    true_minus,
 )
 from lgo_cli.results import (
     DIRECTIONS,

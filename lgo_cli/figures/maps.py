@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import label_lines, name_points
+from lgo_cli.figures.numbers import round_levels, tick_names
 from lgo_cli.figures.plane import (
     HATCH,
     add_bar,
@@ -36,9 +37,7 @@ from lgo_cli.figures.style import (
     loss_label,
     new_figure,
     number,
-    round_levels,
     settle,
-    tick_names,
 )
 from lgo_cli.results import ends
 
