@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = "lgo: error: interrupted\nhint: nothing is half-written; run the same again\n"
 
+_END_OF_BAR = b"\r\x1b[2K\x1b[?25h"
+"""Clears the line of a bar that is cut off, and shows the cursor, which it hid."""
+
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but end at once while something is imported.
@@ -32,6 +35,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             with contextlib.suppress(OSError):
+                if os.isatty(2) and os.environ.get("TERM") != "dumb":
+                    os.write(2, _END_OF_BAR)
                 os.write(2, _INTERRUPTED.encode())
             os._exit(ExitCode.INTERRUPTED)
         frame = frame.f_back

@@ -90,7 +90,7 @@ def test_caption_of_a_path_says_what_was_measured(small_run: Path) -> None:
     execute(InterpConfig(num_points=5, analysis_samples=64), small_run)
     text = (small_run / "interp_caption.txt").read_text()
     results = json.loads((small_run / "interp.json").read_text())["results"]
-    assert "Path: along the straight line to the initialisation, 5 points on [-0.5, 1.5]" in text
+    assert "Path: along the straight line to the initialisation, 5 points on [−0.5, 1.5]" in text
     assert f"Barrier: {results['barrier']:.4g}" in text
     assert re.search(r"Test: 64 samples of the test split\.", text)
     assert "not finite" not in text
@@ -121,7 +121,7 @@ def test_caption_of_a_matrix_states_its_extremes() -> None:
         "between a and b. Smallest barrier: 0.25 (95 % interval from 0.125 to 0.375",
         "between a and c.",
         "Pairs without one, as a loss is not finite: 1.",
-        "in brackets, its 95 % interval.",
+        "and, in brackets, its 95 % interval are written out.",
     ):
         assert part in text, part
 

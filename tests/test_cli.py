@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pty
@@ -571,6 +572,30 @@ def test_help_loses_no_bracketed_word(lgo: Lgo, monkeypatch: pytest.MonkeyPatch)
     assert "[train], [hessian], [interp], [contour]" in lgo("run", "--help").stdout
 
 
+def test_help_wraps_whole_paragraphs(lgo: Lgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for info in app.registered_commands:
+        assert info.callback is not None
+        paragraphs = inspect.getdoc(info.callback).split("\n\n")  # type: ignore[union-attr]
+        shown = [line.strip() for line in lgo(info.callback.__name__, "--help").stdout.split("\n")]
+        assert [text for text in paragraphs if " ".join(text.split()) not in shown] == []
+
+
+def test_what_names_a_run_is_called_run_everywhere(lgo: Lgo) -> None:
+    for command in ("hessian", "interp", "contour", "show", "export"):
+        assert f"lgo {command} [OPTIONS] [RUN] " in lgo(command, "--help").stdout
+    for command in ("verify", "table"):
+        assert f"lgo {command} [OPTIONS] {{RUN}}... " in lgo(command, "--help").stdout
+        assert lgo(command, code=2).stderr.startswith("lgo: error: missing argument 'RUN'\n")
+
+
+def test_catalogues_fit_a_terminal(lgo: Lgo) -> None:
+    assert (
+        max(map(len, [*lgo("models").stdout.split("\n"), *lgo("datasets").stdout.split("\n")]))
+        <= 80
+    )
+
+
 def test_interrupt_while_modules_are_loaded() -> None:
     code = (
         "import lgo_cli.__main__ as entry\n"
@@ -625,6 +650,67 @@ def test_terminated_as_by_timeout_shows_the_cursor_again(tmp_path: Path) -> None
     assert process.returncode == 130
     assert b"lgo: error: interrupted" in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("shown", [False, True])  # amid the bar's start, amid its end
+def test_interrupt_amid_the_start_or_the_end_of_a_bar(name: str, shown: bool) -> None:
+    code = (
+        "import signal\n"
+        "from rich.console import Console\n"
+        "from lgo_cli.cli.output import Output\n"
+        f"signal.signal(signal.{name}, signal.default_int_handler)\n"
+        "show_cursor = Console.show_cursor\n"
+        "def interrupted(console, show):\n"
+        f"    if show is {shown}: signal.raise_signal(signal.{name})\n"
+        "    return show_cursor(console, show)\n"
+        "Console.show_cursor = interrupted\n"
+        "out = Output(json=False, quiet=False, verbose=False)\n"
+        "try:\n"
+        "    with out.progress.task('surface', 2, 'cells') as task: task.bar.refresh()\n"
+        "except KeyboardInterrupt:\n"
+        "    out.say('interrupted')\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", code], env=environment, stderr=theirs, check=True)
+    os.close(theirs)
+    text = b""
+    with suppress(OSError):  # Linux's word for the end
+        while more := os.read(ours, 10_000):
+            text += more
+    os.close(ours)
+    assert text.endswith(b"interrupted\r\n")
+    assert text.rindex(b"\x1b[?25h") > text.rindex(b"\x1b[?25l")
+    assert text.rindex(b"\x1b[2K") > text.find(b"surface")  # no bar is left
+
+
+def test_talk_on_a_terminal_ends_its_lines_between_words() -> None:
+    path = "/a/rather/long/path/that-is/in one/piece.json"
+    said = f"warning: {'eigenvalues of the Hessian, ' * 5}in {path}, {'end ' * 9}"
+    code = (
+        "import sys\n"
+        "from lgo_cli.cli import root, output\n"
+        "out = output.Output(json=False, quiet=False, verbose=False)\n"
+        f"out.say({said!r})\n"
+        "root._fail('not found ' * 9, 'lgo train --out ' + 'directory/' * 9, 3)\n"
+    )
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "COLUMNS": "40", "TERM": "xterm"},
+            stderr=theirs, check=False,
+        )  # fmt: skip
+        lines = os.read(ours, 10_000).decode().split("lgo: error: ")
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    talk, (error, hint) = lines[0].splitlines(), lines[1].split("hint: ")
+    assert " ".join(" ".join(talk).split()) == " ".join(said.split())
+    assert max(map(len, talk)) <= 40
+    assert error.split() == ["not", "found"] * 9
+    # Half of a command is another command.
+    assert hint.startswith(f"lgo train --out {'directory/' * 9}\r\n")
 
 
 def test_run_does_all_four_and_then_none(lgo: Lgo, tmp_path: Path) -> None:
@@ -757,6 +843,8 @@ def test_progress_is_a_bar_where_one_can_be_shown_and_lines_elsewhere(
         os.close(ours)
     assert lines[0] == "before"
     assert ("\x1b" in "".join(lines)) == bar
+    shown = [re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", line) for line in lines]
+    assert all(len(line) <= 80 - len("^C") for line in shown)  # which the terminal echoes
     if not bar:
         assert lines[1].startswith("surface: 1/2 cells, ")
         assert lines[1].endswith(" left, loss 0.5")

@@ -132,6 +132,13 @@ def test_readme_names_only_what_there_is(shell: dict[str, str], tmp_path: Path) 
             assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+def test_every_picture_is_shown_somewhere() -> None:
+    shown = "".join(path.read_text() for path in (README, *EXAMPLES.glob("*.md")))
+    pictures = [path.name for path in (EXAMPLES / "figures").iterdir()]
+    assert len(pictures) > 20
+    assert [name for name in pictures if f"figures/{name})" not in shown] == []
+
+
 def test_docstring_of_the_package_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

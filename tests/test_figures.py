@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -23,10 +24,14 @@ from lgo_cli.figures.catalogue import draw as draw_all
 from lgo_cli.figures.files import save_figure
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, error_share
+from lgo_cli.figures.numbers import round_levels, tick_names, true_minus
 from lgo_cli.figures.perspective import draw_surface_3d
+from lgo_cli.figures.plane import TRAJECTORY, marked
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.style import house_style, round_levels, tick_names
+from lgo_cli.figures.style import (
+    house_style,
+)
 from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES
@@ -275,6 +280,30 @@ def test_caption_says_what_was_measured_and_fits() -> None:
         assert box.x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_caption_wraps_what_is_longer_than_a_line(width: float) -> None:
+    arrays, results = _surface(_bowl())
+    name = "model.py:" + "_".join(["a_network", "of_a_name", "that_is_long"] * 6)
+    figure = draw_contour(arrays, {**results, "model": name}, (width, None))
+    figure.draw_without_rendering()
+    box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert name.partition(":")[2] in figure.get_supxlabel().replace("\n", "")
+
+
+def test_negative_numbers_have_a_minus_sign_and_names_keep_their_hyphens() -> None:
+    text = "seed-1 at -1.5 [-2, -.5] (-∞), 1e-5, a - b, ReLU-20"
+    assert true_minus(text) == "seed-1 at −1.5 [−2, −.5] (−∞), 1e-5, a - b, ReLU-20"
+    arrays, results = _surface(_bowl(5, 5) - 3)
+    results["axis_labels"] = ["x: eigenvector 1 (λ = 2, least -0.5)", "y: seed-1"]
+    for figure in (draw_contour(arrays, results), draw_surface_3d(arrays, results)):
+        figure.draw_without_rendering()
+        words = _texts(figure).split()
+        assert {"−0.5)", "seed-1"} <= {*words}
+        assert not any(re.match(r"-\d", word) for word in words)
+
+
 def _contour_set(figure: Figure, *, filled: bool) -> ContourSet:
     (found,) = (c for c in figure.axes[0].findobj(ContourSet) if c.filled == filled)  # type: ignore[attr-defined]
     return found  # type: ignore[no-any-return]
@@ -335,7 +364,7 @@ def test_names_of_ticks() -> None:
     assert tick_names(np.array([0.1, 0.2, 12.0])) == ["0.1", "0.2", "12"]
     # One that takes a power of ten gives all others theirs.
     assert tick_names(np.array([1e-6, 1000.0, 1e7])) == ["10⁻⁶", "10³", "10⁷"]
-    assert tick_names(np.array([-1e6, 0, 5e5])) == ["-10⁶", "0", "5×10⁵"]
+    assert tick_names(np.array([-1e6, 0, 5e5])) == ["−10⁶", "0", "5×10⁵"]
     assert tick_names(np.array([1.25e-12, 3e5, 3.5e5])) == ["1.25×10⁻¹²", "3×10⁵", "3.5×10⁵"]
     assert tick_names(np.array([2.3001, 2.3002])) == ["2.3001", "2.3002"]
     # Three digits would tell these apart, and call them what they are not.
@@ -353,6 +382,7 @@ def test_names_of_ticks() -> None:
 def _number(name: str) -> float:
     mantissa, _, power = name.rpartition("10") if set(name) & set("⁰¹²³⁴⁵⁶⁷⁸⁹") else (name, "", "0")
     exponent = int(power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")))
+    mantissa = mantissa.replace("−", "-")
     digits = mantissa.rstrip("×")
     return float(f"{digits if digits.strip('+-') else digits + '1'}e{exponent}")
 
@@ -520,6 +550,43 @@ def test_trajectory_goes_through_its_points() -> None:
     assert np.array_equal(line.get_xydata(), [[p["x"], p["y"]] for p in points])
 
 
+@pytest.mark.parametrize(("number", "is_crowded"), [(50, False), (51, True), (2000, True)])
+def test_of_many_checkpoints_those_are_marked_that_stand_apart(
+    number: int, is_crowded: bool
+) -> None:
+    along = np.geomspace(1e-3, 0.9, number)[::-1]  # closer and closer to the run
+    points = [
+        {"label": "init" if not rank else str(rank), "x": -x, "y": x**2, "distance": x, "loss": 0.5}
+        for rank, x in enumerate(along)
+    ]
+    points[-1] |= {"x": 0.0, "y": 0.0, "distance": 0.0}
+    ranges = {"x_range": [-1, 1], "y_range": [-1, 1]}
+    arrays, results = _surface(_bowl(), plane="pca", trajectory=points, **ranges)
+    count = len(marked(results))
+    assert (count < number) == is_crowded
+    figure = draw_contour(arrays, results)
+    assert ("checkpoints marked" in figure.get_supxlabel()) == is_crowded
+    (line,) = (x for x in figure.axes[0].lines if x.get_label() == "trajectory, projected")
+    assert len(line.get_xdata()) == number  # the line goes through all  # type: ignore[arg-type]
+    circles = [x for x in figure.axes[0].lines if x.get_markeredgecolor() == TRAJECTORY]
+    assert len(circles) == count
+    assert circles[0].get_xdata() == [points[0]["x"]]
+    (stems,) = (
+        x
+        for x in draw_surface_3d(arrays, results).axes[0].lines
+        if x.get_label() == "loss at checkpoint's weights"
+    )
+    assert len(stems.get_xdata()) == count  # type: ignore[arg-type]
+    if is_crowded:
+        assert f"{count} of {number:,} checkpoints" in figure.get_supxlabel()
+        with house_style():
+            figure.draw_without_rendering()
+        shown = figure.axes[0].transData.transform([[p["x"], p["y"]] for p in points])
+        shown = shown[marked(results)]
+        gaps = np.linalg.norm(np.diff(shown, axis=0), axis=1)[1:]  # the first is there anyway
+        assert gaps.min() > 4.5 / 72 * figure.dpi  # as wide as half of the star and half a mark
+
+
 def test_ones_own_files_are_called_what_they_are() -> None:
     arrays, results = _surface(_bowl())
     figure = draw_contour(arrays, {**results, "model": "model.py:build", "dataset": "data.npz"})
@@ -627,6 +694,17 @@ def test_line_that_is_not_finite_somewhere(value: float, barrier: str, index: in
     assert "not finite (1 point)" in _texts(figure)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_line_that_is_finite_nowhere_has_no_numbers_beside_it(value: float) -> None:
+    arrays, results = _line()
+    for key in ("loss", "standard_error", "test_loss", "test_standard_error"):
+        arrays[key] = np.full(41, value)
+    figure = draw_interpolation(arrays, {**results, "barrier": "NaN"})
+    figure.draw_without_rendering()
+    assert "not finite (41 points)" in _texts(figure)
+    assert [list(axes.get_yticks()) for axes in figure.axes] == [[], []]
+
+
 def test_line_without_test_samples_shows_none() -> None:
     arrays, results = _line()
     for key in ("test_loss", "test_standard_error", "test_accuracy"):
@@ -691,6 +769,15 @@ def test_any_number_of_epochs(epochs: int) -> None:
     figure.draw_without_rendering()
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert all("." not in label for label in labels)
+
+
+def test_no_epoch_beyond_the_last_has_a_tick() -> None:
+    for epochs in (20, 30, 164):
+        for axes in draw_training(*_course(epochs)).axes:
+            low, high = axes.get_xlim()
+            assert low < 0
+            assert high > epochs
+            assert max(x for x in axes.get_xticks() if x <= high) <= epochs
 
 
 def test_rate_is_drawn_as_it_was_used() -> None:
@@ -820,7 +907,7 @@ def test_spectrum_of_many_and_of_long_names_fits(size: Any) -> None:
     results |= {"operator": "empirical-fisher", "scaling": "elementwise"}
     figure = draw_spectrum(arrays, results, size)
     _words_inside(figure)
-    ranks, density, layers = figure.axes
+    ranks, density, layers, traces = figure.axes
     _apart(ranks.get_xticklabels())
     _apart(density.get_yticklabels())
     _apart(layers.get_yticklabels())
@@ -829,7 +916,14 @@ def test_spectrum_of_many_and_of_long_names_fits(size: Any) -> None:
     num_names = len({label.get_text() for label in labels})
     assert num_names == n if size[1] is None else 5 < num_names < n
     assert all(label.get_window_extent().x0 >= 0 for label in labels)
-    assert layers.get_window_extent().width > 0.4 * figure.bbox.width
+    # Both have their rows at one height, and the same room for bars.
+    boxes = [axes.get_window_extent() for axes in (layers, traces)]
+    assert boxes[0].intervaly == pytest.approx(boxes[1].intervaly)
+    assert layers.get_ylim() == traces.get_ylim()
+    assert all(box.width > 0.25 * figure.bbox.width for box in boxes)
+    for axes, found in ((layers, values), (traces, -values)):
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(found)
+        _apart(axes.get_xticklabels())
 
 
 def test_barriers_fit_their_cells() -> None:
@@ -1032,6 +1126,20 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
 
 
 @pytest.mark.parametrize(
+    ("k", "width", "lines"), [(4, 3.4, 3), (12, 3.4, 0), (12, 7.0, 3), (20, 7.0, 1), (40, 7.0, 0)]
+)
+def test_matrix_writes_what_can_be_read(k: int, width: float, lines: int) -> None:
+    arrays, results = _matrix(k)
+    figure = draw_matrix(arrays, results, (width, None))
+    texts = figure.axes[0].texts
+    assert len(texts) == (k * (k - 1) if lines else 0)
+    assert max((text.get_text().count("\n") + 1 for text in texts), default=0) == lines
+    assert all(float(text.get_fontsize()) >= 4.5 for text in texts)
+    assert ("95 % intervals" in figure.get_supxlabel()) == (lines == 3)
+    assert ("hatched: not finite" in figure.get_supxlabel()) == (not texts)
+
+
+@pytest.mark.parametrize(
     ("names", "shown"),
     [
         (["a", "sweep/learning-rate-0.1", "b"], ["a", "sweep/l…rate-0.1", "b"]),
@@ -1101,7 +1209,7 @@ def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:
 def test_no_barrier_is_said_too() -> None:
     arrays, results = _beside("line_")
     figure = draw_interpolation(arrays, {**results, "barrier": 0.0, "barrier_interval": [0.0, 0.1]})
-    assert "barrier 0 [0, 0.1]" in _texts(figure)
+    assert "barrier 0 [0.0, 0.1]" in _texts(figure)
 
 
 def test_whisker_is_the_interval_over_the_chord() -> None:
@@ -1120,8 +1228,8 @@ def test_whisker_is_the_interval_over_the_chord() -> None:
 @pytest.mark.parametrize("height", [0.3, 0.5, 0.6, 1.0, 1.9])
 def test_long_axis_labels_leave_room_for_the_picture(height: float) -> None:
     labels = [
-        "x: principal axis 1 (91.3% of the trajectory), unit norm",
-        "y: principal axis 2 (7.6%), unit norm",
+        "x: principal axis 1 (91.3 % of the trajectory), unit norm",
+        "y: principal axis 2 (7.6 %), unit norm",
     ]
     y = np.linspace(-height, height, 15)
     arrays, results = _surface(_decades(), y=y, plane="pca", axis_labels=labels)

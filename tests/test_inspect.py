@@ -271,7 +271,7 @@ def test_a_running_step_is_not_called_interrupted(lgo: Lgo, run: Path) -> None:
 def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     lgo("train", "--out", "other", *SMALL, "--seed", 1, "--quiet")
     text = lgo("table", run, "other").stdout.splitlines()
-    assert text[0].split()[:4] == ["run", "model", "dataset", "seed"]
+    assert text[0].split()[:4] == ["run", "model", "dataset", "num_train_samples"]
     assert len(text) == 3
     assert "barrier" not in text[0]
     assert text[2].split()[-1] == "-"
@@ -280,6 +280,13 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     hessian = json.loads((run / "hessian.json").read_text())["results"]
     assert float(rows[0]["lambda_max"]) == hessian["largest"][0]["value"]
     assert float(rows[0]["trace"]) == hessian["trace"]["value"]
+    samples = ("num_train_samples", "num_test_samples", "hessian_num_samples")
+    assert [int(rows[0][name]) for name in samples] == [
+        256,
+        128,
+        hessian["measured"]["num_samples"],
+    ]
+    assert rows[1]["hessian_num_samples"] == rows[0]["interp_num_samples"] == ""
     assert rows[1]["lambda_max"] == ""
     lines = lgo("table", run, "other", "--format", "jsonl").stdout.splitlines()
     assert json.loads(lines[0])["seed"] == 0
@@ -291,10 +298,11 @@ def _row(run: str, **more: Any) -> dict[str, Any]:
     settings = {
         "model": "mlp", "dataset": "synthetic", "seed": 0, "epochs": 20, "optimizer": "sgd",
         "lr": 0.05, "batch_size": 64, "weight_decay": 0.0005, "operator": "hessian",
+        "num_train_samples": 2048, "num_test_samples": 1024, "hessian_num_samples": 512,
+        "interp_num_samples": 512, "contour_num_samples": 512, "barrier_path": "line to init",
     }  # fmt: skip
     numbers = dict.fromkeys(COLUMNS, 0.123456)
-    return {"run": run, **numbers, **settings, "barrier_path": "line to init", "problems": None,
-            **more}  # fmt: skip
+    return {"run": run, **numbers, **settings, "problems": None, **more}
 
 
 @pytest.mark.parametrize("width", [20, 80, 120])
@@ -303,12 +311,13 @@ def test_table_has_as_many_columns_as_the_terminal_has_room_for(width: int) -> N
     names, said = fitting(rows, width)
     lines = aligned(rows, names)
     assert all(len(line) <= width for line in lines)
-    # What tells the runs apart comes first, and no column is lost without a word.
-    assert names[:2] == ["run", "seed"]
-    assert lines[2].split()[:2] == ["b", "1"]
+    # What tells the runs apart has room, and no column is lost without a word.
+    assert names[:2] == ["run", "test_accuracy" if width == 20 else "seed"]
     assert said[0] == (
-        "the same in all runs: model mlp, dataset synthetic, epochs 20, optimizer sgd, lr 0.05, "
-        "batch_size 64, weight_decay 0.0005, operator hessian"
+        "the same in all runs: model mlp, dataset synthetic, num_train_samples 2048, "
+        "num_test_samples 1024, epochs 20, optimizer sgd, lr 0.05, batch_size 64, "
+        "weight_decay 0.0005, hessian_num_samples 512, operator hessian, interp_num_samples 512, "
+        "barrier_path line to init, contour_num_samples 512"
     )
     lost = said[1].removesuffix("; --format csv has them all").partition(" for: ")[2].split(", ")
     settings = {*SETTINGS, "problems"} - {"seed"}
@@ -324,6 +333,15 @@ def test_table_has_room_for_a_number_before_what_it_is_of() -> None:
     names, _ = fitting(rows, 60)
     assert "lambda_max" in names
     assert "operator" not in names
+
+
+def test_table_has_room_for_answers_before_recipes() -> None:
+    other = {
+        "model": "resnet20", "dataset": "fashion-mnist", "seed": 1, "epochs": 164,
+        "optimizer": "adamw", "lr": 0.001, "batch_size": 128, "weight_decay": 0.01,
+    }  # fmt: skip
+    names, _ = fitting([_row("sweep/first"), _row("sweep/second", **other)], 80)
+    assert {"test_accuracy", "lambda_max", "barrier", "model", "dataset"} <= {*names}
 
 
 def test_table_keeps_all_columns_where_there_is_room() -> None:

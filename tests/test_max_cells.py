@@ -51,14 +51,14 @@ def test_budget_ends_it_and_all_say_so(small_run: Path, lgo: Lgo) -> None:
     complaint = (
         "--max-cells ended the surface short of the tolerance of 0.003: errors are estimated at up "
         f"to {filling.largest_relative_estimate:.2g} of the loss, above the tolerance at "
-        f"{filling.share_above:.1%} of the cells, and cells that were checked were off by up to "
-        f"{filling.check.worst_error:.2g}"
+        f"{100 * filling.share_above:.1f} % of the cells, and cells that were checked were off by "
+        f"up to {filling.check.worst_error:.2g}"
     )
     assert results.complaints == [complaint]
     assert f"warning: {complaint}\n" in result.stderr
     row = (
         "cells       90 of 961 measured, worth 90; the rest NOT filled in to 0.003, short of it "
-        f"at {filling.share_above:.1%}\n"
+        f"at {100 * filling.share_above:.1f} %\n"
     )
     assert row in result.stdout
     text = (small_run / "contour_caption.txt").read_text()

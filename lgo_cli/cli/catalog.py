@@ -37,7 +37,7 @@ def models(json: Json = False) -> None:
         return
     for name, spec in MODELS.items():
         number, shape = counts[name]
-        _write(f"{name}  {spec.summary} ({number:,} parameters for {shape})")
+        _write_named(name, spec.summary, f"{number:,} parameters for {shape}")
         _write_arguments(spec.args)
     _write("file.py:factory, package.module:factory  any callable that returns an nn.Module")
 
@@ -56,7 +56,7 @@ def datasets(json: Json = False) -> None:
         )
         return
     for name, spec in DATASETS.items():
-        _write(f"{name}  {spec.summary}")
+        _write_named(name, *spec.summary.split("; "))
         _write_arguments(spec.args)
     _write("file.npz  x_train, y_train, x_test, y_test, used exactly as given")
     _write("file.py:factory  any callable that returns these four")
@@ -67,6 +67,13 @@ def _schema(args: type[BaseModel]) -> dict[str, dict[str, object]]:
         name: {"default": field.get_default(), "description": field.description}
         for name, field in args.model_fields.items()
     }
+
+
+def _write_named(name: str, summary: str, *more: str) -> None:
+    """A name and what it is, more of that on lines of its own: 80 columns have room for it."""
+    _write(f"{name}  {summary}")
+    for text in more:
+        _write(f"    {text}")
 
 
 def _write_arguments(args: type[BaseModel]) -> None:

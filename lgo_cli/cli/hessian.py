@@ -72,6 +72,7 @@ def hessian(
     """Eigenvalues of the Hessian at both ends of its spectrum, each with a bound.
 
     Or of the Gauss-Newton or Fisher matrix, of some layers, or scaled; with trace, norm, density.
+
     Writes hessian.npz and hessian.png.
     """
     run_step(ctx, HessianConfig, run)

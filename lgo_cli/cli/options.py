@@ -31,7 +31,9 @@ def _flag(panel: str, help_text: str, *flags: str) -> object:
 
 Run = Annotated[
     Path | None,
-    typer.Argument(help="Run directory or checkpoint file. (default: outputs)", show_default=False),
+    typer.Argument(
+        help="Run directory or checkpoint. (default: outputs)", show_default=False, metavar="RUN"
+    ),
 ]
 
 # Model and data
@@ -189,9 +191,7 @@ TraceMatvecs = Annotated[
     int | None,
     _option(CURVATURE, "Spend N products at most on it instead, the basis included.", metavar="N"),
 ]
-Density = Annotated[
-    bool, _flag(CURVATURE, "Estimate the spectral density (Lanczos quadrature).", "--density")
-]
+Density = Annotated[bool, _flag(CURVATURE, "Spectral density (Lanczos quadrature).", "--density")]
 PerLayer = Annotated[
     bool, _flag(CURVATURE, "Largest eigenvalue and trace of each module's block.", "--per-layer")
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lgo_cli.cli.progress import RichProgress
 from lgo_cli.cli.tables import summary_lines
+from lgo_cli.cli.talk import fitted, open_console
 from lgo_cli.errors import UsageError
 from lgo_cli.manifest import manifest_json
 from lgo_cli.progress import SILENT, Progress
@@ -64,13 +65,7 @@ class Output:
     @cached_property
     def console(self) -> Console:
         """Where talk goes."""
-        from rich.console import Console
-
-        # FORCE_COLOR makes no terminal of a log file, in which a bar is a line of escape codes.
-        terminal = None if sys.stderr.isatty() else False
-        return Console(
-            stderr=True, force_terminal=terminal, markup=False, highlight=False, soft_wrap=True
-        )
+        return open_console()
 
     @cached_property
     def progress(self) -> Progress:
@@ -85,7 +80,7 @@ class Output:
     def say(self, text: str) -> None:
         """Talk, unless quiet."""
         if self.mode is not Mode.QUIET:
-            self.console.print(text)
+            self.console.print(fitted(text, self.console))
 
     def detail(self, text: str) -> None:
         """Talk, if asked to say more."""

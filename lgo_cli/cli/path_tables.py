@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import SHAPES, counted, route, some
+from lgo_cli.results import SHAPES, counted, ends, route, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,9 +156,9 @@ def _height(value: float, interval: tuple[float, float], confidence: str = "") -
         return str(value)
     if not all(map(math.isfinite, interval)):
         return f"{value:.4g} (no interval)"
-    return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g}){confidence}"
+    return f"{value:.4g} ({' to '.join(ends(interval))}){confidence}"
 
 
 def interval(bounds: tuple[float, float]) -> str:
     """Two ends as they are printed."""
-    return f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"
+    return f"[{', '.join(ends(bounds))}]"

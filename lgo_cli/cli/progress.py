@@ -5,20 +5,28 @@ A terminal that cannot move its cursor (`TERM=dumb`) gets lines too.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lgo_cli.cli.talk import fitted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as RichBar
     from rich.progress import TaskID
 
     from lgo_cli.progress import Task
 
 LINE_INTERVAL_S = 30.0
+
+ROOM_FOR_ECHO = 4
+"""Columns at the end of a bar's line for the terminal's ^C, which would begin another line: Rich
+would clear that one, and the bar would stay."""
 
 
 class RichProgress:
@@ -29,7 +37,7 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
-        self.console.print(text)
+        self.console.print(fitted(text, self.console))
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
@@ -37,8 +45,15 @@ class RichProgress:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
             yield _Lines(self.console, description, total, unit)
             return
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
+
+        console = self.console
+
+        class Bar(Progress):
+            def get_renderable(self) -> RenderableType:
+                return Constrain(super().get_renderable(), console.width - ROOM_FOR_ECHO)
 
         def text(template: str) -> TextColumn:
             return TextColumn(template, markup=False, table_column=Column(no_wrap=True))
@@ -53,9 +68,39 @@ class RichProgress:
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
             text("left"),
         )
-        with Progress(*columns, console=self.console, transient=True, expand=True) as bar:
+        bar = Bar(*columns, console=console, transient=True, expand=True)
+        try:
+            with _undisturbed():
+                bar.start()
             identity = bar.add_task(description, total=total, rate="", stats="")
             yield _Bar(bar, identity, unit)
+        finally:
+            with _undisturbed():
+                bar.stop()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended.
+
+    Amid Rich's start or stop they leave the cursor hidden, or a bar that cannot be stopped. They
+    are caught, not blocked: a signal that one thread blocks is delivered to another, such as one of
+    PyTorch's, and Python's handler runs all the same.
+    """
+    waiting: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other has handlers
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in caught:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
 
 
 class _Bar:
@@ -101,7 +146,7 @@ class _Lines:
         parts[0] += f" {self.unit}"
         parts.insert(1, f"{format_count(rate)} {self.unit}/s")
         parts.append(format_stats(self.stats))
-        self.console.print(", ".join(part for part in parts if part))
+        self.console.print(fitted(", ".join(part for part in parts if part), self.console))
 
 
 def format_count(value: float) -> str:

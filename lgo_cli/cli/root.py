@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import re
 import shlex
 import sys
@@ -29,8 +30,11 @@ class ErrorBoundary(TyperGroup):
         described: list[Any] = [each for c in self.commands.values() for each in (c, *c.params)]
         for each in described:
             if each.help:
-                # Rich's markup, which help goes through, reads `[train]` as a style.
-                each.help = each.help.replace("[", "\\[")
+                # Rich's markup, which help goes through, reads `[train]` as a style. Typer keeps
+                # the lines of all paragraphs but the first.
+                paragraphs = inspect.cleandoc(each.help).split("\n\n")
+                text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+                each.help = text.replace("[", "\\[")
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one uses them, not of the alphabet."""
@@ -105,7 +109,14 @@ def _fail_disk(error: OSError) -> None:
 
 
 def _fail(message: str, hint: str, code: int) -> None:
-    sys.stderr.write(f"lgo: error: {message}\nhint: {hint}\n")
+    lines = [f"lgo: error: {message}", f"hint: {hint}"]
+    if sys.stderr.isatty():
+        from lgo_cli.cli.talk import fitted, open_console
+
+        # A command stays one line: of two, half a command would be run when they are pasted.
+        console, is_command = open_console(), "lgo " in hint
+        lines = [fitted(lines[0], console), lines[1] if is_command else fitted(lines[1], console)]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     raise typer.Exit(int(code))
 
 

@@ -10,7 +10,7 @@ import typer
 from lgo_cli.cli.root import app
 from lgo_cli.config import DEFAULT_RUN
 
-RunDirectory = Annotated[Path, typer.Argument(help="Run directory.")]
+RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifests, one a line.", metavar="")]
 Quiet = Annotated[
     bool,

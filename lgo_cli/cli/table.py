@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from lgo_cli.runs.inspect import Row
 
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Run directories.", show_default=False, metavar="RUN")
+]
 TableFormat = Annotated[
     Literal["table", "csv", "jsonl"],
     typer.Option(
@@ -80,15 +82,20 @@ def _finite(value: Any) -> Any:
 
 
 RECIPE = ("model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay")
-SETTINGS = (*RECIPE, "operator")
+SAMPLES = (
+    "num_train_samples", "num_test_samples", "hessian_num_samples", "interp_num_samples",
+    "contour_num_samples",
+)  # fmt: skip
+SETTINGS = (*RECIPE, *SAMPLES, "operator", "barrier_path")
 """Columns that say what was asked for."""
 
 PREFERRED = (
-    "run", "problems", *RECIPE, "test_accuracy", "lambda_max", "operator", "barrier",
-    "barrier_path", "trace", "test_loss", "sharpness_ratio", "train_loss", "lambda_min",
+    "run", "problems", "test_accuracy", "lambda_max", "barrier", "operator", *RECIPE,
+    "barrier_path", *SAMPLES, "trace", "test_loss", "sharpness_ratio", "train_loss", "lambda_min",
     "barrier_lower", "barrier_upper", "lambda_max_bound", "trace_standard_error", "train_accuracy",
 )  # fmt: skip
-"""Columns that have room first; the others come after them as they stand."""
+"""Columns that have room first, those that answer before those that were asked for; the others come
+after them as they stand."""
 
 
 def fitting(rows: Sequence[Row], width: int | None) -> tuple[list[str], list[str]]:

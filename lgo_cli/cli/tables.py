@@ -15,6 +15,7 @@ from lgo_cli.results import (
     TrainResults,
     batchnorm_statistics,
     counted,
+    percent,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _hessian(results: HessianResults) -> Rows:
     number = "" if len(results.largest) == 1 else f"{len(results.largest)} "
     span = f"of its square in the span of the {number}largest"
     if share is not None:
-        rows.append(("gradient", f"{share:.1%} {span}"))
+        rows.append(("gradient", f"{percent(share)} {span}"))
     elif results.largest and results.gradient_norm > 0:
         rows.append(("gradient", f"the share {span} is lost in rounding: --dtype float64"))
     rows += _moments(results)
@@ -169,7 +170,7 @@ def _moments(results: HessianResults) -> Rows:
         error = _error(results, norm.standard_error, norm.rounding_allowance)
         rows.append(("norm", f"{norm.value:.6g} {error} (Frobenius)"))
     if density is not None:
-        chance = f"{density.confidence:.0%} confidence"
+        chance = f"{percent(density.confidence, 0)} confidence"
         rows.append(
             (
                 "density",
@@ -231,8 +232,8 @@ def _layers(results: HessianResults) -> Rows:
     rows.append(
         (
             "off blocks",
-            f"{layers.off_block_share:.1%} ± {layers.off_block_share_standard_error:.1%} of the "
-            "squared Frobenius norm",
+            f"{percent(layers.off_block_share)} ± "
+            f"{percent(layers.off_block_share_standard_error)} of the squared Frobenius norm",
         )
     )
     return rows
@@ -253,7 +254,7 @@ def _halves(results: HessianResults) -> Rows:
             )
         )
     if halves.spread_of_largest is not None:
-        rows.append(("", f"spread of the largest {halves.spread_of_largest:.1%}"))
+        rows.append(("", f"spread of the largest {percent(halves.spread_of_largest)}"))
     if halves.first.trace is not None and halves.second.trace is not None:
         rows.append(
             ("", f"traces {halves.first.trace.value:.5g} and {halves.second.trace.value:.5g}")
@@ -294,7 +295,10 @@ def _contour(results: ContourResults) -> Rows:
     if results.explained_variance is not None:
         first, second = results.explained_variance
         rows.append(
-            ("share", f"{first:.1%} and {second:.1%} of the trajectory's squared displacements")
+            (
+                "share",
+                f"{percent(first)} and {percent(second)} of the trajectory's squared displacements",
+            )
         )
     rows += _cells(results)
     if results.quadratic is not None:
@@ -376,7 +380,9 @@ def _filled(filling: Filling) -> str:
     """To what the cells that were not measured were filled in."""
     if filling.converged:
         return f"filled in to {filling.tolerance:.3g}"
-    return f"NOT filled in to {filling.tolerance:.3g}, short of it at {filling.share_above:.1%}"
+    return (
+        f"NOT filled in to {filling.tolerance:.3g}, short of it at {percent(filling.share_above)}"
+    )
 
 
 def _planes(planes: Planes) -> Rows:

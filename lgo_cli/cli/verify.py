@@ -9,7 +9,9 @@ import typer
 
 from lgo_cli.cli.root import app
 
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Run directories.", show_default=False, metavar="RUN")
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing: the exit code says it.", metavar="")
 ]

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.figures.maps import RATIO_ERROR
-from lgo_cli.figures.plane import ON_PLANE
-from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
+from lgo_cli.figures.numbers import true_minus
+from lgo_cli.figures.plane import ON_PLANE, marked
+from lgo_cli.figures.style import (
+    LOSS_UNITS,
+    interval_of,
+    number,
+    spans_decades,
+)
 from lgo_cli.results import (
     DIRECTIONS,
     SHAPES,
     batchnorm_statistics,
     counted,
+    ends,
+    percent,
     route,
     some,
     spelled_out,
@@ -51,7 +59,7 @@ def describe(
     figures = _contour_figures if command == "contour" else _interp_figures
     sentences = figures(arrays, results)
     paragraphs += [[f"{stem}:", *sentences[stem]] for stem in stems]
-    return "\n\n".join(" ".join(paragraph) for paragraph in paragraphs) + "\n"
+    return true_minus("\n\n".join(" ".join(paragraph) for paragraph in paragraphs) + "\n")
 
 
 def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -81,10 +89,10 @@ def _contour(
     arrays: Mapping[str, Any], results: Mapping[str, Any], config: Mapping[str, Any]
 ) -> list[str]:
     x_label, y_label = (label.partition(": ")[2] or label for label in results["axis_labels"])
-    (x0, x1), (y0, y1) = results["x_range"], results["y_range"]
+    (x0, x1), (y0, y1) = ends(results["x_range"], 6), ends(results["y_range"], 6)
     text = [
-        f"Plane: {results['plane']}; x: {x_label}, from {x0:g} to {x1:g}; y: {y_label}, from "
-        f"{y0:g} to {y1:g}; the run is at (0, 0), where the loss is "
+        f"Plane: {results['plane']}; x: {x_label}, from {x0} to {x1}; y: {y_label}, from "
+        f"{y0} to {y1}; the run is at (0, 0), where the loss is "
         f"{number(results['loss_at_center']):.6g}.",
     ]
     if results["normalization"] is not None:
@@ -106,9 +114,9 @@ def _contour(
             f"{number(test['loss_at_center']):.6g}, its accuracy {test['accuracy_at_center']:.4f}."
         )
     if results.get("explained_variance"):
-        first, second = (100 * number(share) for share in results["explained_variance"])
+        first, second = (percent(number(share)) for share in results["explained_variance"])
         text.append(
-            f"The axes hold {first:.1f} % and {second:.1f} % of the squared displacements of the "
+            f"The axes hold {first} and {second} of the squared displacements of the "
             "trajectory's checkpoints from the run."
         )
     return text
@@ -167,14 +175,19 @@ def _filled(arrays: Mapping[str, Any]) -> Any:
 def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
     loss = arrays["loss"]
     scale = "logarithmic" if spans_decades(loss) else "linear"
+    apart: list[str] = []
     flat = [f"Loss on the plane from above; levels are {scale}; the star is the run."]
     if not np.isfinite(loss).all():
         flat.append("Hatched cells are not finite.")
     if results.get("trajectory"):
         points = counted(len(results["trajectory"]), "checkpoint")
+        count = len(marked(results))
+        if count < len(results["trajectory"]):
+            apart = [f"Marked are {count:,} of them, which stand apart."]
         flat.append(f"The line is the training trajectory, {points} projected onto the plane.")
         farthest = max(number(point["distance"]) for point in results["trajectory"])
         flat.append(f"Circles show how far checkpoints are off the plane, {farthest:.3g} at most.")
+        flat += apart
     if "plane_path" in arrays:
         num_bends = len(arrays["plane_coordinates"]) - 2
         bends = f", by {counted(num_bends, 'bend')} as control points" if num_bends else ""
@@ -195,6 +208,7 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
         "contour_3d": [
             f"The same surface in perspective; its height is {scale}.",
             *_stems(results.get("trajectory") or []),
+            *apart,
         ],
     }
     if "measured" in arrays:
@@ -257,12 +271,12 @@ def _interp(
             *_extreme_barriers(arrays, names),
         ]
     along = results["along"]
-    low, high = results["range"]
+    low, high = ends(results["range"], 6)
     repaired = bool((results.get("repair") or {}).get("layers"))
     text.append(
         f"Path: {route(along, results.get('shape', 'line'), is_repaired=repaired)}, "
         f"{results['num_points']} points on "
-        f"[{low:g}, {high:g}], where the run is at 0"
+        f"[{low}, {high}], where the run is at 0"
         f"{'' if along in DIRECTIONS else ' and the other end at 1'}."
     )
     on_train, on_test = (results.get(f"{split}num_nonfinite") for split in ("", "test_"))
@@ -315,7 +329,7 @@ def _extreme_barriers(arrays: Mapping[str, Any], names: Sequence[str]) -> list[s
 def _interval(recorded: Any, how: str) -> str:
     """An interval of a barrier; nothing if there is none, or no finite one."""
     interval = interval_of(recorded)
-    return how.format("from {:.4g} to {:.4g}".format(*interval)) if interval else ""
+    return how.format("from {} to {}".format(*ends(interval))) if interval else ""
 
 
 def _changed(results: Mapping[str, Any]) -> list[str]:
@@ -384,6 +398,7 @@ def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> di
         "interp_1d": line,
         "interp_matrix": [
             "Barrier between each two checkpoints, the most by which the loss exceeds the straight "
-            "line between the losses at the ends; in brackets, its 95 % interval."
+            "line between the losses at the ends; where cells have room, its number and, in "
+            "brackets, its 95 % interval are written out."
         ],
     }

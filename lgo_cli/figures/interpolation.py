@@ -29,7 +29,7 @@ from lgo_cli.figures.style import (
     number,
     settle,
 )
-from lgo_cli.results import DIRECTIONS, ENDS
+from lgo_cli.results import DIRECTIONS, ENDS, ends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,8 +82,8 @@ def draw_interpolation(
         ]
         drawn = []
         for prefix, name, colour, style in series:
-            if f"{prefix}loss" not in arrays or np.isnan(arrays[f"{prefix}loss"]).all():
-                continue  # not measured
+            if f"{prefix}loss" not in arrays or not np.isfinite(arrays[f"{prefix}loss"]).any():
+                continue  # not measured, or nothing to be drawn
             loss, error = arrays[f"{prefix}loss"], arrays[f"{prefix}standard_error"]
             drawn.append(loss)
             _draw_band(above, alpha, loss, error, colour)
@@ -95,6 +95,8 @@ def draw_interpolation(
             if f"{prefix}accuracy" in arrays:
                 below.plot(alpha, arrays[f"{prefix}accuracy"], label=name, **how)
         logarithmic = log_axis_if_wide(above, *drawn) if drawn else False
+        for axes in () if drawn else (above, below):
+            axes.set_yticks([])  # they would be of no number
         _hatch_missing(above, alpha, arrays["loss"])
         _mark_ends(above, below, results)
         if results["barrier"] is not None:
@@ -200,4 +202,4 @@ def _barrier(value: Any, interval: Any) -> str:
     """A barrier as legends have it, with its interval if there is one."""
     text = f"barrier {number(value):.3g}"
     bounds = interval_of(interval)
-    return text if bounds is None else f"{text} [{bounds[0]:.3g}, {bounds[1]:.3g}]"
+    return text if bounds is None else f"{text} [{', '.join(ends(bounds, 3))}]"

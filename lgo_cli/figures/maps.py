@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import label_lines, name_points
+from lgo_cli.figures.numbers import round_levels, tick_names
 from lgo_cli.figures.plane import (
     HATCH,
     add_bar,
@@ -19,6 +20,7 @@ from lgo_cli.figures.plane import (
     draw_cells,
     draw_points,
     hatch_missing,
+    marks,
     new_plane,
     remarks,
 )
@@ -35,13 +37,12 @@ from lgo_cli.figures.style import (
     loss_label,
     new_figure,
     number,
-    round_levels,
     settle,
-    tick_names,
 )
+from lgo_cli.results import ends
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -51,6 +52,9 @@ SHADES = "YlOrBr"
 
 RATIO_ERROR = 0.05
 """Error of |λmin / λmax| above which a cell says nothing."""
+
+SMALLEST = 4.5
+"""Points: below that, numbers are not read."""
 
 LONGEST_NAME = 16
 """Characters of a name beside a cell of a matrix."""
@@ -146,7 +150,7 @@ def draw_convexity(
         legend(figure, handles)
         caption(
             figure, results, f"{ratio.size} cells, lines: {loss_label(results)}",
-            *remarks(results, to_scale=to_scale)[1:],
+            *remarks(results, to_scale=to_scale)[1:], *marks(results),
         )  # fmt: skip
         settle(figure, size)
         taken = name_points(axes, points, axes.get_window_extent())
@@ -193,11 +197,34 @@ def draw_matrix(
 ) -> Figure:
     """Barriers between each two of k checkpoints, written out with their 95 % intervals.
 
+    Where cells are too small to read these they are left out, and then the barriers too: colours
+    and their bar tell.
+
     Args:
         arrays: Of `interp.npz`, with `matrix_barrier`, `matrix_lower` and `matrix_upper`, [k, k].
         results: Of `lgo interp`, with the checkpoints' names in `matrix`.
         size: Inches.
     """
+    k = len(results["matrix"]["names"])
+    full = {(i, j): _barrier(arrays, i, j) for i, j in np.ndindex(k, k) if i != j}
+    alone = {pair: text.split("\n")[0] for pair, text in full.items()}
+    is_hatched = not all(np.isfinite(arrays["matrix_barrier"][pair]) for pair in full)
+    for texts, said in (
+        (full, ["in brackets: 95 % intervals"]),
+        (alone, []),
+        ({}, ["hatched: not finite"] if is_hatched else []),
+    ):
+        figure = _draw_matrix(arrays, results, size, texts, said)
+        if all(float(text.get_fontsize()) >= SMALLEST for text in figure.axes[0].texts):
+            break
+    return figure
+
+
+def _draw_matrix(
+    arrays: Mapping[str, Any], results: Mapping[str, Any], size: Size,
+    texts: Mapping[tuple[int, int], str], said: Sequence[str],
+) -> Figure:  # fmt: skip
+    """The matrix with these words in its cells, in the largest letters up to 7 pt that fit."""
     barriers = np.array(arrays["matrix_barrier"], dtype=float)
     names = cut_names(results["matrix"]["names"], LONGEST_NAME)
     k = len(names)
@@ -216,16 +243,14 @@ def draw_matrix(
             norm=norm, cmap=SHADES, edgecolors="white", linewidth=1,
         )  # fmt: skip
         longest = max(map(len, names))
-        texts = {(i, j): _barrier(arrays, i, j) for i, j in np.ndindex(k, k) if i != j}
-        for i, j in np.ndindex(k, k):
-            if i == j:
-                # A checkpoint has no barrier to itself.
-                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white"))
-                continue
+        for rank in range(k):
+            # A checkpoint has no barrier to itself.
+            axes.add_patch(Rectangle((rank - 0.5, rank - 0.5), 1, 1, facecolor="white"))
+        for (i, j), text in texts.items():
             known = np.isfinite(barriers[i, j])
             colour = colours(norm(min(float(barriers[i, j]), high)))
             axes.text(
-                j, i, texts[i, j], ha="center", va="center",
+                j, i, text, ha="center", va="center",
                 color=ink_on(*colour) if known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
@@ -237,13 +262,14 @@ def draw_matrix(
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         add_bar(figure, axes, mesh, loss_label(results, "barrier"))
-        caption(figure, results, "in brackets: 95 % intervals")
+        caption(figure, results, *said)
         settle(figure, size)
-        # Three lines, and the longest of them, fit into a cell.
-        widest = max(len(line) for text in texts.values() for line in text.split("\n"))
+        lines = [text.split("\n") for text in texts.values()]
+        most = max(map(len, lines), default=1)
+        widest = max((len(line) for cell in lines for line in cell), default=1)
         room = 72 * axes.get_window_extent().width / figure.dpi / k
-        for text in axes.texts:
-            text.set_fontsize(min(7.0, room / max(4.0, 0.65 * widest)))
+        for words in axes.texts:
+            words.set_fontsize(min(7.0, room / max(4 / 3 * most, 0.65 * widest)))
     return figure
 
 
@@ -257,7 +283,7 @@ def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:
     value, low, high = (float(arrays[f"matrix_{key}"][i, j]) for key in keys)
     if not np.isfinite(value):
         return "NaN" if np.isnan(value) else "∞"
-    interval = f"[{low:.3g}, {high:.3g}]"
+    interval = f"[{', '.join(ends((low, high), 3))}]"
     if len(interval) > SHORT_INTERVAL:
         interval = interval.replace(" ", "\n")
     return f"{value:.3g}\n{interval}"

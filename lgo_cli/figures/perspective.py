@@ -17,6 +17,8 @@ from lgo_cli.figures.plane import (
     CURVE,
     TRAJECTORY,
     curve_label,
+    marked,
+    marks,
     missing_label,
     remarks,
     wrapped,
@@ -33,6 +35,7 @@ from lgo_cli.figures.style import (
     house_style,
     new_figure,
     number,
+    write_minus,
     write_powers,
 )
 
@@ -107,7 +110,8 @@ def draw_surface_3d(
             figure.legend(handles=handles, loc="upper left", borderaxespad=0.2, handletextpad=0.5)
         axes.view_init(elev=32, azim=-58)
         square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
-        caption(figure, results, *remarks(results, to_scale=square))
+        caption(figure, results, *remarks(results, to_scale=square), *marks(results))
+        write_minus(figure)
         _fit_width(figure, axes, zoom=0.94 if small else 1.0)
         _make_room(figure, axes, size)
         _name_points(figure, axes, points)
@@ -217,12 +221,13 @@ def _draw_points(
     if trajectory:
         xs, ys = (np.array([point[key] for point in trajectory]) for key in "xy")
         heights = bilinear(x, y, height, xs, ys)
+        shown = marked(results)
         handles += axes.plot(
             xs, ys, heights, "-o", color=TRAJECTORY, markeredgecolor=INK,
-            markeredgewidth=0.3, markersize=2.5, linewidth=1.1, zorder=2,
+            markeredgewidth=0.3, markersize=2.5, linewidth=1.1, zorder=2, markevery=shown,
             label="trajectory, projected",
         )  # fmt: skip
-        _draw_stems(axes, trajectory, heights, scale, handles)
+        _draw_stems(axes, [trajectory[rank] for rank in shown], heights[shown], scale, handles)
     for marker in results["markers"]:
         at = np.array([marker["x"]]), np.array([marker["y"]])
         level = bilinear(x, y, height, *at)

@@ -16,7 +16,7 @@ from lgo_cli.figures.labels import Points
 from lgo_cli.figures.style import INK, NARROW, Size, new_figure, number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
@@ -31,6 +31,10 @@ CURVE: dict[str, Any] = {
 ON_PLANE = 1e-3
 """Distance from the plane, in the unit of its coordinates, that no picture shows."""
 HATCH: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch": "/////"}
+MOST_MARKS = 50
+"""Checkpoints of a trajectory that are all marked; of more, those are that stand apart."""
+APART = 0.06
+"""Share of a plane's sides that marks are apart: more than a mark covers in a column of a paper."""
 FARTHEST = 11.0
 """Points: diameter of the circle around the checkpoint that is farthest from the plane."""
 
@@ -90,7 +94,9 @@ def wrapped(label: str, inches: float) -> str:
     head, comma, tail = label.rpartition(", ")
     if comma and max(len(head), len(tail)) < most:
         return f"{head},\n{tail}"
-    return "\n".join(textwrap.wrap(label, most, break_long_words=False))
+    whole = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(whole, most, break_long_words=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def missing_label(num_missing: int) -> str:
@@ -133,7 +139,7 @@ def draw_points(
         handles += curve
         points.paths.extend(curve)
     if results["trajectory"]:
-        _draw_trajectory(axes, results["trajectory"], handles, points)
+        _draw_trajectory(axes, results, handles, points)
     # Markers may reach over the border, but none stands beyond it.
     x_range, y_range = axes.get_xlim(), axes.get_ylim()
     shown: dict[str, Any] = {
@@ -162,14 +168,37 @@ def curve_label(results: Mapping[str, Any]) -> str:
     return "curve" if distance < ON_PLANE else f"curve, projected (off by ≤ {distance:.2g})"
 
 
+def marked(results: Mapping[str, Any]) -> list[int]:
+    """Which checkpoints of a trajectory are marked: all of a few, of many those that stand apart.
+
+    The run, which is the last, and the first have their mark whatever is near.
+    """
+    points = [(point["x"], point["y"]) for point in results["trajectory"] or []]
+    if len(points) <= MOST_MARKS:
+        return [*range(len(points))]
+    lengths = [high - low for low, high in (results["x_range"], results["y_range"])]
+    places, kept = np.array(points) / lengths, [len(points) - 1]
+    for rank in reversed(range(1, len(points) - 1)):
+        if np.linalg.norm(places[kept] - places[rank], axis=1).min() >= APART:
+            kept.append(rank)
+    return [0, *reversed(kept)]
+
+
+def marks(results: Mapping[str, Any]) -> list[str]:
+    """What a caption says of a trajectory of which not all checkpoints are marked."""
+    number, count = len(results["trajectory"] or []), len(marked(results))
+    return [f"{count:,} of {number:,} checkpoints marked"] if count < number else []
+
+
 def _draw_trajectory(
-    axes: Axes, trajectory: Sequence[Mapping[str, Any]], handles: list[Any], points: Points
+    axes: Axes, results: Mapping[str, Any], handles: list[Any], points: Points
 ) -> None:
     """The checkpoints' projections, each in a circle as wide as it is far from the plane."""
+    trajectory, shown = results["trajectory"], marked(results)
     xs, ys = ([point[key] for point in trajectory] for key in "xy")
     line = axes.plot(
         xs, ys, "-o", color=TRAJECTORY, markeredgecolor=INK, markeredgewidth=0.4, markersize=2.5,
-        linewidth=1.1, label="trajectory, projected", zorder=3,
+        linewidth=1.1, label="trajectory, projected", zorder=3, markevery=shown,
         path_effects=[withStroke(linewidth=1.9, foreground=INK)],
     )  # fmt: skip
     handles += line
@@ -183,8 +212,7 @@ def _draw_trajectory(
     }  # fmt: skip
     # Each by itself, so that words keep clear of it and not of all that lies between.
     circles = [
-        axes.plot(x, y, markersize=diameter, **style)[0]
-        for x, y, diameter in zip(xs, ys, diameters, strict=True)
+        axes.plot(xs[rank], ys[rank], markersize=diameters[rank], **style)[0] for rank in shown
     ]
     points.markers.extend(circles)
     points.names.append((trajectory[0]["label"], circles[0]))

@@ -11,13 +11,12 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from numpy import ndarray as Array
 
+from lgo_cli.figures.numbers import round_levels, tick_names
 from lgo_cli.figures.style import (
     ink_on,
     loss_label,
     number,
-    round_levels,
     spans_decades,
-    tick_names,
 )
 
 if TYPE_CHECKING:

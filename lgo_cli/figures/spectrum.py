@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 LETTER = 0.055
 """Inches of a letter of 7 pt, on average."""
-NAMES_SHARE = 0.5
-"""Of a panel's width, for the names of layers at its side."""
+NAMES_SHARE = 0.35
+"""Of the figure's width, for the names of layers at its side."""
+ROW = 0.14
+"""Inches from a layer to the next: of letters of 7 pt, and some air."""
 
 
 def draw_spectrum(
@@ -48,20 +50,25 @@ def draw_spectrum(
     Args:
         arrays: Of `hessian.npz`.
         results: Of `lgo hessian`.
-        size: Inches.
+        size: Inches; the height is a least one where there are several panels.
     """
-    panels: list[tuple[Any, float]] = [(lambda axes: _draw_eigenvalues(axes, arrays, results), 2.5)]
-    if "density_nodes" in arrays:
-        panels.append((lambda axes: _draw_density(axes, arrays, results), 2.2))
-    if "layer_names" in arrays:
-        height = 0.9 + 0.2 * len(arrays["layer_names"])
-        panels.append((lambda axes: _draw_layers(axes, arrays), height))
-    heights = [height for _, height in panels]
+    has_density, has_layers = "density_nodes" in arrays, "layer_names" in arrays
+    heights = [2.5]
+    heights += [2.2] if has_density else []
+    heights += [max(1.6, 0.9 + ROW * len(arrays["layer_names"]))] if has_layers else []
     with house_style():
+        # Lower than this, panels cover each other.
+        least = 1.4 * len(heights) + 0.6
+        size = (size[0], size[1] and max(size[1], least))
         figure = new_figure(size, sum(heights))
-        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-        for (draw, _), axes in zip(panels, grid[:, 0], strict=True):
-            draw(axes)
+        rows = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        _draw_eigenvalues(figure.add_subplot(rows[0]), arrays, results)
+        if has_density:
+            _draw_density(figure.add_subplot(rows[1]), arrays, results)
+        if has_layers:
+            columns = rows[-1].subgridspec(1, 2)
+            left, right = (figure.add_subplot(columns[i]) for i in (0, 1))
+            _draw_layers(left, right, arrays)
         state = "converged" if results["converged"] else "NOT CONVERGED"
         products = f"{results['num_matvecs']:,} products, {state}"
         caption(figure, results, products, "bars: residual bounds")
@@ -166,30 +173,27 @@ def _draw_density(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     legend(axes)
 
 
-def _draw_layers(axes: Axes, arrays: Mapping[str, Any]) -> None:
-    """Each module's largest eigenvalue and trace as bars, from the input downwards."""
+def _draw_layers(left: Axes, right: Axes, arrays: Mapping[str, Any]) -> None:
+    """Each module's largest eigenvalue, and beside it its trace, from the input downwards."""
     names = [str(name) for name in arrays["layer_names"]]
     rows = np.arange(len(names))
-    series = (
-        ("largest eigenvalue", "layer_largest", "layer_residual_bounds", TRAIN, "", -0.2),
-        (
-            "trace ± standard error",
-            "layer_traces",
-            "layer_trace_standard_errors",
-            "white",
-            "////",
-            0.2,
-        ),
-    )
-    for label, key, error, colour, hatch, offset in series:
+    figure = left.get_figure(root=True)
+    assert figure is not None
+    longest = int(NAMES_SHARE * figure.get_figwidth() / LETTER)
+    series: tuple[tuple[Axes, str, str, dict[str, Any], list[str], str], ...] = (
+        (left, "largest", "residual_bounds", {"color": TRAIN}, cut_names(names, longest),
+         "largest eigenvalue\nof the module's block"),
+        (right, "traces", "trace_standard_errors", {"color": "white", "hatch": "//////"},
+         [""] * len(names), "trace of the block,\n± standard error"),
+    )  # fmt: skip
+    for axes, key, error, how, ticks, label in series:
         axes.barh(
-            rows + offset, arrays[key], height=0.36, xerr=arrays[error], color=colour, hatch=hatch,
-            edgecolor=INK, linewidth=0.6, error_kw={"linewidth": 0.9, "ecolor": INK}, label=label,
+            rows, arrays[f"layer_{key}"], height=0.7, xerr=arrays[f"layer_{error}"],
+            edgecolor=INK, linewidth=0.6, error_kw={"linewidth": 0.9, "ecolor": INK}, **how,
         )  # fmt: skip
-    axes.set_yticks(rows, cut_names(names, int(NAMES_SHARE * _inches(axes)[0] / LETTER)))
-    axes.invert_yaxis()
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel("of the module's diagonal block")
-    axes.grid(visible=False, axis="y")
-    legend(axes)
+        axes.set_yticks(rows, ticks)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from numpy import ndarray as Array
 
+from lgo_cli.figures.numbers import round_levels, tick_names, true_minus
 from lgo_cli.results import counted, spelled_out
 
 if TYPE_CHECKING:
@@ -139,10 +142,13 @@ def settle(figure: Figure, size: Size) -> None:
     cut off.
     """
     write_powers(figure)
+    write_minus(figure)
     if size[1] is None:
         _choose_height(figure)
     _lay_out(figure)
     figure.set_layout_engine(None)
+    for axes in figure.axes if len(figure.axes) > 1 else ():
+        _shrink_label(axes)
     for axes in _all_axes(figure):
         _thin_out(axes)
 
@@ -150,6 +156,17 @@ def settle(figure: Figure, size: Size) -> None:
 def _all_axes(figure: Figure) -> list[Any]:
     """Axes, each with its colour bar."""
     return [one for axes in figure.axes for one in (axes, *axes.child_axes)]
+
+
+def _shrink_label(axes: Any) -> None:
+    """Write what stands beside a panel smaller where it is longer than that, down to 5 pt.
+
+    It would run into the next panel's, or be cut off.
+    """
+    label, room = axes.yaxis.label, axes.get_window_extent().height + GAP * axes.figure.dpi
+    length = label.get_window_extent().height
+    if length > room:
+        label.set_fontsize(max(5.0, label.get_fontsize() * room / length))
 
 
 def _thin_out(axes: Any) -> None:
@@ -246,14 +263,15 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
             parts.append(f"batch norm {measured['batchnorm']}")
         if measured["dtype"] != "float32":
             parts.append(measured["dtype"])
+    most = int(CHARACTERS_PER_INCH * figure.get_figwidth())
     lines = [""]
     for part in [*parts, *more]:
         joined = f"{lines[-1]} · {part}" if lines[-1] else part
-        if len(joined) <= CHARACTERS_PER_INCH * figure.get_figwidth() or not lines[-1]:
+        if len(joined) <= most:
             lines[-1] = joined
         else:
-            lines.append(part)
-    figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
+            lines += textwrap.wrap(part, most)
+    figure.supxlabel("\n".join(filter(None, lines)), fontsize=6.5, color=FAINT)
 
 
 def ink_on(red: float, green: float, blue: float, _alpha: float = 1.0) -> str:
@@ -265,36 +283,6 @@ def spans_decades(values: Array) -> bool:
     """Whether finite values are positive and spread so far that a logarithm shows them better."""
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min())
-
-
-def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> Array:
-    """Round numbers inside [low, high], for lines and ticks.
-
-    Equal steps, or where they are factors, 1, 2 and 5 times powers of ten, or more or fewer; equal
-    steps there too, where not two of these are inside.
-
-    Args:
-        low: Positive if logarithmic.
-        high: Above `low`.
-        logarithmic: Whether steps are factors.
-        about: How many are wanted, more or less.
-    """
-    if not logarithmic:
-        locator = MaxNLocator(round(1.3 * about), steps=[1, 2, 2.5, 5, 10])
-        return _within(np.asarray(locator.tick_values(low, high)), low, high)
-    decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = _within((10.0 ** decades[:, None] * np.array(digits)).ravel(), low, high)
-        if len(ticks) <= 1.5 * about:
-            break
-    else:
-        ticks = ticks[:: math.ceil(len(ticks) / about)]
-    return ticks if len(ticks) > 1 else round_levels(low, high, logarithmic=False, about=about)
-
-
-def _within(values: Array, low: float, high: float) -> Array:
-    inside: Array = values[(values >= low) & (values <= high)]
-    return inside
 
 
 LONGEST_NUMBER = 8
@@ -324,50 +312,19 @@ class _Powers(ScalarFormatter):
         return ""
 
 
+def write_minus(figure: Figure) -> None:
+    """Write minus signs in all words; ticks have theirs."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(true_minus(text.get_text()))
+
+
 def write_powers(figure: Figure) -> None:
     """Write powers of ten at the ticks of all axes and colour bars that choose their own names."""
     for axes in _all_axes(figure):
         for axis in axes._axis_map.values():
             if type(axis.get_major_formatter()) is ScalarFormatter:
                 axis.set_major_formatter(_Powers(useOffset=False))
-
-
-def tick_names(values: Array) -> list[str]:
-    """The fewest digits, three or more, that are ascending values themselves, in one notation.
-
-    What is written differs from a value by a thousandth of the way to the next one, or to zero, at
-    most. Where that takes more than six digits, the first is written in full and the others as what
-    they exceed it by. Where one value takes a power of ten to write, all have theirs.
-    """
-    powers = _take_powers(values)
-    gaps = np.abs(np.diff(values, prepend=0.0, append=np.inf))
-    room = np.minimum(gaps[:-1], gaps[1:]) / 1000
-    for digits in range(3, 7):
-        named = np.array([float(f"{value:.{digits - 1}e}") for value in values])
-        if np.all(np.abs(named - values) <= room):
-            return [_name(float(value), digits, power=powers) for value in values]
-    first, beyond = float(values[0]), values[1:] - values[0]
-    return [
-        _name(first, 12, power="e" in f"{first:.12g}"),
-        *(f"+{_name(float(value), 3, power=_take_powers(beyond))}" for value in beyond),
-    ]
-
-
-def _take_powers(values: Array) -> bool:
-    return any(value and not 1e-4 <= abs(value) < 1e5 for value in values)
-
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _name(value: float, digits: int, *, power: bool) -> str:
-    """So many digits, without zeros at the end."""
-    if value and power:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        mantissa = mantissa.rstrip("0").rstrip(".")
-        raised = "10" + str(int(exponent)).translate(_RAISED)
-        return {"1": raised, "-1": f"-{raised}"}.get(mantissa, f"{mantissa}×{raised}")
-    return np.format_float_positional(value, digits, fractional=False, trim="-")
 
 
 def log_axis_if_wide(axes: Axes, *values: Array) -> bool:

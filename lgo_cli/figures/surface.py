@@ -15,6 +15,7 @@ from lgo_cli.figures.plane import (
     draw_cells,
     draw_points,
     hatch_missing,
+    marks,
     new_plane,
     remarks,
 )
@@ -55,7 +56,7 @@ def draw_contour(
         figure, axes, to_scale = new_plane(x, y, results, size)
         handles: list[Any] = []
         lines, scale = None, None
-        more = remarks(results, to_scale=to_scale)
+        more = remarks(results, to_scale=to_scale) + marks(results)
         hatch_missing(axes, loss, handles)
         if np.isfinite(loss).any():
             scale = LossScale.of(loss, results)

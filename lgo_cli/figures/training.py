@@ -64,8 +64,8 @@ def draw_training(
         for axes in (left, right):
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            if len(epochs) == 1:
-                axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+            room = 0.03 * float(np.ptp(epochs)) or 1.0  # no epoch beyond the last has a tick
+            axes.set_xlim(epochs[0] - room, epochs[-1] + room)
             legend(axes)
         recipe = results["recipe"]
         if np.ptp(columns["learning_rate"]):

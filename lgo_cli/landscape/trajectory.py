@@ -15,6 +15,7 @@ from lgo_cli.landscape.directions import ROUNDING, displacements, project
 from lgo_cli.landscape.planes import build_plane, range_around
 from lgo_cli.landscape.unmoved import loss_of, unmoved
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.results import percent
 from lgo_cli.vectors import fix_sign_, flatten, norm
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def pca_plane(
         directions[1],
         *range_around(points),
         (
-            f"x: principal axis 1 ({share[0]:.1%} of the trajectory), unit norm",
-            f"y: principal axis 2 ({share[1]:.1%}), unit norm",
+            f"x: principal axis 1 ({percent(share[0])} of the trajectory), unit norm",
+            f"y: principal axis 2 ({percent(share[1])}), unit norm",
         ),
         trajectory=tuple(points),
         trajectory_labels=(*labels, "end"),

@@ -12,6 +12,8 @@ from lgo_cli.results.base import (
     TrainResults,
     batchnorm_statistics,
     counted,
+    ends,
+    percent,
     some,
     spelled_out,
 )
@@ -101,6 +103,8 @@ __all__ = [
     "TrajectoryPoint",
     "batchnorm_statistics",
     "counted",
+    "ends",
+    "percent",
     "route",
     "some",
     "spelled_out",

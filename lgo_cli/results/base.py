@@ -9,7 +9,7 @@ from pydantic import Field
 from lgo_cli.config import Strict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 Real = Annotated[float, Field(strict=False)]
 """A float that may be non-finite, written as the string "NaN" or "Infinity"."""
@@ -126,6 +126,21 @@ def counted(number: int, noun: str) -> str:
     """A number of things in words: `1 parameter`, `39,562 parameters`, `2 passes`."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share as figures, tables and warnings write it: `18.8 %`."""
+    return f"{100 * share:.{decimals}f} %"
+
+
+def ends(interval: Sequence[float], digits: int = 4) -> tuple[str, str]:
+    """Both ends of an interval with so many digits, and with equally many behind the point."""
+    low, high = (f"{end:.{digits}g}" for end in interval)
+    if "e" in low + high:
+        return low, high
+    decimals = max(len(text.partition(".")[2]) for text in (low, high))
+    low, high = (f"{end:.{decimals}f}" for end in interval)
+    return low, high
 
 
 def some(names: Iterable[str]) -> str:

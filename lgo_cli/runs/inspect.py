@@ -14,7 +14,13 @@ from lgo_cli.errors import InputError
 from lgo_cli.factories import role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
-from lgo_cli.results import ContourResults, HessianResults, InterpResults, TrainResults
+from lgo_cli.results import (
+    AnalysisResults,
+    ContourResults,
+    HessianResults,
+    InterpResults,
+    TrainResults,
+)
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
@@ -247,11 +253,12 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 
 
 COLUMNS = (
-    "model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay",
-    "train_loss", "test_loss", "train_accuracy", "test_accuracy", "operator", "lambda_max",
-    "lambda_max_bound", "lambda_min", "trace", "trace_standard_error", "sharpness_ratio",
-    "barrier", "barrier_lower", "barrier_upper", "barrier_path", "contour_loss_min",
-    "contour_loss_max", "problems",
+    "model", "dataset", "num_train_samples", "num_test_samples", "seed", "epochs", "optimizer",
+    "lr", "batch_size", "weight_decay", "train_loss", "test_loss", "train_accuracy",
+    "test_accuracy", "hessian_num_samples", "operator", "lambda_max", "lambda_max_bound",
+    "lambda_min", "trace", "trace_standard_error", "sharpness_ratio", "interp_num_samples",
+    "barrier", "barrier_lower", "barrier_upper", "barrier_path", "contour_num_samples",
+    "contour_loss_min", "contour_loss_max", "problems",
 )  # fmt: skip
 
 
@@ -261,6 +268,8 @@ def _columns(manifest: Manifest) -> Row:
     if isinstance(results, TrainResults):
         return {
             **named,
+            "num_train_samples": results.num_train_samples,
+            "num_test_samples": results.num_test_samples,
             "seed": manifest.request.config["seed"],
             "epochs": results.epochs,
             "optimizer": results.recipe.optimizer,
@@ -273,6 +282,8 @@ def _columns(manifest: Manifest) -> Row:
             "test_accuracy": results.test_accuracy,
         }
     row: Row = dict(named)
+    if isinstance(results, AnalysisResults):
+        row[f"{manifest.request.command}_num_samples"] = results.measured.num_samples
     if isinstance(results, HessianResults):
         row["operator"] = _operator_of(results, manifest.request)
         if results.largest:

@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.errors import NumericsError
-from lgo_cli.results import ContourResults, Marker, Movement
+from lgo_cli.results import ContourResults, Marker, Movement, percent
 from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
@@ -210,5 +210,6 @@ def _shortfall(what: str, fillings: Sequence[Filling]) -> Iterator[str]:
         yield (
             f"--max-cells ended {what} short of the tolerance of {ended[0].tolerance:g}: errors "
             f"are estimated at up to {estimate:.2g} of the loss, above the tolerance at "
-            f"{share:.1%} of the cells, and cells that were checked were off by up to {off:.2g}"
+            f"{percent(share)} of the cells, and cells that were checked were off by up to "
+            f"{off:.2g}"
         )
