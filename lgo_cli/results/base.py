@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -134,12 +135,18 @@ def percent(share: float, decimals: int = 1) -> str:
 
 
 def ends(interval: Sequence[float], digits: int = 4) -> tuple[str, str]:
-    """Both ends of an interval with so many digits, and with equally many behind the point."""
+    """Both ends of an interval with equally many decimals: as many as give the larger its digits.
+
+    An end that is exactly zero is `0`.
+    """
+    largest = max(map(abs, interval))
     low, high = (f"{end:.{digits}g}" for end in interval)
-    if "e" in low + high:
+    if "e" in f"{largest:.{digits}g}" or not 0 < largest < math.inf:
         return low, high
-    decimals = max(len(text.partition(".")[2]) for text in (low, high))
-    low, high = (f"{end:.{decimals}f}" for end in interval)
+    decimals = max(0, digits - 1 - math.floor(math.log10(largest)))
+    rounded = [round(end, decimals) for end in interval]
+    fewest = next(n for n in range(decimals + 1) if [round(end, n) for end in rounded] == rounded)
+    low, high = ("0" if end == 0 else f"{round(end, fewest) + 0.0:.{fewest}f}" for end in interval)
     return low, high
 
 
