@@ -26,7 +26,7 @@ from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.maps import draw_convexity, draw_error_map, draw_matrix, error_share
 from lgo_cli.figures.numbers import round_levels, tick_names, true_minus
 from lgo_cli.figures.perspective import draw_surface_3d
-from lgo_cli.figures.plane import TRAJECTORY, marked
+from lgo_cli.figures.plane import TRAJECTORY, marked, wrapped
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
 from lgo_cli.figures.style import (
@@ -241,6 +241,15 @@ def test_drawn_twice_has_the_same_bytes(
         assert stamp not in first
     magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[format]
     assert first.startswith(magic)
+
+
+@pytest.mark.parametrize("inches", [0.5, 0.9, 1.2, 1.5, 1.8])
+def test_no_label_is_broken_before_a_unit_or_at_an_equals_sign(inches: float) -> None:
+    for label in ("y: principal axis 2 (6.7 %), unit norm", "x: eigenvector (λ = 2.6), unit norm"):
+        lines = wrapped(label, inches).split("\n")
+        assert " ".join(lines) == label
+        assert len(lines) > 1
+        assert not any(line[0] in "%=" or line[-1] == "=" for line in lines)
 
 
 def test_figures_need_neither_torch_nor_pyplot() -> None:

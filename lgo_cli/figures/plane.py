@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def wrapped(label: str, inches: float) -> str:
     head, comma, tail = label.rpartition(", ")
     if comma and max(len(head), len(tail)) < most:
         return f"{head},\n{tail}"
-    whole = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    whole = re.sub(" (?=[=%])|(?<==) ", "\N{NO-BREAK SPACE}", label)
     lines = textwrap.wrap(whole, most, break_long_words=False)
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
