@@ -48,7 +48,7 @@ _HOMES = {
     "Outcome": "lgo_cli.runs",
     "Status": "lgo_cli.runs",
     "Objective": "lgo_cli.objective",
-    "Samples": "lgo_cli.objective",
+    "Samples": "lgo_cli.samples",
     "LossFunction": "lgo_cli.loss",
     "Operator": "lgo_cli.curvature.operators",
     "HessianOperator": "lgo_cli.curvature.networks",
@@ -90,10 +90,10 @@ if TYPE_CHECKING:  # type checkers and editors see the names where they are
     from lgo_cli.manifest import Manifest as Manifest
     from lgo_cli.manifest import read_manifest as read_manifest
     from lgo_cli.objective import Objective as Objective
-    from lgo_cli.objective import Samples as Samples
     from lgo_cli.runs.execute import Outcome as Outcome
     from lgo_cli.runs.execute import Status as Status
     from lgo_cli.runs.execute import execute as execute
+    from lgo_cli.samples import Samples as Samples
 else:
 
     def __getattr__(name: str) -> Any:

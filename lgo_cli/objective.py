@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -16,18 +15,16 @@ from torch import Tensor, nn
 
 from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
-from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.errors import NumericsError
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes
-from lgo_cli.outputs import call, first_outputs
-from lgo_cli.results import counted
+from lgo_cli.outputs import call
+from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
 from lgo_cli.second_derivatives import twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    SampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 NUM_CALLS = 8
 """Calls of a model in each of the two evaluations that must agree."""
@@ -39,60 +36,6 @@ COUPLED = 1e-3
 """Coupling from which on samples see each other. Kernels that depend on the size of a call move
 outputs by 1e-7, in float64 too where a part of a model computes in float32, and models may amplify
 that; attention over the batch and normalisation by its statistics have 5e-3 to 1."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A fixed set of samples, in a fixed order, on the device.
-
-    Attributes:
-        inputs: [N, *input_shape]; of the floating dtype of the arithmetic, or int64 indices.
-        labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
-
-    Raises:
-        ValueError: if there are none, or not one label for each.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if not len(self.inputs) == len(self.labels) > 0:
-            raise ValueError(f"{len(self.inputs)} inputs and {len(self.labels)} labels")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Samples:
-        """The same samples on a device, inputs in a dtype unless they are integers."""
-        dtype = dtype if self.inputs.is_floating_point() else self.inputs.dtype
-        return Samples(self.inputs.to(device, dtype), self.labels.to(device))
-
-    def head(self, num_samples: int) -> Samples:
-        """The first rows, in stored order."""
-        return Samples(self.inputs[:num_samples], self.labels[:num_samples])
-
-    def batches(self, size: int) -> Iterator[Samples]:
-        """Consecutive batches; the last may be short."""
-        pairs = zip(torch.split(self.inputs, size), torch.split(self.labels, size), strict=True)
-        return (Samples(inputs, labels) for inputs, labels in pairs)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over a set of samples measures.
-
-    Attributes:
-        loss: Mean loss over the samples; may be non-finite.
-        standard_error: Of that mean, the samples taken as independent draws.
-        accuracy: Fraction of samples whose largest output is the label's.
-        num_samples: N.
-    """
-
-    loss: float
-    standard_error: float
-    accuracy: float
-    num_samples: int
 
 
 class Objective:
@@ -350,69 +293,6 @@ class Objective:
                 gradient += flatten(pieces)
                 loss += share.detach()
         return float(loss), gradient.to(self.dtype)
-
-
-def check_outputs(model: nn.Module, samples: Samples) -> int:
-    """Run a model on two samples and refuse what cannot be a classifier of them.
-
-    Returns:
-        How many outputs it has.
-
-    Raises:
-        InputError: if the model cannot take the inputs, returns anything but real numbers [n, C],
-            or has fewer outputs than the labels need.
-    """
-    outputs = first_outputs(model, samples.head(2).inputs)
-    num_outputs = outputs.shape[1]
-    if samples.labels.ndim == 2:
-        if samples.labels.shape[1] != num_outputs:
-            raise InputError(
-                f"the data have soft labels over {samples.labels.shape[1]} classes, "
-                f"but the model puts out {num_outputs}"
-            )
-    elif int(samples.labels.max()) >= num_outputs:
-        raise InputError(
-            f"the data have label {int(samples.labels.max())}, "
-            f"but the model puts out {counted(num_outputs, 'class')}"
-        )
-    return int(num_outputs)
-
-
-@torch.no_grad()
-def evaluate_model(
-    model: nn.Module, samples: Samples, loss_function: SampleLoss, batch_size: int
-) -> Evaluation:
-    """Mean loss, its standard error and accuracy of a model as it stands.
-
-    Every sample weighs the same, also in a short last batch.
-    """
-    totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
-    for batch in samples.batches(batch_size):
-        totals += loss_totals(call(model, batch.inputs), batch.labels, loss_function)
-    return evaluation_of(totals, len(samples))
-
-
-def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
-    """Sums over samples of loss, squared loss and correct answers [3], float64, on the device.
-
-    Losses are taken of the outputs in float64: in float32 the cross entropy of a sample that is
-    fitted moves in steps of 6e-8, of which a mean loss of 1e-7 has but few.
-    """
-    losses = loss_function(outputs.double(), labels)
-    classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
-    # Twice as fast as argmax, and the first of equal ones likewise.
-    correct = (outputs.max(dim=1).indices == classes).double()
-    return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
-
-
-def evaluation_of(totals: Tensor, num_samples: int) -> Evaluation:
-    """What `loss_totals` of all samples amount to; one synchronisation."""
-    total, squares, correct = totals.tolist()
-    n = num_samples
-    mean = total / n
-    variance = max(squares / n - mean * mean, 0.0) if math.isfinite(squares) else math.nan
-    standard_error = math.sqrt(variance / (n - 1)) if n > 1 else math.nan
-    return Evaluation(mean, standard_error, correct / n, n)
 
 
 def default_micro_batch_size(model: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.objective import Samples
+from lgo_cli.samples import Samples
 
 
 def images(n: int = 40) -> Samples:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from lgo_cli.checkpoint import snapshot
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.models.mlp import mlp
 from lgo_cli.models.resnet import ResNet
-from lgo_cli.objective import Samples
+from lgo_cli.samples import Samples
 
 State = dict[str, Tensor]
 

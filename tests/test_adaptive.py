@@ -18,8 +18,9 @@ from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_
 from lgo_cli.landscape.borders import nearest_is_finite
 from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.spline import ORDERS, Spline, fit
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import generator
 
 Function = Callable[[Array, Array], Array]

@@ -19,7 +19,8 @@ from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.errors import InputError, NumericsError, UsageError
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 KINKS = {"relu": ("ReLU",), "convolution": ("ReLU",)}
 NOTHING = Rounding(None, None, "not looked at")

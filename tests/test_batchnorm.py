@@ -14,7 +14,8 @@ from torch.optim.swa_utils import update_bn
 from lgo_cli.config import BatchNormPolicy
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.batchnorm import BatchNorm
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import flatten
 
 POLICIES: tuple[BatchNormPolicy, ...] = ("frozen", "recompute", "interpolate", "batch")

@@ -18,7 +18,8 @@ from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.curvature.search import DEFAULT_MAX_MATVECS, Wanted, matvec_limit
 from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.errors import UsageError
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 
 ISOLATED = torch.cat([torch.tensor([50.0, 30.0, 10.0, -4.0]), torch.linspace(-1, 1, 96)])

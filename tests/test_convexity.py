@@ -20,7 +20,8 @@ from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.convexity import Convexity, Finished, convexity_map
 from lgo_cli.landscape.directions import random_direction
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 
 EXACT = 1e-12

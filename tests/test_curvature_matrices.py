@@ -22,7 +22,8 @@ from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.curvature.stability import Preconditioner, stability_threshold
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import Block, ParameterLayout, flatten
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))

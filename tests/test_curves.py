@@ -29,8 +29,9 @@ from lgo_cli.landscape.curves import (
     straight,
 )
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.results import Recipe
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import generator
 from lgo_cli.training.loop import DivergenceError, Training
 

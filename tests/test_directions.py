@@ -20,7 +20,8 @@ from lgo_cli.landscape.directions import (
 )
 from lgo_cli.landscape.planes import random_plane
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import cosine, dot, flatten, norm
 

@@ -18,7 +18,8 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.landscape.interpolation import LossPath, interpolate
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 H = 1e-2
 

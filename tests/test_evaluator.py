@@ -18,8 +18,9 @@ from lgo_cli.errors import first_sentence
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.runs.loaded import machine_settings
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 
 POINTS = [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0), (2.0, 0.0)]

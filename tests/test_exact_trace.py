@@ -23,7 +23,8 @@ from lgo_cli.curvature.reads import matrix_squares
 from lgo_cli.curvature.spectrum import MAX_DEVIATION, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import TraceEstimate
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import Block
 
 EXACT = 1e-10

@@ -16,8 +16,9 @@ from lgo_cli.landscape.batchnorm import BatchNorm, statistics_at
 from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
 from lgo_cli.landscape.interpolation import CHANGED, OWN_PASS, LossPath, Series, interpolate
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Evaluation, Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.runs import execute
+from lgo_cli.samples import Evaluation, Samples
 
 ALPHAS = [-0.5, 0.0, 0.3, 0.7, 1.0, 1.25]
 CHANNELS, SIDE, CLASSES = 3, 6, 3

@@ -1218,7 +1218,7 @@ def test_two_lines_beside_a_curve_say_which_they_go_to() -> None:
 def test_no_barrier_is_said_too() -> None:
     arrays, results = _beside("line_")
     figure = draw_interpolation(arrays, {**results, "barrier": 0.0, "barrier_interval": [0.0, 0.1]})
-    assert "barrier 0 [0.0, 0.1]" in _texts(figure)
+    assert "barrier 0 [0, 0.1]" in _texts(figure)
 
 
 def test_whisker_is_the_interval_over_the_chord() -> None:

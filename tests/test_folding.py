@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.results import counted
+from lgo_cli.samples import Samples
 
 
 class UsersBlock(nn.Module):

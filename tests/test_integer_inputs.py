@@ -15,7 +15,8 @@ from torch import nn
 from lgo_cli.data.arrays import from_arrays
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import InputError
-from lgo_cli.objective import Objective, Samples, check_outputs
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples, check_outputs
 
 MODEL = """
 import torch

@@ -31,7 +31,8 @@ from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.interpolation import alpha_grid, interpolate
 from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 DIM, CLASSES = 6, 3
 

@@ -22,9 +22,10 @@ from lgo_cli.landscape import convexity
 from lgo_cli.landscape.convexity import Finished
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.manifest import InputRef, Request, read_manifest
-from lgo_cli.objective import Evaluation, Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.runs import Status, execute, journal
 from lgo_cli.runs.journal import ConvexityFile, Journal, _records, key_of
+from lgo_cli.samples import Evaluation, Samples
 
 CELLS = {
     (0.5, -0.25, 64): Evaluation(1.25, 0.5, 0.75, 64),

@@ -24,7 +24,8 @@ from lgo_cli.curvature.operators import (
     ShiftedOperator,
 )
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import flatten
 
 EPS = torch.finfo(torch.float32).eps

@@ -31,8 +31,9 @@ from lgo_cli.landscape.planes import (
 )
 from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import read_manifest
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.results import ContourResults
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import cosine, dot, norm
 
 EPS32 = torch.finfo(torch.float32).eps

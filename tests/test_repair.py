@@ -13,7 +13,8 @@ from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.alignment import align
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.repair import Moments, Repair
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import flatten
 
 EXACT = 1e-10

@@ -14,7 +14,8 @@ from lgo_cli.curvature.basis import Basis
 from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 
 def _final_size(curvature: float, momentum: float, nesterov: bool, weight_decay: float) -> float:

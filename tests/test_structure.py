@@ -40,7 +40,7 @@ LAYERS = [
     {"objective"},
     {"checkpoint"},
     {"models", "data"},
-    {"vectors", "seeding", "second_derivatives"},
+    {"vectors", "seeding", "second_derivatives", "samples"},
     {"filters", "determinism", "loss", "outputs", "buffers", "modes"},
     {"factories", "arguments"},
     {"provenance"},

@@ -27,8 +27,9 @@ from lgo_cli.landscape.surface import (
     relative_difference,
 )
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 from lgo_cli.progress import Task
+from lgo_cli.samples import Samples
 from lgo_cli.vectors import cosine
 
 DIM, CLASSES = 6, 3

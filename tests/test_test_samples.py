@@ -17,11 +17,11 @@ from lgo_cli.config import ContourConfig, Execution
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.manifest import read_manifest
-from lgo_cli.objective import Evaluation
 from lgo_cli.results import ContourResults
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.loaded import load
 from lgo_cli.runs.plan import plan_step
+from lgo_cli.samples import Evaluation
 
 SAMPLES = 64
 

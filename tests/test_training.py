@@ -13,9 +13,9 @@ from lgo_cli.checkpoint import snapshot
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.models.registry import recipe_of
-from lgo_cli.objective import Samples
 from lgo_cli.results import Recipe
 from lgo_cli.runs.loaded import machine_settings
+from lgo_cli.samples import Samples
 from lgo_cli.training.loop import (
     DivergenceError,
     Training,

@@ -14,7 +14,8 @@ from lgo_cli.errors import first_sentence
 from lgo_cli.landscape.alignment import align
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 SOURCE = """
 import torch

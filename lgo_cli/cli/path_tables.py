@@ -156,7 +156,8 @@ def _height(value: float, interval: tuple[float, float], confidence: str = "") -
         return str(value)
     if not all(map(math.isfinite, interval)):
         return f"{value:.4g} (no interval)"
-    return f"{value:.4g} ({' to '.join(ends(interval))}){confidence}"
+    height, _ = ends((value, interval[1]))
+    return f"{height} ({' to '.join(ends(interval))}){confidence}"
 
 
 def interval(bounds: tuple[float, float]) -> str:

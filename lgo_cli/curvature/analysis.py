@@ -29,8 +29,8 @@ from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, completes, estimate_trace
 from lgo_cli.errors import UsageError
-from lgo_cli.objective import Samples
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block, dot, norm
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lgo_cli.curvature.operators import Operator
-    from lgo_cli.objective import Samples
+    from lgo_cli.samples import Samples
 
 DIFFERENCE_TOLERANCE = 1e-4
 """To which central differences of float64 gradients must agree with a product: their own error is

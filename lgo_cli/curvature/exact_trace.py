@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lgo_cli.curvature.networks import OperatorName
-    from lgo_cli.objective import Objective, Samples
+    from lgo_cli.objective import Objective
+    from lgo_cli.samples import Samples
     from lgo_cli.vectors import Block
 
 MAX_BACKWARD_PASSES = 128

@@ -22,7 +22,8 @@ from lgo_cli.vectors import Block, flatten
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lgo_cli.objective import Objective, Samples
+    from lgo_cli.objective import Objective
+    from lgo_cli.samples import Samples
 
 UNKNOWN_MEMORY = 8 * 2**30
 """Bytes that a machine is taken to have which does not tell; `--memory` knows better."""

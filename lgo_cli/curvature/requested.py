@@ -9,7 +9,7 @@ from lgo_cli.curvature.audit import Rounding, measure_rounding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lgo_cli.config import HessianConfig
     from lgo_cli.curvature.spectrum import Setting
+    from lgo_cli.samples import Samples
     from lgo_cli.vectors import Block
 
 

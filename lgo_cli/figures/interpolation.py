@@ -200,6 +200,8 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
 
 def _barrier(value: Any, interval: Any) -> str:
     """A barrier as legends have it, with its interval if there is one."""
-    text = f"barrier {number(value):.3g}"
     bounds = interval_of(interval)
-    return text if bounds is None else f"{text} [{', '.join(ends(bounds, 3))}]"
+    if bounds is None:
+        return f"barrier {number(value):.3g}"
+    height, _ = ends((number(value), bounds[1]), 3)
+    return f"barrier {height} [{', '.join(ends(bounds, 3))}]"

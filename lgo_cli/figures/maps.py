@@ -286,4 +286,4 @@ def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:
     interval = f"[{', '.join(ends((low, high), 3))}]"
     if len(interval) > SHORT_INTERVAL:
         interval = interval.replace(" ", "\n")
-    return f"{value:.3g}\n{interval}"
+    return f"{ends((value, high), 3)[0]}\n{interval}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lgo_cli.landscape.evaluator import Evaluator
-    from lgo_cli.objective import Evaluation
+    from lgo_cli.samples import Evaluation
 
     Key = tuple[float, float, int]
 

@@ -26,8 +26,9 @@ from lgo_cli.vectors import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lgo_cli.objective import Objective, Samples
+    from lgo_cli.objective import Objective
     from lgo_cli.results import Recipe
+    from lgo_cli.samples import Samples
 
 
 @dataclass(frozen=True)

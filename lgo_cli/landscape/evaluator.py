@@ -31,14 +31,15 @@ from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
 from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
-from lgo_cli.objective import Evaluation, evaluation_of, loss_totals
 from lgo_cli.results import counted
+from lgo_cli.samples import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lgo_cli.landscape.batchnorm import BatchNorm
-    from lgo_cli.objective import Objective, Samples
+    from lgo_cli.objective import Objective
+    from lgo_cli.samples import Samples
 
 VERSION = 3
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""

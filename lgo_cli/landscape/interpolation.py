@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lgo_cli.config import Range
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
-    from lgo_cli.objective import Evaluation, Objective, Samples
+    from lgo_cli.objective import Objective
+    from lgo_cli.samples import Evaluation, Samples
 
 OWN_PASS = "the model's own pass: the path is no straight line between parameters"
 CHANGED = "the model's own pass: each point is changed by itself, as by REPAIR"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lgo_cli.loss import Recording
-from lgo_cli.objective import evaluate_model
+from lgo_cli.samples import evaluate_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lgo_cli.objective import Evaluation, Objective, Samples
+    from lgo_cli.objective import Objective
+    from lgo_cli.samples import Evaluation, Samples
 
 
 def sample_losses(

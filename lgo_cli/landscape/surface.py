@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lgo_cli.landscape.evaluator import Evaluator
-    from lgo_cli.objective import Evaluation
+    from lgo_cli.samples import Evaluation
 
     Preview = Callable[["Array", "Array"], None]
 

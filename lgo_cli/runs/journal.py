@@ -20,7 +20,7 @@ from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, sha256_byte
 from lgo_cli.landscape import evaluator as evaluators
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.landscape.convexity import NUM_VALUES, Finished
-from lgo_cli.objective import Evaluation
+from lgo_cli.samples import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

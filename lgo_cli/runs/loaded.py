@@ -19,9 +19,10 @@ from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
 from lgo_cli.modes import own_defaults, own_modes
-from lgo_cli.objective import Objective, Samples, check_outputs
+from lgo_cli.objective import Objective
 from lgo_cli.outputs import model_failures
 from lgo_cli.results import Measured, counted
+from lgo_cli.samples import Samples, check_outputs
 from lgo_cli.vectors import ParameterLayout, flatten
 
 if TYPE_CHECKING:

@@ -15,15 +15,10 @@ from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import refuse_sparse_gradients
-from lgo_cli.objective import (
-    Evaluation,
-    Samples,
-    check_outputs,
-    default_micro_batch_size,
-    evaluate_model,
-)
+from lgo_cli.objective import default_micro_batch_size
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.progress import SILENT, Progress, Task
+from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
 from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import derive_seed, generator, seed_default
 from lgo_cli.training.optimizers import make_optimizer

@@ -46,7 +46,8 @@ from lgo_cli.curvature.spectrum import Setting, Spectrum
 from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.models.building import build_model
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import Block
 

@@ -43,7 +43,8 @@ from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.planes import Plane, random_plane
 from lgo_cli.landscape.surface import Surface, measure_surface
 from lgo_cli.models.building import build_model
-from lgo_cli.objective import Objective, Samples
+from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 
 TOLERANCE = 0.01
 RESOLUTION = 51
