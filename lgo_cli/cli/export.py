@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from lgo_cli.cli.root import app
+from lgo_cli.cli.run_directories import RunDirectory
 from lgo_cli.config import DEFAULT_RUN
 
-RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 To = Annotated[
     Literal["csv", "vtk", "h5"],
     typer.Option(

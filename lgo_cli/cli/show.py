@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lgo_cli.cli.root import app
+from lgo_cli.cli.run_directories import RunDirectory
 from lgo_cli.config import DEFAULT_RUN
 
-RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifests, one a line.", metavar="")]
 Quiet = Annotated[
     bool,

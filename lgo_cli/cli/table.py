@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lgo_cli.cli.root import app
+from lgo_cli.cli.run_directories import RunDirectories
 from lgo_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from lgo_cli.runs.inspect import Row
 
-Runs = Annotated[
-    list[Path], typer.Argument(help="Run directories.", show_default=False, metavar="RUN")
-]
 TableFormat = Annotated[
     Literal["table", "csv", "jsonl"],
     typer.Option(
@@ -31,7 +28,7 @@ TableFormat = Annotated[
 
 
 @app.command()
-def table(runs: Runs, format: TableFormat = "table") -> None:
+def table(runs: RunDirectories, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
     from lgo_cli.cli.output import Output, write
     from lgo_cli.runs.inspect import COLUMNS, inspect_run, run_row

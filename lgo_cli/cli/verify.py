@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lgo_cli.cli.root import app
+from lgo_cli.cli.run_directories import RunDirectories
 
-Runs = Annotated[
-    list[Path], typer.Argument(help="Run directories.", show_default=False, metavar="RUN")
-]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing: the exit code says it.", metavar="")
 ]
 
 
 @app.command()
-def verify(runs: Runs, quiet: Quiet = False) -> None:
+def verify(runs: RunDirectories, quiet: Quiet = False) -> None:
     """Recompute every digest and every link between steps; exit 3 on the first lie.
 
     Results are held against the arrays of their step.
