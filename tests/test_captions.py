@@ -14,7 +14,7 @@ import pytest
 from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig, parse_config
 from lgo_cli.errors import UsageError
 from lgo_cli.figures.captions import describe
-from lgo_cli.results import ends, spelled_out
+from lgo_cli.results import alike, spelled_out
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.names import FIGURES
 
@@ -280,17 +280,19 @@ def test_caption_says_which_loss_a_checkpoints_stem_is_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "texts"),
+    ("values", "texts"),
     [
-        ((0.003438, 0.04509), ("0.00344", "0.04509")),
-        ((1.05, 1.1), ("1.05", "1.10")),
-        ((0.0, 0.01172), ("0", "0.01172")),
-        ((0.0003, 1.2345), ("0.000", "1.234")),  # above zero, if by less than is written
-        ((-1.0, 1.0), ("-1", "1")),
-        ((1e-7, 2e-6), ("1e-07", "2e-06")),
-        ((math.nan, 1.0), ("nan", "1")),
-        ((0.0, 0.0), ("0", "0")),
+        ((0.003438, 0.04509), ["0.00344", "0.04509"]),
+        ((1.05, 1.1), ["1.05", "1.10"]),
+        ((0.0, 0.01172), ["0", "0.01172"]),
+        ((0.0003, 1.2345), ["0.000", "1.234"]),  # above zero, if by less than is written
+        ((-1.0, 1.0), ["-1", "1"]),
+        ((1e-7, 2e-6), ["1e-07", "2e-06"]),
+        ((math.nan, 1.0), ["nan", "1"]),
+        ((1.25, math.nan, math.nan), ["1.25", "nan", "nan"]),
+        ((0.0, 0.0), ["0", "0"]),
+        ((1.02, 0.9914, 1.048), ["1.020", "0.991", "1.048"]),
     ],
 )
-def test_ends_of_an_interval(interval: tuple[float, float], texts: tuple[str, str]) -> None:
-    assert ends(interval) == texts
+def test_numbers_that_stand_together(values: tuple[float, ...], texts: list[str]) -> None:
+    assert alike(values) == texts

@@ -29,9 +29,7 @@ from lgo_cli.figures.perspective import draw_surface_3d
 from lgo_cli.figures.plane import TRAJECTORY, marked, wrapped
 from lgo_cli.figures.scale import LossScale, bilinear
 from lgo_cli.figures.spectrum import draw_spectrum
-from lgo_cli.figures.style import (
-    house_style,
-)
+from lgo_cli.figures.style import house_style
 from lgo_cli.figures.surface import draw_contour, draw_test_contour
 from lgo_cli.figures.training import draw_training
 from lgo_cli.runs.names import FIGURES
@@ -1132,6 +1130,15 @@ def test_matrix_writes_each_barrier_in_its_cell() -> None:
     assert cells[3, 2] == "0.714\n[0.643,\n0.786]"
     assert "95 % intervals" in figure.get_supxlabel()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == results["matrix"]["names"]
+
+
+def test_matrix_over_one_sample_has_barriers_and_no_intervals() -> None:
+    arrays, results = _matrix(3)
+    arrays["matrix_barrier"] = np.array([[0, 1.612, 0.949], [1.612, 0, 1.25], [0.949, 1.25, 0]])
+    for key in ("matrix_lower", "matrix_upper"):
+        arrays[key] = np.full((3, 3), np.nan)
+    texts = draw_matrix(arrays, results).axes[0].texts
+    assert {text.get_text().split("\n")[0] for text in texts} == {"1.61", "0.949", "1.25"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import SHAPES, counted, ends, route, some
+from lgo_cli.results import SHAPES, alike, counted, route, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,10 +156,10 @@ def _height(value: float, interval: tuple[float, float], confidence: str = "") -
         return str(value)
     if not all(map(math.isfinite, interval)):
         return f"{value:.4g} (no interval)"
-    height, _ = ends((value, interval[1]))
-    return f"{height} ({' to '.join(ends(interval))}){confidence}"
+    height, *ends = alike((value, *interval))
+    return f"{height} ({' to '.join(ends)}){confidence}"
 
 
 def interval(bounds: tuple[float, float]) -> str:
     """Two ends as they are printed."""
-    return f"[{', '.join(ends(bounds))}]"
+    return f"[{', '.join(alike(bounds))}]"

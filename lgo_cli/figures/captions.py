@@ -10,18 +10,13 @@ import numpy as np
 from lgo_cli.figures.maps import RATIO_ERROR
 from lgo_cli.figures.numbers import true_minus
 from lgo_cli.figures.plane import ON_PLANE, marked
-from lgo_cli.figures.style import (
-    LOSS_UNITS,
-    interval_of,
-    number,
-    spans_decades,
-)
+from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
 from lgo_cli.results import (
     DIRECTIONS,
     SHAPES,
+    alike,
     batchnorm_statistics,
     counted,
-    ends,
     percent,
     route,
     some,
@@ -89,7 +84,7 @@ def _contour(
     arrays: Mapping[str, Any], results: Mapping[str, Any], config: Mapping[str, Any]
 ) -> list[str]:
     x_label, y_label = (label.partition(": ")[2] or label for label in results["axis_labels"])
-    (x0, x1), (y0, y1) = ends(results["x_range"], 6), ends(results["y_range"], 6)
+    (x0, x1), (y0, y1) = alike(results["x_range"], 6), alike(results["y_range"], 6)
     text = [
         f"Plane: {results['plane']}; x: {x_label}, from {x0} to {x1}; y: {y_label}, from "
         f"{y0} to {y1}; the run is at (0, 0), where the loss is "
@@ -271,7 +266,7 @@ def _interp(
             *_extreme_barriers(arrays, names),
         ]
     along = results["along"]
-    low, high = ends(results["range"], 6)
+    low, high = alike(results["range"], 6)
     repaired = bool((results.get("repair") or {}).get("layers"))
     text.append(
         f"Path: {route(along, results.get('shape', 'line'), is_repaired=repaired)}, "
@@ -329,7 +324,7 @@ def _extreme_barriers(arrays: Mapping[str, Any], names: Sequence[str]) -> list[s
 def _interval(recorded: Any, how: str) -> str:
     """An interval of a barrier; nothing if there is none, or no finite one."""
     interval = interval_of(recorded)
-    return how.format("from {} to {}".format(*ends(interval))) if interval else ""
+    return how.format("from {} to {}".format(*alike(interval))) if interval else ""
 
 
 def _changed(results: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from lgo_cli.figures.style import (
     number,
     settle,
 )
-from lgo_cli.results import DIRECTIONS, ENDS, ends
+from lgo_cli.results import DIRECTIONS, ENDS, alike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,10 +198,10 @@ def _mark_barrier(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, A
     )  # fmt: skip
 
 
-def _barrier(value: Any, interval: Any) -> str:
+def _barrier(value: Any, recorded: Any) -> str:
     """A barrier as legends have it, with its interval if there is one."""
-    bounds = interval_of(interval)
+    bounds = interval_of(recorded)
     if bounds is None:
         return f"barrier {number(value):.3g}"
-    height, _ = ends((number(value), bounds[1]), 3)
-    return f"barrier {height} [{', '.join(ends(bounds, 3))}]"
+    height, *interval = alike((number(value), *bounds), 3)
+    return f"barrier {height} [{', '.join(interval)}]"

@@ -39,7 +39,7 @@ from lgo_cli.figures.style import (
     number,
     settle,
 )
-from lgo_cli.results import ends
+from lgo_cli.results import alike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -283,7 +283,8 @@ def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:
     value, low, high = (float(arrays[f"matrix_{key}"][i, j]) for key in keys)
     if not np.isfinite(value):
         return "NaN" if np.isnan(value) else "∞"
-    interval = f"[{', '.join(ends((low, high), 3))}]"
+    height, *ends = alike((value, low, high), 3)
+    interval = f"[{', '.join(ends)}]"
     if len(interval) > SHORT_INTERVAL:
         interval = interval.replace(" ", "\n")
-    return f"{ends((value, high), 3)[0]}\n{interval}"
+    return f"{height}\n{interval}"

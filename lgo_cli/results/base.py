@@ -134,20 +134,19 @@ def percent(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f} %"
 
 
-def ends(interval: Sequence[float], digits: int = 4) -> tuple[str, str]:
-    """Both ends of an interval with equally many decimals: as many as give the larger its digits.
+def alike(values: Sequence[float], digits: int = 4) -> list[str]:
+    """Numbers that stand together, with equally many decimals: so that the largest has its digits.
 
-    An end that is exactly zero is `0`.
+    What is exactly zero is `0`. Where one is not finite, or the largest takes a power of ten, each
+    has its own digits.
     """
-    largest = max(map(abs, interval))
-    low, high = (f"{end:.{digits}g}" for end in interval)
-    if "e" in f"{largest:.{digits}g}" or not 0 < largest < math.inf:
-        return low, high
+    largest = max(map(abs, values))
+    if not all(map(math.isfinite, values)) or largest == 0 or "e" in f"{largest:.{digits}g}":
+        return [f"{value:.{digits}g}" for value in values]
     decimals = max(0, digits - 1 - math.floor(math.log10(largest)))
-    rounded = [round(end, decimals) for end in interval]
-    fewest = next(n for n in range(decimals + 1) if [round(end, n) for end in rounded] == rounded)
-    low, high = ("0" if end == 0 else f"{round(end, fewest) + 0.0:.{fewest}f}" for end in interval)
-    return low, high
+    rounded = [round(value, decimals) for value in values]
+    fewest = next(n for n in range(decimals + 1) if [round(each, n) for each in rounded] == rounded)
+    return ["0" if value == 0 else f"{round(value, fewest) + 0.0:.{fewest}f}" for value in values]
 
 
 def some(names: Iterable[str]) -> str:
