@@ -50,6 +50,8 @@ TOLERANCE = 0.01
 RESOLUTION = 51
 NUM_PLANES = 3
 ROUNDS = 7
+SHORT_S = 5.0
+"""A surface that takes less is measured up to `ROUNDS` times, and so is the loop beside it."""
 RANGES = {"exponential": 3.5}
 """Half widths of the planes that are not 1."""
 
@@ -233,10 +235,16 @@ def surfaces(bench: Bench, name: str, num_planes: int, resolution: int) -> Itera
         found = []
         for plane in planes:
             # The loop's cells all cost the same: a few dozen, measured beside the surface, tell.
-            loop = clone_and_copy(model.eval(), samples.inputs, samples.labels, 5, batch_size)
-            seconds, surface = timed(lambda: surface_of(objective, plane, half_width, resolution))  # noqa: B023
-            loop_s = loop.setup_s + loop.seconds_per_cell * resolution**2
-            found.append((seconds, loop_s, surface))
+            times: list[float] = []
+            loops: list[float] = []
+            while len(times) < ROUNDS and sum(times) < SHORT_S:
+                loop = clone_and_copy(model.eval(), samples.inputs, samples.labels, 5, batch_size)
+                loops.append(loop.setup_s + loop.seconds_per_cell * resolution**2)
+                seconds, surface = timed(
+                    lambda: surface_of(objective, plane, half_width, resolution)  # noqa: B023
+                )
+                times.append(seconds)
+            found.append((statistics.median(times), statistics.median(loops), surface))
         for index, (plane, (seconds, loop_s, surface)) in enumerate(
             zip(planes, found, strict=True)
         ):
