@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,17 +13,58 @@ if TYPE_CHECKING:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Gradients on and autocast off, also under a caller's `no_grad`, `inference_mode`, `autocast`.
+    """Gradients on, autocast off and float32 computed in float32, whatever a caller has chosen.
 
-    Of the calling thread; what a model's forward chooses for itself stays as it is.
+    Gradients and autocast of the calling thread, float32 of the process; what a model's forward
+    chooses for itself stays as it is.
     """
     with ExitStack() as stack:
+        stack.enter_context(_precision_put_back())
+        use_true_float32()
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def use_true_float32() -> None:
+    """Have float32 computed in float32, neither in TF32 nor in bfloat16, on any device."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    # Where they were used before, the older two do not reach all of them.
+    for switch in _precision_switches():
+        switch.fp32_precision = "ieee"
+
+
+def _precision_switches() -> list[Any]:
+    """What has a precision of its own, from PyTorch 2.9 on."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return []
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    return [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+
+
+@contextmanager
+def _precision_put_back() -> Iterator[None]:
+    """Leave the switches of PyTorch's precision as they were."""
+    cudnn = torch.backends.cudnn
+    switches = _precision_switches()
+    values = [switch.fp32_precision for switch in switches]
+    try:
+        older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        # They are not to be read where the newer were used; then they are at their defaults.
+        older = "highest", True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older[0])
+        cudnn.allow_tf32 = older[1]
+        for switch, value in zip(switches, values, strict=True):
+            switch.fp32_precision = value
 
 
 @contextmanager

@@ -167,6 +167,17 @@ def test_modes_around_it_change_nothing(around: Callable[[], AbstractContextMana
     assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(alone, within, strict=True))
 
 
+def test_float32_is_float32_inside() -> None:
+    """Training scripts allow TF32 and bfloat16, with which no bound would hold."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Objective(_network(), _samples()):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_vectors_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:
     expected = standard_normal(5, 0, "test"), rademacher(5, 0, "test")
     with torch.device("meta"):

@@ -665,24 +665,25 @@ def test_threads_compute_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def _switches() -> list[str]:
-    backends = torch.backends
-    parts = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    return [part.fp32_precision for part in parts]
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    parts = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    return [part.fp32_precision for part in (*parts, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)]
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="needs PyTorch 2.9")
-@pytest.mark.parametrize("api", ["default", "older", "newer"])
+@pytest.mark.parametrize("api", ["default", "older", "newer", "newest"])
 def test_precision_is_put_back_as_the_process_had_it(api: str) -> None:
     with machine_settings(None, "cpu"):  # which puts back what follows
         if api == "older":
             torch.set_float32_matmul_precision("medium")
         elif api == "newer":
             torch.backends.cuda.matmul.fp32_precision = "tf32"
+        elif api == "newest":
+            torch.backends.mkldnn.conv.fp32_precision = "bf16"
         before = _switches()
         with machine_settings(None, "cpu"):
             assert torch.get_float32_matmul_precision() == "highest"
-            assert "tf32" not in _switches()
-            assert "bf16" not in _switches()
+            assert set(_switches()) == {"ieee"}
         assert _switches() == before
         if api == "older":
             assert torch.get_float32_matmul_precision() == "medium"

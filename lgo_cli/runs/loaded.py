@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from lgo_cli.factories import parse_factory
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
-from lgo_cli.modes import own_defaults, own_modes
+from lgo_cli.modes import own_defaults, own_modes, use_true_float32
 from lgo_cli.objective import Objective
 from lgo_cli.outputs import model_failures
 from lgo_cli.results import Measured, counted
@@ -210,7 +210,7 @@ def measured(
 
 @contextmanager
 def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
-    """Threads, float32 that is float32, and on CUDA deterministic algorithms where there are any.
+    """Threads, and on CUDA deterministic algorithms where there are any.
 
     Modes and defaults of PyTorch are a fresh process's, as the command line has them.
 
@@ -227,39 +227,9 @@ def machine_settings(num_threads: int | None, device: str) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with _precision_put_back(), own_modes(), own_defaults():
-            use_true_float32()
+        with own_modes(), own_defaults():
             yield
     finally:
         torch.set_num_threads(threads)
         if changes:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-def use_true_float32() -> None:
-    """Have float32 computed in float32, neither in TF32 nor in bfloat16, on any device."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-
-
-@contextmanager
-def _precision_put_back() -> Iterator[None]:
-    """Leave the switches of PyTorch's precision as they were."""
-    backends = torch.backends
-    newer: list[Any] = []
-    if hasattr(backends.cudnn, "conv"):  # from PyTorch 2.9 on
-        newer += [backends.cuda.matmul, backends.mkldnn.matmul]  # type: ignore[attr-defined]
-        newer += [backends.cudnn.conv, backends.cudnn.rnn]
-    values = [switch.fp32_precision for switch in newer]
-    try:
-        older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except RuntimeError:
-        # They are not to be read where the newer were used; then they are at their defaults.
-        older = "highest", True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(older[0])
-        backends.cudnn.allow_tf32 = older[1]
-        for switch, value in zip(newer, values, strict=True):
-            switch.fp32_precision = value
