@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import NumericsError
+from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes
 from lgo_cli.outputs import call
@@ -289,7 +290,7 @@ class Objective:
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             for batch in self.micro_batches():
                 share = self.batch_loss(batch)
-                pieces = torch.autograd.grad(share, self.parameters, materialize_grads=True)
+                pieces = gradients(share, self.parameters)
                 gradient += flatten(pieces)
                 loss += share.detach()
         return float(loss), gradient.to(self.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
 from lgo_cli.objective import COUPLED, Objective, default_micro_batch_size
@@ -165,6 +166,17 @@ def test_modes_around_it_change_nothing(around: Callable[[], AbstractContextMana
         within = measured()
         assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == modes
     assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(alone, within, strict=True))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_zeros_of_what_has_no_part_require_no_gradient(create_graph: bool) -> None:
+    """Before PyTorch 2.10 its own did: products of a model with an unused layer were no arrays."""
+    used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
+    whole, none = gradients((used**2).sum(), [used, unused], create_graph=create_graph)
+    assert whole.tolist() == [2, 2]
+    assert none.tolist() == [0, 0]
+    assert whole.requires_grad is create_graph
+    assert not none.requires_grad
 
 
 def test_float32_is_float32_inside() -> None:

@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lgo_cli.curvature.piecewise_linear import what_bends
 from lgo_cli.curvature.reads import Operation, described, reads
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
+from lgo_cli.gradients import gradients
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.results import counted
 from lgo_cli.seeding import standard_normal
@@ -226,10 +227,8 @@ class _GradientNorms(fx.Interpreter):
         expected = torch.zeros(shape, dtype=torch.float64, device=outputs.device)
         for place, sample in enumerate(batch.batches(1)):
             alone = objective.batch_outputs(sample).double()
-            gradients = torch.autograd.grad(
-                (alone @ direction).sum(), parameters, materialize_grads=True
-            )
-            for index, gradient in zip(self.parameters, gradients, strict=True):
+            each = gradients((alone @ direction).sum(), parameters)
+            for index, gradient in zip(self.parameters, each, strict=True):
                 expected[index, place] = gradient.double().square().sum()
         found = torch.zeros_like(expected)
         for index, squares in self._pulled_back(outputs, [direction.expand_as(outputs)]):

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.fx.operator_schemas import normalize_function
 
 from lgo_cli.curvature.convolutions import Geometry, convolution
-from lgo_cli.curvature.pullback import pull_back
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
+from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.models.building import refuse_sparse_gradients
 from lgo_cli.results import counted
 from lgo_cli.vectors import flatten, norm
@@ -160,9 +160,7 @@ def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tupl
             losses = objective.loss_function(
                 objective.batch_outputs(batch, function).double(), batch.labels
             )
-            gradient = torch.autograd.grad(
-                losses.mean(), objective.parameters, create_graph=True, materialize_grads=True
-            )
+            gradient = gradients(losses.mean(), objective.parameters, create_graph=True)
             curved = [g for g in gradient if g.requires_grad]
             cotangents = [g.detach() for g in curved]
             products.append(flatten(pull_back(curved, objective.parameters, cotangents)))

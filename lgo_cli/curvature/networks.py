@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
-from lgo_cli.curvature.pullback import pull_back
+from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.vectors import Block, flatten
 
 if TYPE_CHECKING:
@@ -217,12 +217,8 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
     def _graph(self, batch: Samples) -> dict[int, Tensor]:
         """The batch's share of the gradient, which can be differentiated again, by parameter."""
         losses = self.objective.loss_function(self._outputs(batch), batch.labels)
-        gradient = torch.autograd.grad(
-            losses.sum() / len(self.objective.samples),
-            self.parameters,
-            create_graph=True,
-            materialize_grads=True,
-        )
+        share = losses.sum() / len(self.objective.samples)
+        gradient = gradients(share, self.parameters, create_graph=True)
         return dict(zip(self.block.members, gradient, strict=True))
 
     def _share(self, graph: dict[int, Tensor], pieces: list[Tensor]) -> tuple[Tensor, ...] | None:

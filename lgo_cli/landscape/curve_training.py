@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lgo_cli.buffers import buffer_tables, put_back
+from lgo_cli.gradients import gradients
 from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.second_derivatives import once_differentiable
@@ -129,7 +130,7 @@ class CurveTraining(Descent):
         self.objective.move(theta)
         loss = self._loss(inputs, labels)
         with once_differentiable():
-            pieces = torch.autograd.grad(loss, self.objective.parameters, materialize_grads=True)
+            pieces = gradients(loss, self.objective.parameters)
         gradient = flatten(pieces)
         decay = self.recipe.weight_decay
         decoupled = self.recipe.optimizer == "adamw"

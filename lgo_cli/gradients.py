@@ -1,4 +1,4 @@
-"""Vector-Jacobian products."""
+"""Gradients and vector-Jacobian products, zero where nothing depends on an input."""
 
 from __future__ import annotations
 
@@ -46,10 +46,30 @@ def pull_back(
         create_graph: Whether the result can be differentiated, by the cotangents too.
         retain_graph: Whether the graph of the outputs is used again.
     """
-    return torch.autograd.grad(
+    return gradients(
         _Seed.apply(cotangents, *outputs),
         inputs,
         create_graph=create_graph,
         retain_graph=retain_graph or create_graph,
-        materialize_grads=True,
+    )
+
+
+def gradients(
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> tuple[Tensor, ...]:
+    """The derivative of a scalar by each input, zero where it does not depend on it.
+
+    `torch.autograd.grad` has `materialize_grads` for that, whose zeros require gradients of their
+    own: before PyTorch 2.10 always, and with `create_graph` today.
+    """
+    found = torch.autograd.grad(
+        output, inputs, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+    )
+    return tuple(
+        torch.zeros_like(x) if derivative is None else derivative
+        for derivative, x in zip(found, inputs, strict=True)
     )
