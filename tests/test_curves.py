@@ -230,6 +230,16 @@ def test_spherical_turns_at_constant_speed_and_grows_linearly() -> None:
     assert arc.arc_length([0.5, 1.0]) == pytest.approx([2.0, 4.0], rel=DOUBLE_ROUNDING)
 
 
+def test_spherical_next_to_opposite_ends_is_rounded_once() -> None:
+    a, b = _vectors(2, 1000, torch.float32)
+    end = -a + 1e-3 * b
+    point = Arc.between(a, end).point(0.5).double()
+    exact = Arc.between(a.double(), end.double()).point(0.5)
+    # Half an ulp of each entry; the two terms that are added are a thousand times as long.
+    rounding = torch.finfo(torch.float32).eps / 2
+    torch.testing.assert_close(point, exact, rtol=rounding, atol=1000 * DOUBLE_ROUNDING)
+
+
 def test_spherical_ends_are_exact() -> None:
     a, b = _vectors(2, 1000, torch.float32)
     assert torch.equal(Arc.between(a, b).point(0.0), a)

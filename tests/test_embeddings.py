@@ -85,7 +85,7 @@ def test_where_they_are() -> None:
 @pytest.mark.parametrize(
     ("build", "warning"),
     [
-        (_padded, f"{PADDING}: its curvature counts as zero"),
+        (_padded, f"{PADDING}: its curvature as an input counts as zero"),
         (_scaled, f"{SCALED}: they are no derivatives, and neither is its curvature"),
     ],
 )
@@ -122,4 +122,4 @@ def test_lines_and_planes_name_them_where_products_are_taken(lgo: Lgo) -> None:
         ("contour", "--resolution", 3, "--convexity", 2),
     ):
         said = lgo(command, *line, "--trust-code").stderr
-        assert said.count(f"warning: {PADDING}: its curvature counts as zero\n") == 1
+        assert said.count(f"warning: {PADDING}: its curvature as an input counts as zero\n") == 1

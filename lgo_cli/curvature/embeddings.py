@@ -69,6 +69,6 @@ def false_derivatives(objective: Objective) -> list[FalseDerivative]:
                 size = module.embedding_dim
                 start, end = start + row * size, start + (row + 1) * size
             reason = f"row {row} of {name or 'the model'} is padding, which autograd holds fixed"
-            effect = "its curvature counts as zero"
+            effect = "its curvature as an input counts as zero"
             found.append(FalseDerivative(slice(start, end), reason, effect))
     return found

@@ -235,6 +235,12 @@ class Arc(Curve):
         change: Array = (norms[1] - norms[0]) * sines + rho * self.angle * cosines
         return change / (math.sin(self.angle) * norms)
 
+    def _combination(self, coefficients: Array) -> Tensor:
+        # Towards opposite ends the two terms are long and all but cancel: rounded once, at the end.
+        a, b = coefficients.tolist()
+        point: Tensor = self.start.double() * a
+        return point.add_(self.end.double(), alpha=b).to(self.start)
+
     def _norms(self, t: Array) -> tuple[Array, Array]:
         norms = np.array([norm(self.start), norm(self.end)])
         return norms, ((1 - t) * norms[0] + t * norms[1])[:, None]
