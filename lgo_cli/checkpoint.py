@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import re
 import shlex
 import struct
+import warnings
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from lgo_cli.errors import InputError, a_kind, dtype_name, first_sentence
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping, Set
     from pathlib import Path
 
 
@@ -26,6 +28,9 @@ _ACCIDENTS = (
     struct.error,
 )  # fmt: skip
 """What any bytes raise that are read as a pickle; their texts say nothing to a user."""
+
+_REFUSED = re.compile(r"GLOBAL (\w+(?:\.\w+)+) was not an allowed global")
+"""How PyTorch names a class that it does not make of a file's bytes."""
 
 _SAVE = "torch.save(model.state_dict(), path)"
 
@@ -55,11 +60,15 @@ def load(path: Path) -> dict[str, Any]:
             plain values; no code in it is run.
     """
     try:
-        with path.open("rb") as handle:
+        with path.open("rb") as handle, warnings.catch_warnings():
+            # That a pickle of another protocol may not be read, which is an error where it is so.
+            warnings.simplefilter("ignore", UserWarning)
             state = torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        what = f" ({refused[1]})" if refused else ", or is no checkpoint"
         raise InputError(
-            f"{path} holds more than tensors and plain values, or is no checkpoint; it was not run",
+            f"{path} holds more than tensors and plain values{what}; it was not run",
             hint=f"save the weights alone: {_SAVE}",
         ) from error
     except (OSError, RuntimeError, *_ACCIDENTS) as error:
@@ -109,12 +118,17 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is a file of safetensors, not of torch.save", hint=_rewritten(path, "state")
         )
     state = load(path)
-    for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, dict) and _all_tensors(value):
-            raise InputError(
-                f"{path} is not a plain state_dict, but holds one as {name!r}",
-                hint=_rewritten(path, f"state[{json.dumps(name)}]"),
-            )
+    nested = [
+        name
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, dict) and _all_tensors(value)
+    ]
+    if nested:
+        held = "one as" if len(nested) == 1 else "several:"
+        raise InputError(
+            f"{path} is not a plain state_dict, but holds {held} {', '.join(map(repr, nested))}",
+            hint=_rewritten(path, f"state[{json.dumps(nested[0])}]"),
+        )
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if others or not state:
         found = f"it also holds {', '.join(others[:4])}" if others else "it is empty"
@@ -165,12 +179,15 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """
     state = load_state_dict(path)
     own = model.state_dict()
-    prefix = _wrapper(list(state), own)
+    prefix = _wrapper(list(state), set(own))
     if prefix:
+        quoted, whose, chosen = json.dumps(prefix), "its names", ""
+        if not all(name.startswith(prefix) for name in state):
+            whose, chosen = "the model's names in it", f" if name.startswith({quoted})"
         raise InputError(
-            f"{path} does not fit the model: its names begin with {prefix}, as of a wrapped module",
+            f"{path} does not fit the model: {whose} begin with {prefix}, as of a wrapped module",
             hint=_rewritten(
-                path, f"{{name.removeprefix({json.dumps(prefix)}): state[name] for name in state}}"
+                path, f"{{name.removeprefix({quoted}): state[name] for name in state{chosen}}}"
             ),
         )
     missing = [f"{name} is missing" for name in own if name not in state]
@@ -222,11 +239,15 @@ def refuse_untied(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> 
             )
 
 
-def _wrapper(names: list[str], own: Container[str]) -> str:
-    """What wrapping a module (`DataParallel`, `torch.compile`) put before all of its names."""
-    parts = names[0].split(".")
-    for count in range(1, len(parts)):
-        prefix = ".".join(parts[:count]) + "."
-        if all(name.startswith(prefix) and name.removeprefix(prefix) in own for name in names):
+def _wrapper(names: list[str], own: Set[str]) -> str:
+    """What wrapping a module (`DataParallel`, Lightning, `torch.compile`) put before its names.
+
+    All names are the model's behind it, or all of the model's are there, beside a metric's, say.
+    """
+    parts = [name.split(".") for name in names]
+    prefixes = {".".join(each[:n]) + ".": None for each in parts for n in range(1, len(each))}
+    for prefix in prefixes:
+        inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        if inner >= own or (len(inner) == len(names) and inner <= own):
             return prefix
     return ""

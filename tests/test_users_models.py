@@ -47,6 +47,9 @@ class Asserts(Plain):
 class Unwritten(Plain):
     def forward(self, x): raise NotImplementedError
 
+class Two(Plain):
+    def forward(self, image, text): return super().forward(image) + text
+
 class Keyed(Plain):
     def forward(self, x): return {}["z"]
 
@@ -171,6 +174,8 @@ CASES = [
     ("train", "Asserts", TRAIN, 3, f"{CANNOT}AssertionError", RAISED),
     ("hessian", "Unwritten", HESSIAN, 3, f"{CANNOT}NotImplementedError", RAISED),
     ("contour", "Keyed", CONTOUR, 3, f"{CANNOT}KeyError: 'z'", RAISED),
+    ("train", "Two", TRAIN, 3, f"{CANNOT}Two.forward() missing 1 required positional argument",
+     "a model is called with one tensor: wrap it in a module whose forward splits that"),
     ("train", "Teacher", TRAIN, 3, "the model fails in training mode: KeyError: 'teacher'",
      RAISED),
     ("interp", "Teacher", CURVE, 3, "the model fails in training mode: KeyError: 'teacher'",
