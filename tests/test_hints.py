@@ -144,7 +144,8 @@ def _data(path: Path, x: np.ndarray, y: np.ndarray) -> None:
     ("number", "samples", "text"),
     [
         (1, 1024, "the one training sample is measured, not 1024"),
-        (1, 1024, "the training samples miss 1 of 2 classes"),
+        (1, 1024, "the training sample misses 1 of 2 classes"),
+        (9, 1, "the first training sample misses 1 of 2 classes: raise --analysis-samples"),
         (9, 9, "the training samples miss 1 of 2 classes"),
         (9, 4, "the first 4 training samples miss 1 of 2 classes: raise --analysis-samples"),
     ],
@@ -421,3 +422,10 @@ def test_help_of_a_command_is_no_advice_on_files(lgo: Lgo, small_run: Path) -> N
     assert lgo("verify", run, code=3).stderr == (
         "lgo: error: run: hessian: interrupted: run it again\n"
     )
+
+
+def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: Path) -> None:
+    small_run.rename("run")
+    hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
+    command = hint.removeprefix("name the run that is there: lgo ")
+    lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")

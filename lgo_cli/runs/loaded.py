@@ -129,11 +129,12 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
     seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
     missing = dataset.num_classes - int(seen)
     if missing:
+        some = available > num_samples
+        number = f"first {num_samples} " if some and num_samples > 1 else "first " * some
+        them = "sample misses" if num_samples == 1 or available == 1 else "samples miss"
+        more = ": raise --analysis-samples" if some else ""
         warnings.append(
-            f"the first {num_samples} training samples miss {missing} of {dataset.num_classes} "
-            "classes: raise --analysis-samples"
-            if available > num_samples
-            else f"the training samples miss {missing} of {dataset.num_classes} classes"
+            f"the {number}training {them} {missing} of {dataset.num_classes} classes{more}"
         )
     return warnings
 
