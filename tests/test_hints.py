@@ -245,6 +245,15 @@ LINE = ("hessian", "odd.pth", "--model", "mlp", *ODD, "--top-k", 1, "--bottom-k"
         (_saved(lambda state: {"ema": state, "model": state}), "holds several: 'ema', 'model'\n"),
         (
             _saved(
+                lambda state: {
+                    "epoch": 3,
+                    "state_dict": {f"model.{name}": value for name, value in state.items()},
+                }
+            ),
+            "holds one as 'state_dict'\n",
+        ),
+        (
+            _saved(
                 lambda state: (
                     {"loss.weight": torch.ones(10)}
                     | {f"model.{name}": value for name, value in state.items()}
@@ -282,6 +291,16 @@ def test_safetensors_are_called_what_they_are(lgo: Lgo, tmp_path: Path) -> None:
         (_half, "failed finding central directory\n", "take another copy of it"),
         (_saved(lambda state: list(state.values())), "holds a list", "torch.save(model.state"),
         (_saved(lambda state: state["linear1.bias"]), "holds a Tensor", "torch.save(model.state"),
+        (
+            _saved(lambda state: dict(enumerate(state.values()))),
+            "is not a plain state_dict: it also holds 0, 1, 2, 3\n",
+            "torch.save(model.state",
+        ),
+        (
+            _saved(lambda state: {"weights": dict(enumerate(state.values()))}),
+            "is not a plain state_dict: it also holds weights\n",
+            "torch.save(model.state",
+        ),
         (
             _saved(lambda state: {"state_dict": state, "hyper_parameters": Namespace(lr=1)}),
             "holds more than tensors and plain values (argparse.Namespace); it was not run\n",
