@@ -141,7 +141,8 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
     if _MORE_INPUTS.search(str(error)):
         return "a model is called with one tensor: wrap it in a module whose forward splits that"
     if inputs.is_floating_point():
-        return "give the data set it was made for: --dataset"
+        flatten = ", or flatten them in forward: x.flatten(1)" if inputs.ndim > 2 else ""
+        return f"give the data set it was made for: --dataset{flatten}"
     return "the inputs are integers, as embeddings take them; store numbers as float32"
 
 

@@ -80,11 +80,11 @@ class Evaluation:
     num_samples: int
 
 
-def check_outputs(model: nn.Module, samples: Samples) -> int:
+def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     """Run a model on two samples and refuse what cannot be a classifier of them.
 
     Returns:
-        How many outputs it has.
+        The outputs [2, C].
 
     Raises:
         InputError: if the model cannot take the inputs, returns anything but real numbers [n, C],
@@ -103,7 +103,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
             f"the data have label {int(samples.labels.max())}, "
             f"but the model puts out {counted(num_outputs, 'class')}"
         )
-    return int(num_outputs)
+    return outputs
 
 
 @torch.no_grad()
