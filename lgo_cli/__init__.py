@@ -52,6 +52,9 @@ _HOMES = {
     "LossFunction": "lgo_cli.loss",
     "Operator": "lgo_cli.curvature.operators",
     "HessianOperator": "lgo_cli.curvature.networks",
+    "GaussNewtonOperator": "lgo_cli.curvature.networks",
+    "FisherOperator": "lgo_cli.curvature.networks",
+    "EmpiricalFisherOperator": "lgo_cli.curvature.networks",
     "Lanczos": "lgo_cli.curvature.lanczos",
     "Wanted": "lgo_cli.curvature.search",
     "extreme_eigenpairs": "lgo_cli.curvature.eigenpairs",
@@ -78,6 +81,9 @@ if TYPE_CHECKING:  # type checkers and editors see the names where they are
     from lgo_cli.curvature.density import spectral_density as spectral_density
     from lgo_cli.curvature.eigenpairs import extreme_eigenpairs as extreme_eigenpairs
     from lgo_cli.curvature.lanczos import Lanczos as Lanczos
+    from lgo_cli.curvature.networks import EmpiricalFisherOperator as EmpiricalFisherOperator
+    from lgo_cli.curvature.networks import FisherOperator as FisherOperator
+    from lgo_cli.curvature.networks import GaussNewtonOperator as GaussNewtonOperator
     from lgo_cli.curvature.networks import HessianOperator as HessianOperator
     from lgo_cli.curvature.operators import Operator as Operator
     from lgo_cli.curvature.search import Wanted as Wanted

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import re
 import shlex
 import struct
+import warnings
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from lgo_cli.errors import InputError, a_kind, dtype_name, first_sentence
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping, Set
     from pathlib import Path
 
 
@@ -26,6 +28,9 @@ _ACCIDENTS = (
     struct.error,
 )  # fmt: skip
 """What any bytes raise that are read as a pickle; their texts say nothing to a user."""
+
+_REFUSED = re.compile(r"GLOBAL (\w+(?:\.\w+)+) was not an allowed global")
+"""How PyTorch names a class that it does not make of a file's bytes."""
 
 _SAVE = "torch.save(model.state_dict(), path)"
 
@@ -55,11 +60,15 @@ def load(path: Path) -> dict[str, Any]:
             plain values; no code in it is run.
     """
     try:
-        with path.open("rb") as handle:
+        with path.open("rb") as handle, warnings.catch_warnings():
+            # That a pickle of another protocol may not be read, which is an error where it is so.
+            warnings.simplefilter("ignore", UserWarning)
             state = torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        what = f" ({refused[1]})" if refused else ", or is no checkpoint"
         raise InputError(
-            f"{path} holds more than tensors and plain values, or is no checkpoint; it was not run",
+            f"{path} holds more than tensors and plain values{what}; it was not run",
             hint=f"save the weights alone: {_SAVE}",
         ) from error
     except (OSError, RuntimeError, *_ACCIDENTS) as error:
@@ -80,25 +89,39 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _rewritten(path: Path, weights: str) -> str:
-    """The command that writes anew what a file holds beside a plain state_dict, or as another.
+def _rewritten(path: Path, names: list[str], own: Set[str], key: str | None = None) -> str:
+    """The command that writes a plain state_dict of what a file holds.
 
     Args:
         path: The file; what is written stands beside it.
-        weights: The state_dict, as an expression in which `state` is what the file holds.
+        names: Of the state_dict in it.
+        own: Of the model that it is for: what a wrapper put before these goes.
+        key: Of that state_dict in the file, if it is not all of it.
     """
+    weights, prefix = "state", _wrapper(names, own)
+    if prefix:
+        quoted = json.dumps(prefix)
+        all_begin = all(name.startswith(prefix) for name in names)
+        chosen = "" if all_begin else f" if name.startswith({quoted})"
+        weights = f"{{name.removeprefix({quoted}): state[name] for name in state{chosen}}}"
     new = json.dumps(str(path.with_name(f"{path.stem}_weights.pth")), ensure_ascii=False)
     old = json.dumps(str(path), ensure_ascii=False)
     read = f'torch.load({old}, map_location="cpu", weights_only=True)'
     packages = "torch"
     if path.suffix == ".safetensors":
         read, packages = f"safetensors.torch.load_file({old})", "torch, safetensors.torch"
+    if key is not None:
+        read += f"[{json.dumps(key)}]"
     script = f"import {packages}; state = {read}; torch.save({weights}, {new})"
     return f"python -c {shlex.quote(script)}"
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
+def load_state_dict(path: Path, own: Set[str] = frozenset()) -> dict[str, Tensor]:
     """Read a plain state_dict.
+
+    Args:
+        path: Of the file.
+        own: Names of the model that it is for, which advice on another file heeds.
 
     Raises:
         InputError: as `load`; also if a value is no tensor of plain numbers, or a weight is NaN or
@@ -106,16 +129,21 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         raise InputError(
-            f"{path} is a file of safetensors, not of torch.save", hint=_rewritten(path, "state")
+            f"{path} is a file of safetensors, not of torch.save", hint=_rewritten(path, [], own)
         )
     state = load(path)
-    for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, dict) and _all_tensors(value):
-            raise InputError(
-                f"{path} is not a plain state_dict, but holds one as {name!r}",
-                hint=_rewritten(path, f"state[{json.dumps(name)}]"),
-            )
-    others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    nested = [
+        name
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, dict) and _names_tensors(value)
+    ]
+    if nested:
+        held = "one as" if len(nested) == 1 else "several:"
+        raise InputError(
+            f"{path} is not a plain state_dict, but holds {held} {', '.join(map(repr, nested))}",
+            hint=_rewritten(path, list(state[nested[0]]), own, nested[0]),
+        )
+    others = [str(key) for key, value in state.items() if not _names_tensors({key: value})]
     if others or not state:
         found = f"it also holds {', '.join(others[:4])}" if others else "it is empty"
         raise InputError(
@@ -148,8 +176,10 @@ def _other_kind(tensor: Tensor) -> str | None:
     return None
 
 
-def _all_tensors(state: dict[Any, Any]) -> bool:
-    return bool(state) and all(isinstance(value, Tensor) for value in state.values())
+def _names_tensors(state: dict[Any, Any]) -> bool:
+    return bool(state) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
 
 
 def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -163,15 +193,15 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
         InputError: as `load_state_dict`; or naming what is missing, left over, or of another shape
             or kind of number, or what differs and is one tensor of the model.
     """
-    state = load_state_dict(path)
     own = model.state_dict()
-    prefix = _wrapper(list(state), own)
+    state = load_state_dict(path, set(own))
+    prefix = _wrapper(list(state), set(own))
     if prefix:
+        all_begin = all(name.startswith(prefix) for name in state)
+        whose = "its names" if all_begin else "the model's names in it"
         raise InputError(
-            f"{path} does not fit the model: its names begin with {prefix}, as of a wrapped module",
-            hint=_rewritten(
-                path, f"{{name.removeprefix({json.dumps(prefix)}): state[name] for name in state}}"
-            ),
+            f"{path} does not fit the model: {whose} begin with {prefix}, as of a wrapped module",
+            hint=_rewritten(path, list(state), set(own)),
         )
     missing = [f"{name} is missing" for name in own if name not in state]
     unknown = [f"{name} is unknown to the model" for name in state if name not in own]
@@ -222,11 +252,15 @@ def refuse_untied(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> 
             )
 
 
-def _wrapper(names: list[str], own: Container[str]) -> str:
-    """What wrapping a module (`DataParallel`, `torch.compile`) put before all of its names."""
-    parts = names[0].split(".")
-    for count in range(1, len(parts)):
-        prefix = ".".join(parts[:count]) + "."
-        if all(name.startswith(prefix) and name.removeprefix(prefix) in own for name in names):
+def _wrapper(names: list[str], own: Set[str]) -> str:
+    """What wrapping a module (`DataParallel`, Lightning, `torch.compile`) put before its names.
+
+    All names are the model's behind it, or all of the model's are there, beside a metric's, say.
+    """
+    parts = [name.split(".") for name in names]
+    prefixes = {".".join(each[:n]) + ".": None for each in parts for n in range(1, len(each))}
+    for prefix in prefixes:
+        inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        if inner >= own or (len(inner) == len(names) and inner <= own):
             return prefix
     return ""

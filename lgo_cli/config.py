@@ -46,9 +46,10 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def _as_tuple(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+    listed = [value] if isinstance(value, str | Path) else value
+    if not isinstance(listed, list | tuple):
+        return value
+    return tuple(str(each) if isinstance(each, Path) else each for each in listed)
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

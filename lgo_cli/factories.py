@@ -171,11 +171,20 @@ def _named(factory: Factory, module: ModuleType) -> Callable[..., Any]:
     function = getattr(module, factory.name, None)
     if not callable(function):
         named = sorted(
-            key for key, value in vars(module).items() if callable(value) and key[0] != "_"
+            key
+            for key, value in vars(module).items()
+            if callable(value)
+            and key[0] != "_"
+            and getattr(value, "__module__", None) == module.__name__  # not what it imports
         )
         raise InputError(
             f"{factory.source} has no callable {factory.name!r}",
             hint=f"it has: {', '.join(named)}" if named else None,
+        )
+    if hasattr(function, "state_dict") and not isinstance(function, type):
+        raise InputError(
+            f"{factory.source} has {factory.name!r} as a module that is made, not as what makes it",
+            hint=f"name its class, {type(function).__name__}, or a function that returns a new one",
         )
     return function  # type: ignore[no-any-return]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lgo_cli.errors import UsageError
 
 LossName = Literal["cross_entropy", "squared_error"]
 
@@ -27,10 +29,21 @@ class LossFunction:
         name: `cross_entropy` (natural logarithm, on logits), or `squared_error`, which is
             ½‖f(x) − t‖² with the one-hot target t, summed over classes.
         label_smoothing: s in [0, 1): the target is (1 − s)·onehot(y) + s/C, in both losses.
+
+    Raises:
+        UsageError: if it is another name, or s is outside.
     """
 
     name: LossName = "cross_entropy"
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(LossName):
+            raise UsageError(
+                f"unknown loss {self.name!r}", hint=" or ".join(map(repr, get_args(LossName)))
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"a label smoothing of {self.label_smoothing} is outside [0, 1)")
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Losses [n] from outputs [n, C] and labels [n], or soft labels [n, C]."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
 from lgo_cli.determinism import coupling, nondeterministic_module
-from lgo_cli.errors import NumericsError
+from lgo_cli.errors import NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes
@@ -60,6 +60,8 @@ class Objective:
             another objective. Nothing is evaluated on entering then, and there is no `center`.
 
     Raises:
+        TypeError, UsageError: if the model is no module, the loss no `LossFunction`, or a
+            micro-batch has no sample.
         RuntimeError: on entering, if it is entered already; by what it measures, if it is not.
         InputError: on entering, if the model cannot take the samples or puts out too few classes.
         NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
@@ -86,6 +88,12 @@ class Objective:
         dtype: torch.dtype = torch.float32,
         checked: bool = False,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the model is {a_kind(model)}, not an nn.Module")
+        if not isinstance(loss_function, LossFunction | None):
+            raise TypeError(f"the loss is {a_kind(loss_function)}, not a LossFunction")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise UsageError(f"a micro-batch of {micro_batch_size} samples")
         self.model = model
         self.layout = ParameterLayout.of(model)
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())

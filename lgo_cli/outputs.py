@@ -30,6 +30,10 @@ _ONE_VALUE = "Expected more than 1 value per channel"
 """What PyTorch says where batch norm is to take the variance of one value."""
 
 
+_MORE_INPUTS = re.compile(r"forward\(\) missing \d+ required positional argument")
+"""What Python says of a model of several inputs."""
+
+
 @contextmanager
 def model_failures(
     what: str, advise: Callable[[Exception], str | None] = lambda error: None
@@ -134,8 +138,11 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
         return (
             "leave out --dtype float64, or " if in_float64 else ""
         ) + "keep every tensor of the model as a parameter or a buffer, which change dtype with it"
+    if _MORE_INPUTS.search(str(error)):
+        return "a model is called with one tensor: wrap it in a module whose forward splits that"
     if inputs.is_floating_point():
-        return "give the data set it was made for: --dataset"
+        flatten = ", or flatten them in forward: x.flatten(1)" if inputs.ndim > 2 else ""
+        return f"give the data set it was made for: --dataset{flatten}"
     return "the inputs are integers, as embeddings take them; store numbers as float32"
 
 

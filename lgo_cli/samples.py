@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, a_kind
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
@@ -31,6 +31,7 @@ class Samples:
         labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
 
     Raises:
+        TypeError: if they are no tensors.
         ValueError: if there are none, or not one label for each.
     """
 
@@ -38,6 +39,9 @@ class Samples:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for values in (self.inputs, self.labels):
+            if not isinstance(values, Tensor):
+                raise TypeError(f"samples are tensors, not {a_kind(values)}: torch.as_tensor")
         if not len(self.inputs) == len(self.labels) > 0:
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.labels)} labels")
 
@@ -76,11 +80,11 @@ class Evaluation:
     num_samples: int
 
 
-def check_outputs(model: nn.Module, samples: Samples) -> int:
+def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     """Run a model on two samples and refuse what cannot be a classifier of them.
 
     Returns:
-        How many outputs it has.
+        The outputs [2, C].
 
     Raises:
         InputError: if the model cannot take the inputs, returns anything but real numbers [n, C],
@@ -99,7 +103,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> int:
             f"the data have label {int(samples.labels.max())}, "
             f"but the model puts out {counted(num_outputs, 'class')}"
         )
-    return int(num_outputs)
+    return outputs
 
 
 @torch.no_grad()

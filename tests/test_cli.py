@@ -22,6 +22,8 @@ from conftest import SMALL, Lgo
 
 from lgo_cli import __version__
 from lgo_cli.cli import app
+from lgo_cli.cli.table import fitting
+from lgo_cli.cli.talk import laid_out
 from lgo_cli.config import (
     CONFIGS,
     ContourConfig,
@@ -1022,3 +1024,30 @@ def test_outputs_beyond_the_classes_are_named(lgo: Lgo, tmp_path: Path) -> None:
     ):
         line = "the model puts out 12 classes, the data have 10: the others are in the loss too"
         assert line in result.stderr
+
+
+def test_lines_of_a_terminal_end_between_words_and_go_on_under_the_value() -> None:
+    rows = [("cost", "115 products (audit 3, eigenvalues 92)"), ("  a/long/name", "x"), ("ok", "y")]
+    assert laid_out(rows, None) == [
+        "cost  115 products (audit 3, eigenvalues 92)",
+        "  a/long/name  x",
+        "ok    y",
+    ]
+    assert laid_out([(name, f"{value} {value}") for name, value in rows], 60) == [
+        "cost  115 products (audit 3, eigenvalues 92) 115 products",
+        "        (audit 3, eigenvalues 92)",
+        "  a/long/name  x x",
+        "ok    y y",
+    ]
+
+
+def test_what_runs_share_that_have_it_is_no_column() -> None:
+    names = ("run", "operator", "lambda_max")
+    rows = [dict(zip(names, values, strict=True)) for values in (
+        ("a", "hessian", 1.5), ("b", None, None), ("c", "hessian", 2.5),
+    )]  # fmt: skip
+    assert fitting(rows, 17) == (["run", "lambda_max"], ["the same in all runs: operator hessian"])
+    rows[2]["operator"] = "ggn"
+    shown, said = fitting(rows, 17)
+    assert shown == ["run", "lambda_max"]
+    assert said == ["no room on 17 columns for: operator; --format csv has them all"]

@@ -83,3 +83,8 @@ def test_a_value_where_a_table_belongs_is_a_usage_error(tmp_path: Path) -> None:
     path.write_text("contour = 3")
     with pytest.raises(UsageError, match=r"options\.toml: contour is not a table"):
         read_config_file(path, ContourConfig, ())
+
+
+def test_other_runs_may_be_paths() -> None:
+    assert InterpConfig(to=Path("a")) == InterpConfig(to=("a",))  # type: ignore[arg-type]
+    assert InterpConfig(to=[Path("a"), "b"]).to == ("a", "b")  # type: ignore[arg-type, list-item]

@@ -536,3 +536,9 @@ def test_estimates_by_hand() -> None:
         improved_by_gaps(np.array([0.0, 0.1]), np.array([0.1, 0.1])), [0.1, 0.1]
     )
     assert improved_by_gaps(np.array([3.0]), np.array([0.5])).tolist() == [0.5]
+
+
+@pytest.mark.parametrize("numbers", [{"top_k": -1}, {"top_k": 2, "bottom_k": -1}])
+def test_negative_numbers_of_eigenvalues_are_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="no number of eigenvalues: -1"):
+        Wanted(**numbers)

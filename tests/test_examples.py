@@ -88,6 +88,15 @@ def test_make_twice(tmp_path: Path, shell: dict[str, str]) -> None:
     (place / "runs/0/train.json").touch()
     _run(line, place, shell)
     assert "Nothing to be done" in _run(line, place, shell).stdout
+    # A changed option, which Make does not see: only what it touches is computed.
+    text = (place / "Makefile").read_text()
+    (place / "Makefile").write_text(text.replace("hessian runs/$*", "hessian runs/$* --top-k 3"))
+    assert "Nothing to be done" in _run(line, place, shell).stdout
+    payloads = [place / "runs/0" / name for name in ("model.pth", "interp.npz", "hessian.npz")]
+    before = [path.stat().st_mtime_ns for path in payloads]
+    _run(f"{line} -B SEEDS=0", place, shell)
+    after = [path.stat().st_mtime_ns for path in payloads]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False]
 
 
 def test_batch(tmp_path: Path, shell: dict[str, str]) -> None:

@@ -531,6 +531,19 @@ def test_names_stand_alike_in_every_format() -> None:
     assert before == after
 
 
+@pytest.mark.parametrize("cells", [21, 401])
+def test_a_surface_in_perspective_is_one_picture_among_lines_and_text(cells: int) -> None:
+    """As thousands of polygons, viewers show white seams between them, and SVGs are megabytes."""
+    figure = draw_surface_3d(*_surface(_bowl(cells, cells)))
+    svg = _bytes(figure, "svg")
+    assert svg.count(b"<image") == 1
+    assert svg.count(b"<path") < 200
+    assert len(svg) < 1e6
+    pdf = _bytes(figure, "pdf")
+    assert pdf.count(b"/Subtype /Image") == 2  # its colours, and where it is
+    assert b"/FontFile2" in pdf
+
+
 def test_points_beyond_the_picture_have_no_name_in_it() -> None:
     arrays, results = _named([("A", 0.5, 0.5), ("B", 1.7, 0.5)], path=True)
     for draw in (draw_contour, draw_surface_3d):
@@ -931,6 +944,14 @@ def test_spectrum_of_many_and_of_long_names_fits(size: Any) -> None:
     for axes, found in ((layers, values), (traces, -values)):
         assert [bar.get_width() for bar in axes.patches] == pytest.approx(found)
         _apart(axes.get_xticklabels())
+
+
+def test_barriers_over_one_sample_have_no_brackets() -> None:
+    arrays, results = _matrix(3)
+    arrays = {**arrays, **{f"matrix_{end}": np.full((3, 3), np.nan) for end in ("lower", "upper")}}
+    texts = _texts(draw_matrix(arrays, results))
+    assert "[" not in texts
+    assert "intervals" not in texts
 
 
 def test_barriers_fit_their_cells() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.determinism import coupling, nondeterministic_module
-from lgo_cli.errors import InputError, NumericsError
+from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
@@ -617,3 +617,41 @@ def test_a_model_may_fill_in_what_is_missing() -> None:
     inputs[::2, 1] = float("nan")
     with Objective(_Filling(4, 3), Samples(inputs, torch.arange(8) % 3)) as objective:
         assert math.isfinite(objective.center.loss)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: LossFunction("mse"), UsageError, "unknown loss 'mse'"),  # type: ignore[arg-type]
+        (lambda: LossFunction("cross_entropy", 1.0), UsageError, "outside"),
+        (
+            lambda: Objective(nn.Linear(5, 3), _samples(), nn.CrossEntropyLoss()),  # type: ignore[arg-type]
+            TypeError,
+            "the loss is a CrossEntropyLoss, not a LossFunction",
+        ),
+        (
+            lambda: Objective(torch.relu, _samples()),  # type: ignore[arg-type]
+            TypeError,
+            "not an nn.Module",
+        ),
+        *(
+            (
+                lambda size=size: Objective(nn.Linear(5, 3), _samples(), micro_batch_size=size),
+                UsageError,
+                f"a micro-batch of {size} samples",
+            )
+            for size in (0, -1)
+        ),
+        (
+            lambda: Samples(torch.ones(4, 5).numpy(), torch.arange(4)),  # type: ignore[arg-type]
+            TypeError,
+            "samples are tensors, not a ndarray",
+        ),
+    ],
+)
+def test_what_no_command_line_checked_is_refused_where_it_is_given(
+    make: Callable[[], object], error: type[Exception], match: str
+) -> None:
+    """A loss of another name was computed as the squared error, without a word."""
+    with pytest.raises(error, match=match):
+        make()

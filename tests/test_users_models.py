@@ -47,6 +47,12 @@ class Asserts(Plain):
 class Unwritten(Plain):
     def forward(self, x): raise NotImplementedError
 
+class Two(Plain):
+    def forward(self, image, text): return super().forward(image) + text
+
+class Soft(Plain):
+    def forward(self, x): return super().forward(x).softmax(1)
+
 class Keyed(Plain):
     def forward(self, x): return {}["z"]
 
@@ -171,6 +177,8 @@ CASES = [
     ("train", "Asserts", TRAIN, 3, f"{CANNOT}AssertionError", RAISED),
     ("hessian", "Unwritten", HESSIAN, 3, f"{CANNOT}NotImplementedError", RAISED),
     ("contour", "Keyed", CONTOUR, 3, f"{CANNOT}KeyError: 'z'", RAISED),
+    ("train", "Two", TRAIN, 3, f"{CANNOT}Two.forward() missing 1 required positional argument",
+     "a model is called with one tensor: wrap it in a module whose forward splits that"),
     ("train", "Teacher", TRAIN, 3, "the model fails in training mode: KeyError: 'teacher'",
      RAISED),
     ("interp", "Teacher", CURVE, 3, "the model fails in training mode: KeyError: 'teacher'",
@@ -359,3 +367,17 @@ def test_a_masked_class_has_no_part_in_a_loss_without_smoothing() -> None:
 )
 def test_first_sentence(error: Exception, sentence: str) -> None:
     assert first_sentence(error) == sentence
+
+
+def test_a_softmax_at_the_end_is_warned_of_where_logits_are_meant(lgo: Lgo, place: Path) -> None:
+    line = ("train", *TRAIN.split(), "--epochs", 0, "--model", "net.py:Soft")
+    said = "warning: the model puts out probabilities (none is negative, they sum to one), which"
+    assert said in lgo(*line).stderr
+    assert said not in lgo(*line, "--loss", "squared_error").stderr
+    assert said not in lgo(*line[:-1], "net.py:Plain").stderr
+
+
+def test_a_dense_model_of_images_is_told_to_flatten_them(lgo: Lgo, place: Path) -> None:
+    line = ("train", "--model", "net.py:Plain", "--dataset", "digits", "--epochs", 0)
+    hint = "give the data set it was made for: --dataset, or flatten them in forward: x.flatten(1)"
+    assert lgo(*line, code=3).stderr.endswith(f"hint: {hint}\n")

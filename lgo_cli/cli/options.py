@@ -346,7 +346,7 @@ Size = Annotated[
     str,
     _option(FIGURES, "column (3.4 inches), page (7), or inches such as 5x4.", metavar="WxH"),
 ]
-Dpi = Annotated[int, _option(FIGURES, "Pixels per inch of a png.", metavar="N")]
+Dpi = Annotated[int, _option(FIGURES, "Pixels per inch: a png, a 3-D surface.", metavar="N")]
 ShowCells = Annotated[
     bool,
     _flag(

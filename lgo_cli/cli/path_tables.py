@@ -135,7 +135,8 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
         )
     ]
     rows += [
-        (name, f"loss {loss:.6g}") for name, loss in zip(matrix.names, matrix.loss, strict=True)
+        (f"  {name}", f"loss {loss:.6g}")
+        for name, loss in zip(matrix.names, matrix.loss, strict=True)
     ]
     for first, row in enumerate(matrix.barrier):
         for second in range(first + 1, len(row)):
@@ -147,7 +148,7 @@ def _matrix(results: InterpResults, matrix: BarrierMatrix) -> Rows:
             )
             if not math.isfinite(matrix.loss[first] + matrix.loss[second]):
                 text = "no barrier: a loss is not finite"
-            rows.append((f"{matrix.names[first]}, {matrix.names[second]}", text))
+            rows.append((f"  {matrix.names[first]}, {matrix.names[second]}", text))
     return rows + _self_check(results)
 
 

@@ -71,7 +71,10 @@ class ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except LgoError as error:
-            _fail(error.message, error.hint or f"{_command(ctx)} --help", error.exit_code)
+            # The command's help says nothing of files, numbers or the machine.
+            is_usage = error.exit_code is ExitCode.USAGE
+            hint = error.hint or (f"{_command(ctx)} --help" if is_usage else None)
+            _fail(error.message, hint, error.exit_code)
         except typer.TyperException as error:
             _fail_usage(error, _command(ctx))
         except KeyboardInterrupt:
@@ -86,6 +89,9 @@ class ErrorBoundary(TyperGroup):
         except OSError as error:
             _fail_disk(error)
 
+
+_COMMAND = re.compile(r"\b(lgo|python) ")
+"""What a hint that is a command, or has one in it, is known by."""
 
 _LESS_MEMORY = (
     "--micro-batch-size", "--batch-size", "--analysis-samples", "--memory", "--max-basis",
@@ -108,14 +114,17 @@ def _fail_disk(error: OSError) -> None:
     _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
 
 
-def _fail(message: str, hint: str, code: int) -> None:
-    lines = [f"lgo: error: {message}", f"hint: {hint}"]
+def _fail(message: str, hint: str | None, code: int) -> None:
+    lines = [f"lgo: error: {message}"] + ([f"hint: {hint}"] if hint else [])
     if sys.stderr.isatty():
         from lgo_cli.cli.talk import fitted, open_console
 
         # A command stays one line: of two, half a command would be run when they are pasted.
-        console, is_command = open_console(), "lgo " in hint
-        lines = [fitted(lines[0], console), lines[1] if is_command else fitted(lines[1], console)]
+        console = open_console()
+        lines = [
+            line if line.startswith("hint: ") and _COMMAND.search(line) else fitted(line, console)
+            for line in lines
+        ]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     raise typer.Exit(int(code))
 

@@ -110,7 +110,9 @@ def fitting(rows: Sequence[Row], width: int | None) -> tuple[list[str], list[str
     widths = {name: len(max(_column(rows, name), key=len)) + 2 for name in names}
     if width is None or sum(widths.values()) - 2 <= width:
         return names, []
-    same = [name for name in names if name in SETTINGS and len({row[name] for row in rows}) == 1]
+    # Runs of which nothing was measured have no say in what others were measured with.
+    values = {name: {row[name] for row in rows if row[name] is not None} for name in names}
+    same = [name for name in names if name in SETTINGS and len(values[name]) == 1]
     kept: set[str] = set()
     room = width + 2
     for name in sorted(names, key=[*PREFERRED, *names].index):
@@ -120,7 +122,7 @@ def fitting(rows: Sequence[Row], width: int | None) -> tuple[list[str], list[str
     lost = [name for name in names if name not in same and name not in kept]
     said = []
     if same:
-        shared = ", ".join(f"{name} {_cell(rows[0][name])}" for name in same)
+        shared = ", ".join(f"{name} {_cell(*values[name])}" for name in same)
         said.append(f"the same in all runs: {shared}")
     if lost:
         said.append(f"no room on {width} columns for: {', '.join(lost)}; --format csv has them all")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.cli.path_tables import interval, path_rows
+from lgo_cli.cli.talk import laid_out
 from lgo_cli.results import (
     AnalysisResults,
     ContourResults,
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 
 
-def summary_lines(manifest: Manifest) -> list[str]:
-    """A step's results as aligned lines of name and value."""
-    rows = summary(manifest)
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {value}" for name, value in rows]
+def summary_lines(manifest: Manifest, columns: int | None = None) -> list[str]:
+    """A step's results as aligned lines, for a terminal of so many columns if there is one."""
+    return laid_out(summary(manifest), columns)
 
 
 def summary(manifest: Manifest) -> Rows:
@@ -218,7 +217,7 @@ def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
     layers = results.per_layer
-    rows: Rows = [("per layer", f"{'largest':>12}   {'trace':>10}")]
+    rows: Rows = [("  per layer", f"{'largest':>12}   {'trace':>10}")]
     for block in layers.blocks:
         error = _error(results, block.trace_standard_error, block.trace_rounding_allowance, ".1e")
         rows.append(

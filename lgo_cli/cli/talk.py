@@ -1,4 +1,4 @@
-"""Talk on stderr: whole words on a terminal, and the lines as they are elsewhere."""
+"""Text on a terminal ends its lines between words; elsewhere lines are as they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
 
@@ -35,3 +37,31 @@ def fitted(text: str, console: Console) -> str:
         )
         for line in text.split("\n")
     )  # fmt: skip
+
+
+def laid_out(rows: Sequence[tuple[str, str]], columns: int | None) -> list[str]:
+    """Names and values as aligned lines, on a terminal as many as they need.
+
+    Args:
+        rows: Of name and value. Indented names, as of layers, may be long: they are aligned by
+            themselves.
+        columns: Of the terminal; `None` if there is none.
+    """
+    widths = [
+        max((len(name) for name, _ in rows if name.startswith("  ") == indented), default=0)
+        for indented in (False, True)
+    ]
+    lines = []
+    for name, value in rows:
+        head = f"{name:<{widths[name.startswith('  ')]}}  "
+        line = head + value
+        if columns is None or len(line) <= columns:
+            lines.append(line)
+            continue
+        # Deeper than the value, under which the next row may stand.
+        below = len(head) + 2 if columns >= len(head) + 40 else 4
+        lines += textwrap.wrap(
+            line, columns, subsequent_indent=" " * below,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return lines

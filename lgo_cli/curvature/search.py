@@ -88,6 +88,9 @@ class Wanted:
         floor_share: Share of max|θ| below which an eigenvalue's size tightens its tolerance no
             further. At one, all are wanted to the same absolute error.
         scale: Least max|θ| that this is a share of: for a block, that of the whole matrix.
+
+    Raises:
+        UsageError: if `top_k` or `bottom_k` is negative.
     """
 
     top_k: int
@@ -103,6 +106,10 @@ class Wanted:
     seed: int = 0
     floor_share: float = RESIDUAL_FLOOR
     scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.top_k, self.bottom_k) < 0:
+            raise UsageError(f"no number of eigenvalues: {min(self.top_k, self.bottom_k)}")
 
     @property
     def num_pairs(self) -> int:

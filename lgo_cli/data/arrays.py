@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
+_SAVEZ = f"numpy.savez(path, {', '.join(f'{name}=...' for name in NAMES)})"
+
 MAX_CLASSES = 100_000
 """A larger label is no class index but something else, and would cost a huge output layer."""
 
@@ -34,17 +36,20 @@ def read_npz(path: Path) -> Dataset:
             if not zipfile.is_zipfile(handle):
                 raise InputError(
                     f"{path} is no .npz file, or a truncated one",
-                    hint="numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+                    hint=_SAVEZ,
                 )
             handle.seek(0)
             with np.load(handle, allow_pickle=False) as archive:
-                _require_all(str(path), archive.files)
+                _require_all(str(path), archive.files, _SAVEZ)
                 arrays = {name: archive[name] for name in NAMES}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     except (ValueError, NotImplementedError, RuntimeError) as error:
         # NumPy on object arrays and bad headers; zipfile on encrypted or exotic members.
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(
+            f"{path} cannot be read: {error}",
+            hint=f"save arrays of numbers, in which all samples have one shape: {_SAVEZ}",
+        ) from error
     return from_arrays(str(path), arrays)
 
 
@@ -63,21 +68,24 @@ def from_factory(source: str, returned: object) -> Dataset:
         return returned
     if isinstance(returned, tuple | list) and len(returned) == len(NAMES):
         returned = dict(zip(NAMES, returned, strict=True))
+    hint = f"return a tuple or a dict of {', '.join(NAMES)}"
     if not isinstance(returned, Mapping):
         size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
         raise InputError(
             f"{source} returned {a_kind(returned)}{size}, not a data set",
-            hint=f"return a tuple or a dict of {', '.join(NAMES)}",
+            hint=hint,
         )
-    _require_all(source, list(returned))
+    _require_all(source, list(returned), hint)
     return from_arrays(source, returned)
 
 
-def _require_all(source: str, names: list[str]) -> None:
+def _require_all(source: str, names: list[str], hint: str) -> None:
     missing = [name for name in NAMES if name not in names]
     if missing:
         raise InputError(
-            f"{source} lacks {', '.join(missing)}; it has {', '.join(map(str, names)) or 'nothing'}"
+            f"{source} lacks {', '.join(missing)}; "
+            f"it has {', '.join(map(str, names)) or 'nothing'}",
+            hint=hint,
         )
 
 

@@ -93,13 +93,17 @@ class Dataset:
             expected = f"[{n}], one class index a row"
             if soft:
                 expected = f"[{n}, {self.num_classes}], a distribution over classes a row"
-            one_hot = not soft and y.ndim == 2 and y.shape[1] > 1
+            hint = None
+            if not soft and y.ndim == 2 and y.shape[1] > 1:
+                hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
+            elif soft and y.shape[1] == 1:
+                hint = "labels are classes: targets of a regression are not taken"
+            elif not soft and tuple(y.shape) == (n, 1):
+                hint = "y.squeeze(1)"
             raise InputError(
                 f"{where} has shape {list(y.shape)}, but x_{split} has {n} rows: "
                 f"it must be {expected}",
-                hint='y.astype("float32") makes soft labels of rows that are one-hot'
-                if one_hot
-                else None,
+                hint=hint,
             )
         if soft:
             within = (y >= 0).all(dim=1) & ((y.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)

@@ -23,7 +23,7 @@ def save_figure(figure: Figure, handle: BinaryIO, format: str, dpi: int = 300) -
         figure: Drawn in the house style.
         handle: Open for writing bytes.
         format: `png`, `pdf` or `svg`.
-        dpi: Pixels per inch, of a `png`.
+        dpi: Pixels per inch, of a `png` and of a surface in perspective.
     """
     with house_style():
         figure.savefig(handle, format=format, dpi=dpi, metadata=_METADATA[format])

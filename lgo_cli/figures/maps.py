@@ -209,8 +209,9 @@ def draw_matrix(
     full = {(i, j): _barrier(arrays, i, j) for i, j in np.ndindex(k, k) if i != j}
     alone = {pair: text.split("\n")[0] for pair, text in full.items()}
     is_hatched = not all(np.isfinite(arrays["matrix_barrier"][pair]) for pair in full)
+    has_intervals = any("[" in text for text in full.values())
     for texts, said in (
-        (full, ["in brackets: 95 % intervals"]),
+        (full, ["in brackets: 95 % intervals"] if has_intervals else []),
         (alone, []),
         ({}, ["hatched: not finite"] if is_hatched else []),
     ):
@@ -283,6 +284,8 @@ def _barrier(arrays: Mapping[str, Any], i: int, j: int) -> str:
     value, low, high = (float(arrays[f"matrix_{key}"][i, j]) for key in keys)
     if not np.isfinite(value):
         return "NaN" if np.isnan(value) else "∞"
+    if not np.isfinite(low + high):
+        return f"{value:.3g}"  # over one sample
     height, *ends = alike((value, low, high), 3)
     interval = f"[{', '.join(ends)}]"
     if len(interval) > SHORT_INTERVAL:

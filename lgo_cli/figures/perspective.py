@@ -178,6 +178,7 @@ def _draw_faces(axes: Any, x: Array, y: Array, loss: Array, scale: LossScale) ->
     axes.plot_surface(
         X, Y, Z, facecolors=colours, rstride=1, cstride=1, linewidth=0.1,
         edgecolor=(0, 0, 0, 0.25), antialiased=True, shade=False, zorder=1,
+        rasterized=True,  # as thousands of polygons, viewers show white seams between them
     )  # fmt: skip
 
 

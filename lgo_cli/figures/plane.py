@@ -78,6 +78,8 @@ def add_bar(figure: Figure, axes: Axes, colours: ScalarMappable, label: str) -> 
     """Put a colour bar at the right of a plane, as high as it."""
     bar = figure.colorbar(colours, cax=axes.inset_axes((1.04, 0, 0.05, 1)), spacing="proportional")
     bar.minorticks_off()
+    if bar.solids is not None:  # between its bands, viewers of PDF and SVG show white seams
+        bar.solids.set_edgecolor("face")
     bar.set_label(wrapped(label, _height(figure)))
     return bar
 

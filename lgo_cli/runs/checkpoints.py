@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgo_cli.config import DEFAULT_RUN
 from lgo_cli.errors import InputError, NoManifestError, UsageError
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
@@ -75,6 +76,20 @@ def find_checkpoint(named: Path) -> Checkpoint:
             if real in paths:
                 return listed_checkpoint(named, manifest, directory)
     return Checkpoint(named, named.parent)
+
+
+def default_run(command: str, out: Path | None) -> Path:
+    """The run that is meant where none is named.
+
+    Raises:
+        InputError: if there is none, but one where the outputs were to go: that may be meant.
+    """
+    if out is not None and not DEFAULT_RUN.exists() and (out / "train.json").is_file():
+        raise InputError(
+            f"no such run or checkpoint: {DEFAULT_RUN}; --out says where the outputs go",
+            hint=f"name the run that is there: lgo {command} {shlex.quote(str(out))}",
+        )
+    return DEFAULT_RUN
 
 
 def _what_instead(named: Path) -> str:

@@ -95,23 +95,35 @@ def load(plan: Plan, device: str) -> Loaded:
         warnings += probe_warnings(dataset, config.analysis_samples)
     loaded = Loaded(model.to(target), dataset, target, warnings)
     if parse_factory(str(config.model)):
-        warnings += output_warnings(loaded)
+        warnings += output_warnings(loaded, config.loss or "cross_entropy")
     return loaded
 
 
-def output_warnings(loaded: Loaded) -> list[str]:
-    """What to say of a model with more outputs than the data have classes."""
+ROUNDED_SUM = 1e-3
+"""How far probabilities may be from summing to one, half precision inside a model included."""
+
+
+def output_warnings(loaded: Loaded, loss: str) -> list[str]:
+    """What to say of a model with more outputs than the data have classes, or of a softmax's."""
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
         loaded.model.eval()
-        num_outputs = check_outputs(loaded.model, loaded.samples("train", 2))
+        outputs = check_outputs(loaded.model, loaded.samples("train", 2))
         loaded.model.train()
-    num_classes = loaded.dataset.num_classes
-    if num_outputs == num_classes:
-        return []
-    return [
-        f"the model puts out {counted(num_outputs, 'class')}, the data have {num_classes}: the "
-        f"others are in the loss too; its factory may take --model-arg num_classes={num_classes}"
-    ]
+    num_outputs, num_classes = outputs.shape[1], loaded.dataset.num_classes
+    warnings = []
+    if num_outputs != num_classes:
+        warnings.append(
+            f"the model puts out {counted(num_outputs, 'class')}, the data have {num_classes}: "
+            "the others are in the loss too; its factory may take "
+            f"--model-arg num_classes={num_classes}"
+        )
+    sums_to_one = bool(((outputs.double().sum(dim=1) - 1).abs() < ROUNDED_SUM).all())
+    if loss == "cross_entropy" and sums_to_one and bool((outputs >= 0).all()):
+        warnings.append(
+            "the model puts out probabilities (none is negative, they sum to one), which "
+            "cross_entropy takes for logits: leave out the softmax at its end"
+        )
+    return warnings
 
 
 def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
@@ -129,11 +141,12 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
     seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
     missing = dataset.num_classes - int(seen)
     if missing:
+        some = available > num_samples
+        number = f"first {num_samples} " if some and num_samples > 1 else "first " * some
+        them = "sample misses" if num_samples == 1 or available == 1 else "samples miss"
+        more = ": raise --analysis-samples" if some else ""
         warnings.append(
-            f"the first {num_samples} training samples miss {missing} of {dataset.num_classes} "
-            "classes: raise --analysis-samples"
-            if available > num_samples
-            else f"the training samples miss {missing} of {dataset.num_classes} classes"
+            f"the {number}training {them} {missing} of {dataset.num_classes} classes{more}"
         )
     return warnings
 

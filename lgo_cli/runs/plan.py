@@ -34,7 +34,7 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.results import TrainResults
-from lgo_cli.runs.checkpoints import Checkpoint, find_checkpoint, own_output
+from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inputs import differing, refuse_other
@@ -409,5 +409,6 @@ def plan_step(config: StepConfig, run: Path | None, execution: Execution) -> Pla
     if isinstance(config, TrainConfig):
         return plan_training(config, execution.out or DEFAULT_RUN, execution)
     if isinstance(config, AnalysisConfig):
-        return plan_analysis(config, run or DEFAULT_RUN, execution.out, execution)
+        run = default_run(config.command, execution.out) if run is None else run
+        return plan_analysis(config, run, execution.out, execution)
     raise TypeError(f"no step takes a {type(config).__name__}")
