@@ -627,7 +627,7 @@ def test_a_notebooks_modes_and_defaults_change_no_number(tmp_path: Path) -> None
         assert measured("autocast") == alone
     with torch.device("meta"):
         assert measured("device") == alone
-        assert torch.get_default_device().type == "meta"
+        assert torch.empty(0).device.type == "meta"
     torch.set_default_dtype(torch.float64)
     try:
         assert measured("dtype") == alone
