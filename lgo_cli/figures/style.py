@@ -205,19 +205,11 @@ def _choose_height(figure: Figure) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Until nothing moves, or thrice and until all is inside: words move axes, and axes words."""
-    before = _positions(figure)
+    """Until all is inside, thrice at least: words move axes, and axes words."""
     for count in range(1, 11):
         _execute(figure)
-        after = _positions(figure)
-        if np.array_equal(before, after) or (count >= 3 and _is_inside(figure)):
+        if count >= 3 and _is_inside(figure):
             return
-        before = after
-
-
-def _positions(figure: Figure) -> Array:
-    """Places of all axes in shares of the figure, as the layout left them."""
-    return np.array([axes.get_position(original=True).bounds for axes in figure.axes])
 
 
 def _execute(figure: Figure) -> None:
