@@ -77,15 +77,22 @@ def test_make_twice(tmp_path: Path, shell: dict[str, str]) -> None:
     place.mkdir()
     shutil.copy(EXAMPLES / "Makefile", place)
     train = "--dataset-arg num_train=256 --dataset-arg num_test=64 --epochs 1 --model-arg hidden=8"
-    line = f"make -j2 TRAIN='{train}'"
+    planned = _run("make -n", place, shell).stdout.splitlines()
+    steps = ("contour", "hessian", "interp", "train")
+    assert sorted(" ".join(line.split()[:3]) for line in planned) == sorted(
+        f"lgo {step} {'--out' if step == 'train' else f'runs/{seed}'}"
+        for seed in (0, 1)
+        for step in steps
+    )
+    # One of both for real: of its steps too two are worked on at once.
+    line = f"make -j2 SEEDS=1 TRAIN='{train}'"
     _run(line, place, shell)
     manifests = sorted(str(path.relative_to(place)) for path in place.rglob("*.json"))
-    steps = ("contour", "hessian", "interp", "train")
-    assert manifests == [f"runs/{seed}/{step}.json" for seed in (0, 1) for step in steps]
+    assert manifests == [f"runs/1/{step}.json" for step in steps]
     assert "Nothing to be done" in _run(line, place, shell).stdout
-    _run("lgo verify runs/0 runs/1", place, shell)
+    _run("lgo verify runs/1", place, shell)
     # What Make believes to be stale and lgo knows not to be: looked up, touched, and done.
-    (place / "runs/0/train.json").touch()
+    (place / "runs/1/train.json").touch()
     _run(line, place, shell)
     assert "Nothing to be done" in _run(line, place, shell).stdout
     # A changed option, which Make does not see: only what it touches is computed.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lgo_cli.runs.steps.train
-from lgo_cli.config import ContourConfig, Execution, StepConfig, TrainConfig
+from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig, TrainConfig
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.runs import Status, execute
@@ -26,6 +26,7 @@ MOMENTS = {
     "train": 8, "train --resume": 8, "contour": 30, "contour --tolerance": 10,
     "contour --convexity": 6,
 }  # fmt: skip
+FIGURE = FigureConfig(dpi=50)  # or most kills would be amid the drawing
 
 # Children begin as a fork of a server that has imported what a step does and never run it: a new
 # interpreter would import it for seconds, and a fork of this one inherits what other tests left in
@@ -38,7 +39,7 @@ SERVER.set_forkserver_preload(["torch", "pytest", *STEPS, *FIGURES])
 
 def _run(config: StepConfig, run: Path | None, execution: Execution) -> None:
     lgo_cli.runs.steps.train.STATE_INTERVAL_S = 0.0
-    execute(config, run, execution=execution)
+    execute(config, run, execution=execution, figure=FIGURE)
 
 
 def _in_child(config: StepConfig, run: Path | None, execution: Execution) -> BaseProcess:
@@ -73,7 +74,9 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
         if "--convexity" in command:
             config = ContourConfig(resolution="3", analysis_samples=128, convexity=4)
         run = small_run
-    undisturbed = execute(config, run, execution=Execution(out=tmp_path / "undisturbed"))
+    undisturbed = execute(
+        config, run, execution=Execution(out=tmp_path / "undisturbed"), figure=FIGURE
+    )
     start = time.perf_counter()
     # A child, like those that are killed.
     _in_child(config, run, Execution(out=tmp_path / "timed")).join()
@@ -99,9 +102,10 @@ def test_killed_step_ends_with_an_undisturbed_ones_bytes(
         path = out / f"{config.command}.json"
         # The manifest comes last: where it stands, all that it lists does too.
         assert not path.exists() or not damaged_outputs(read_manifest(path), out)
-        again = execute(config, run, execution=execution)
+        again = execute(config, run, execution=execution, figure=FIGURE)
         assert _listed(again.manifest) == _listed(undisturbed.manifest)
-        assert execute(config, run, execution=execution).status is Status.UP_TO_DATE
+        done = execute(config, run, execution=execution, figure=FIGURE)
+        assert done.status is Status.UP_TO_DATE
         leftovers = {path.name for path in out.rglob("*") if path.is_file()}
         assert not any(name.endswith(".lgo-tmp") for name in leftovers)
         _assert_no_cell_twice(out)

@@ -173,27 +173,34 @@ def test_verify_does_not_pay_for_torch(lgo: Lgo, small_run: Path) -> None:
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_commands_do_not_pay_for_a_compiler(small_run: Path) -> None:
+    """PyTorch imports its compiler, for a second, at the first call of harmless functions.
+
+    One after the other in one process, which stops at the first command that has it loaded.
+    """
+    code = (
+        "import sys\nfrom lgo_cli.cli import app\n"
+        "def run(*arguments):\n"
+        "    try:\n        app([*arguments, '--quiet'], prog_name='lgo')\n"
+        "    except SystemExit as stop:\n        assert not stop.code\n"
+        f"    assert 'torch' in sys.modules and not {COMPILER!r} & set(sys.modules), arguments\n"
+    )
+    outs = []
+    for line in (
         "train",
         "train --optimizer adamw",
-        "train --save-every 4 --resume --force",
+        f"train --save-every 4 --resume --force --out {small_run}",
         "hessian RUN",
         "interp RUN",
         "interp RUN --curve bezier --epochs 1",
         "contour RUN --resolution 3",
-    ],
-)
-def test_commands_do_not_pay_for_a_compiler(small_run: Path, tmp_path: Path, line: str) -> None:
-    # PyTorch imports its compiler, for a second, at the first call of harmless functions.
-    command, *options = [str(small_run) if word == "RUN" else word for word in line.split()]
-    options += SMALL if command == "train" else ("--analysis-samples", "32")
-    out = small_run if "--resume" in options else tmp_path
-    modules = _loaded_by([command, *options, "--out", str(out), "--quiet"])
-    assert "torch" in modules
-    assert not COMPILER & modules
-    assert (out / f"{command}.json").is_file()
+    ):
+        command, *options = [str(small_run) if word == "RUN" else word for word in line.split()]
+        options += SMALL if command == "train" else ("--analysis-samples", "32")
+        outs.append(small_run if "--out" in options else small_run.parent / str(len(outs)))
+        code += f"run(*{[command, '--out', str(outs[-1]), *options]!r})\n"
+    assert not COMPILER & _loaded_modules(code)
+    assert all(len([*out.glob("*.json")]) == 1 for out in outs)
 
 
 def test_models_do_not_pay_for_a_compiler() -> None:

@@ -101,18 +101,14 @@ class _Analysis:
         difference = config.audit and takes_differences(OPERATORS[config.operator], kinks)
         requested = self.requested
         model = requested.rewritten(objective)
-        # All of it before an operator holds graphs.
-        rounding = requested.rounding(
-            objective, block, model, requested.composed, difference=difference
-        )
         beside = None  # of what Adam's steps see, where that is another matrix
-        if requested.has_preconditioned(block):
+        if requested.has_preconditioned(block):  # measured before an operator holds graphs
             beside = requested.rounding(objective, block, model, requested.preconditioned)
-        network = requested.network(objective, block, model)
+        network, operator, rounding = requested.measured(
+            objective, block, model, difference=difference
+        )
         if rounding.units is None:
             self.warnings.append(f"bounds allow for the rounding of outputs only: {rounding.note}")
-        operator = requested.composed(network)
-        operator.measured_rounding = rounding.units
         checked = None
         if config.audit:
             checked = audit(objective, operator, rounding, kinks, config.seed)
@@ -386,11 +382,7 @@ class _Analysis:
     def _half(self, samples: Samples, block: Block, wanted: Wanted) -> Half:
         with on_samples(self.objective, samples) as objective:
             model = self.requested.rewritten(objective)
-            composed = self.requested.composed
-            rounding = self.requested.rounding(objective, block, model, composed)
-            network = self.requested.network(objective, block, model)
-            operator = composed(network)
-            operator.measured_rounding = rounding.units
+            network, operator, _ = self.requested.measured(objective, block, model)
             gradient = self.requested.gradient(network)
             guess = scaled_gradient(gradient, operator) if wanted.top_k else None
             said = len(self.warnings)

@@ -51,10 +51,16 @@ class Requested:
             objective, kind, model, block, compose, difference=difference, seed=seed
         )
 
-    def network(self, objective: Objective, block: Block, model: Rewritten) -> NetworkOperator[Any]:
-        """The bare operator."""
+    def measured(
+        self, objective: Objective, block: Block, model: Rewritten, *, difference: bool = False
+    ) -> tuple[NetworkOperator[Any], Operator, Rounding]:
+        """The bare operator, the one that is asked for, and what that one's bounds allow for."""
+        rounding = self.rounding(objective, block, model, self.composed, difference=difference)
         kind, memory_bytes = OPERATORS[self.config.operator], self.setting.memory_bytes
-        return kind(objective, block=block, memory_bytes=memory_bytes, model=model)
+        network = kind(objective, block=block, memory_bytes=memory_bytes, model=model)
+        operator = self.composed(network)
+        operator.measured_rounding = rounding.units
+        return network, operator, rounding
 
     def composed(self, network: NetworkOperator[Any]) -> Operator:
         """The operator that is asked for: with weight decay, and scaled."""

@@ -251,7 +251,7 @@ def _draw_matrix(
             known = np.isfinite(barriers[i, j])
             colour = colours(norm(min(float(barriers[i, j]), high)))
             axes.text(
-                j, i, text, ha="center", va="center",
+                j, i, text, ha="center", va="center", in_layout=False,
                 color=ink_on(*colour) if known else INK,
                 path_effects=None if known else [withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip

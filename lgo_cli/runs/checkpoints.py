@@ -25,11 +25,13 @@ class Checkpoint:
 
     Attributes:
         path: The state_dict.
+        sha256: Of its file.
         directory: Where analyses of it go by default.
         trained: The manifest of the run that made it, and that run's directory.
     """
 
     path: Path
+    sha256: str
     directory: Path
     trained: tuple[Manifest, Path] | None = None
 
@@ -75,7 +77,7 @@ def find_checkpoint(named: Path) -> Checkpoint:
             paths = {(directory / ref.path).resolve() for ref in manifest.outputs.values()}
             if real in paths:
                 return listed_checkpoint(named, manifest, directory)
-    return Checkpoint(named, named.parent)
+    return Checkpoint(named, sha256_file(named), named.parent)
 
 
 def default_run(command: str, out: Path | None) -> Path:
@@ -150,7 +152,7 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
             hint=f"put the old one back, or train the same again: {train_again(directory)}",
         )
     listed_path = directory / name
-    return Checkpoint(listed_path, listed_path.parent, (manifest, directory))
+    return Checkpoint(listed_path, ref.sha256, listed_path.parent, (manifest, directory))
 
 
 def train_again(directory: Path) -> str:

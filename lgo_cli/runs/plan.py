@@ -109,7 +109,8 @@ class _Builder:
         self.inputs[name] = InputRef(sha256=sha256_file(path), produced_by=produced_by)
 
     def add_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
-        self.add(name, checkpoint.path, checkpoint.produced_by)
+        self.files[name] = checkpoint.path
+        self.inputs[name] = InputRef(sha256=checkpoint.sha256, produced_by=checkpoint.produced_by)
 
     def set(self, name: str, value: Any, recorded: Any = None) -> None:
         """Set a field; `recorded` stands for it in the request where the value is a path."""

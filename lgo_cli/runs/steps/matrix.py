@@ -17,6 +17,8 @@ from lgo_cli.runs.steps.base import Context, common
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lgo_cli.config import InterpConfig
     from lgo_cli.landscape.interpolation import LossPath, Series
 
@@ -28,8 +30,6 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
     like [k, k]. A checkpoint whose loss is not finite has no barrier to any other: its pairs are
     not measured, and all of their numbers are NaN.
     """
-    from lgo_cli.landscape.barriers import Barrier
-    from lgo_cli.landscape.interpolation import Series
     from lgo_cli.landscape.unmoved import loss_of
     from lgo_cli.runs.loaded import objective
 
@@ -63,20 +63,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         at = {second: path.loss_at_end for (_, second), path in paths.items()}
         at |= {first: path.loss_at_start for (first, _), path in paths.items()}
         losses = [at.get(index, loss) for index, loss in enumerate(losses)]
-    pairs = np.array([*combinations(range(len(states)), 2)])
-    blank = np.full(len(ends.alphas), math.nan)
-    unknown = Series(blank, blank, blank, blank, Barrier(math.nan, math.nan, (math.nan,) * 2, 0.0))
-    arrays: dict[str, Any] = {"alpha": np.array(ends.alphas), "pairs": pairs}
-    matrices: dict[str, Array] = {}
-    for split, prefix in (("train", ""), ("test", "test_")):
-        series = [
-            getattr(paths[first, second], split) if (first, second) in paths else unknown
-            for first, second in pairs.tolist()
-        ]
-        rows = [each.arrays(prefix) for each in series]
-        arrays |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-        for name, matrix in _matrices(pairs, series, len(states)).items():
-            matrices[f"{prefix}{name}"] = arrays[f"{prefix}matrix_{name}"] = matrix
+    arrays, matrices = _arrays(paths, ends.alphas, len(states))
     warnings = [
         f"{name}: its loss is {loss}, and it has no barrier to any other checkpoint"
         for name, loss in zip(names, losses, strict=True)
@@ -102,7 +89,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         matrix=BarrierMatrix(
             names=names,
             loss=losses,
-            **{name: matrix.tolist() for name, matrix in matrices.items()},
+            **matrices,
         ),
         range=(0.0, 1.0),
         num_points=len(ends.alphas),
@@ -115,6 +102,31 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
         num_matvecs=sum(path.num_matvecs for path in paths.values()),
     )
     return results, arrays
+
+
+def _arrays(
+    paths: Mapping[tuple[int, int], LossPath], alphas: list[float], size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `interp.npz` holds, and fields of `BarrierMatrix`; NaN where there is no path."""
+    from lgo_cli.landscape.barriers import Barrier
+    from lgo_cli.landscape.interpolation import Series
+
+    pairs = np.array([*combinations(range(size), 2)])
+    blank = np.full(len(alphas), math.nan)
+    unknown = Series(blank, blank, blank, blank, Barrier(math.nan, math.nan, (math.nan,) * 2, 0.0))
+    arrays: dict[str, Any] = {"alpha": np.array(alphas), "pairs": pairs}
+    fields: dict[str, Any] = {}
+    for split, prefix in (("train", ""), ("test", "test_")):
+        series = [
+            getattr(paths[first, second], split) if (first, second) in paths else unknown
+            for first, second in pairs.tolist()
+        ]
+        rows = [each.arrays(prefix) for each in series]
+        arrays |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        for name, matrix in _matrices(pairs, series, size).items():
+            arrays[f"{prefix}matrix_{name}"] = matrix
+            fields[f"{prefix}{name}"] = matrix.tolist()
+    return arrays, fields
 
 
 def _matrices(pairs: Array, series: list[Series], size: int) -> dict[str, Array]:
