@@ -22,18 +22,6 @@ from lgo_cli.figures.catalogue import draw
 from lgo_cli.figures.files import save_figure
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Coverage looks at the first case of each test alone: the others run the same lines.
-
-    Its tracer takes as long again as half of what it watches.
-    """
-    seen = set()
-    for item in items:
-        if item.nodeid.partition("[")[0] in seen:
-            item.add_marker("no_cover")
-        seen.add(item.nodeid.partition("[")[0])
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
