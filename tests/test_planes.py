@@ -75,18 +75,19 @@ def test_eigen_plane_shows_the_eigenvalues() -> None:
     assert xx > yy > 1e-2
 
 
+class _FirstOutput(LossFunction):
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        del labels
+        return outputs[:, 0]
+
+
 def test_affine_loss_has_no_second_differences() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Linear(6, 3).double()
     draw = torch.Generator().manual_seed(1)
     samples = Samples(torch.randn(20, 6, generator=draw), torch.arange(20) % 3)
-
-    def first_output(outputs: Tensor, labels: Tensor) -> Tensor:
-        del labels
-        return outputs[:, 0]
-
-    with Objective(model, samples, first_output, dtype=torch.float64) as objective:  # type: ignore[arg-type]
+    with Objective(model, samples, _FirstOutput(), dtype=torch.float64) as objective:
         slope = gradient_direction(objective)
         plane = random_plane(objective, 0)
         # Losses of about one, rounded to 1e-16, over h² = 1.
