@@ -783,6 +783,38 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
 
 
+@pytest.mark.parametrize(
+    ("count", "largest"),
+    [
+        (1, "1"),
+        (3, "1 2 3"),
+        (10, "1 2 3 4 5 6 7 8 9 10"),
+        (37, "1 10 20 30 37"),
+        (200, "1 50 100 150 200"),
+    ],
+)
+def test_ranks_of_eigenvalues_are_round_and_both_ends_can_be_read(count: int, largest: str) -> None:
+    for bottom, smallest in ((1, "1"), (count, " ".join(reversed(largest.split())))):
+        arrays, results = _spectrum(count, with_density=False)
+        values = np.linspace(-2, -1, bottom)
+        arrays |= {"smallest": values, "smallest_residual_bounds": 0.1 * np.abs(values)}
+        figure = draw_spectrum(arrays, results, (7.0 if bottom == count else 3.4, None))
+        figure.draw_without_rendering()
+        labels = figure.axes[0].get_xticklabels()
+        labels.sort(key=lambda label: label.get_position()[0])
+        _apart(labels)
+        assert " ".join(label.get_text() for label in labels) == f"{largest} {smallest}"
+        # Each name stands below the eigenvalue of its rank.
+        ranks = [int(label.get_text()) for label in labels]
+        places = [round(label.get_position()[0]) for label in labels]
+        end = places[-1] + 1
+        split = len(largest.split())
+        assert places[:split] == [rank - 1 for rank in ranks[:split]]
+        assert places[split:] == [end - rank for rank in ranks[split:]]
+        _, low = figure.axes[0].containers
+        assert max(low.lines[0].get_xdata()) == places[-1]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("epochs", [0, 1, 160])
 def test_any_number_of_epochs(epochs: int) -> None:
     figure = draw_training(*_course(epochs))
