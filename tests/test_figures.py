@@ -299,6 +299,21 @@ def test_caption_wraps_what_is_longer_than_a_line(width: float) -> None:
     assert name.partition(":")[2] in figure.get_supxlabel().replace("\n", "")
 
 
+@pytest.mark.parametrize("width", [3.4, 7.0])
+@pytest.mark.parametrize("sign", list("_./-"))
+def test_caption_breaks_a_long_name_between_its_words(width: float, sign: str) -> None:
+    arrays, results = _surface(_bowl())
+    words = ["residual", "network", "of", "somebodys", "own", "with", "twelve", "blocks"]
+    name = sign.join(words * 4)
+    figure = draw_contour(arrays, {**results, "dataset": name}, (width, None))
+    words_below = figure.get_supxlabel()
+    assert name not in words_below
+    assert name in words_below.replace(f"{sign}\n", sign)
+    # What has no such place is broken all the same.
+    figure = draw_contour(arrays, {**results, "dataset": "x" * 300}, (width, None))
+    assert "x" * 300 in figure.get_supxlabel().replace("\n", "")
+
+
 def test_negative_numbers_have_a_minus_sign_and_names_keep_their_hyphens() -> None:
     text = "seed-1 at -1.5 [-2, -.5] (-∞), 1e-5, a - b, ReLU-20"
     assert true_minus(text) == "seed-1 at −1.5 [−2, −.5] (−∞), 1e-5, a - b, ReLU-20"
