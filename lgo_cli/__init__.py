@@ -10,6 +10,9 @@ command line::
     outcome = execute(TrainConfig(epochs=5), execution=Execution(out=Path("outputs")))
     print(outcome.manifest.results.test_accuracy)
 
+What a user can mend is raised as an `LgoError`, and a field that a config does not take, or a bad
+value of one, as pydantic's `ValidationError`.
+
 Below it, an `Objective` and the estimators work on any model and data, inside `with`, at whose end
 the model is as it was::
 

@@ -116,7 +116,7 @@ def _rewritten(path: Path, names: list[str], own: Set[str], key: str | None = No
     return f"python -c {shlex.quote(script)}"
 
 
-def load_state_dict(path: Path, own: Set[str] = frozenset()) -> dict[str, Tensor]:
+def load_state_dict(path: Path, own: Set[str]) -> dict[str, Tensor]:
     """Read a plain state_dict.
 
     Args:
@@ -129,7 +129,8 @@ def load_state_dict(path: Path, own: Set[str] = frozenset()) -> dict[str, Tensor
     """
     if path.suffix == ".safetensors":
         raise InputError(
-            f"{path} is a file of safetensors, not of torch.save", hint=_rewritten(path, [], own)
+            f"{path} is a file of safetensors, not of torch.save",
+            hint=_rewritten(path, _names_of_safetensors(path), own),
         )
     state = load(path)
     nested = [
@@ -162,6 +163,27 @@ def load_state_dict(path: Path, own: Set[str] = frozenset()) -> dict[str, Tensor
                 hint="take weights from before the training diverged",
             )
     return state
+
+
+def _names_of_safetensors(path: Path) -> list[str]:
+    """The names in the header of such a file: JSON, behind its length in eight bytes.
+
+    Raises:
+        InputError: if there is no such header.
+    """
+    try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(min(length, path.stat().st_size)))
+            if not isinstance(header, dict):
+                raise ValueError
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a readable file of safetensors", hint="take another copy of it"
+        ) from error
+    return [name for name in header if name != "__metadata__"]
 
 
 def _other_kind(tensor: Tensor) -> str | None:

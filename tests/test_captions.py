@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig, parse_config
 from lgo_cli.errors import UsageError
 from lgo_cli.figures.captions import describe
+from lgo_cli.manifest import read_manifest
 from lgo_cli.results import alike, spelled_out
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.names import FIGURES
@@ -296,3 +298,18 @@ def test_caption_says_which_loss_a_checkpoints_stem_is_of() -> None:
 )
 def test_numbers_that_stand_together(values: tuple[float, ...], texts: list[str]) -> None:
     assert alike(values) == texts
+
+
+def test_manifest_run_again_draws_the_same_figures(lgo: Lgo, small_run: Path) -> None:
+    line = ("contour", "--config", small_run / "contour.json")
+    asked = ("--show-cells", "--size", "5x4", "--dpi", 60, "--format", "svg")
+    lgo(*line[:1], small_run, "--resolution", 3, "--analysis-samples", 64, *asked, "--quiet")
+    first = read_manifest(small_run / "contour.json")
+    assert "up to date" in lgo(*line, small_run).stderr
+    lgo(*line, "--out", "again", "--quiet")
+    again = read_manifest("again/contour.json")
+    assert (again.figure, again.outputs) == (first.figure, first.outputs)
+    assert again.figure.show_cells
+    # What is said beside it still goes before.
+    lgo(*line, "--out", "again", "--dpi", 70, "--quiet")
+    assert read_manifest("again/contour.json").figure == first.figure.model_copy(update={"dpi": 70})

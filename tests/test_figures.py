@@ -299,6 +299,21 @@ def test_caption_wraps_what_is_longer_than_a_line(width: float) -> None:
     assert name.partition(":")[2] in figure.get_supxlabel().replace("\n", "")
 
 
+@pytest.mark.parametrize("width", [3.4, 7.0])
+@pytest.mark.parametrize("sign", list("_./-"))
+def test_caption_breaks_a_long_name_between_its_words(width: float, sign: str) -> None:
+    arrays, results = _surface(_bowl())
+    words = ["residual", "network", "of", "somebodys", "own", "with", "twelve", "blocks"]
+    name = sign.join(words * 4)
+    figure = draw_contour(arrays, {**results, "dataset": name}, (width, None))
+    words_below = figure.get_supxlabel()
+    assert name not in words_below
+    assert name in words_below.replace(f"{sign}\n", sign)
+    # What has no such place is broken all the same.
+    figure = draw_contour(arrays, {**results, "dataset": "x" * 300}, (width, None))
+    assert "x" * 300 in figure.get_supxlabel().replace("\n", "")
+
+
 def test_negative_numbers_have_a_minus_sign_and_names_keep_their_hyphens() -> None:
     text = "seed-1 at -1.5 [-2, -.5] (-∞), 1e-5, a - b, ReLU-20"
     assert true_minus(text) == "seed-1 at −1.5 [−2, −.5] (−∞), 1e-5, a - b, ReLU-20"
@@ -781,6 +796,38 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     figure.draw_without_rendering()
     assert "NOT CONVERGED" in figure.get_supxlabel()
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "largest"),
+    [
+        (1, "1"),
+        (3, "1 2 3"),
+        (10, "1 2 3 4 5 6 7 8 9 10"),
+        (37, "1 10 20 30 37"),
+        (200, "1 50 100 150 200"),
+    ],
+)
+def test_ranks_of_eigenvalues_are_round_and_both_ends_can_be_read(count: int, largest: str) -> None:
+    for bottom, smallest in ((1, "1"), (count, " ".join(reversed(largest.split())))):
+        arrays, results = _spectrum(count, with_density=False)
+        values = np.linspace(-2, -1, bottom)
+        arrays |= {"smallest": values, "smallest_residual_bounds": 0.1 * np.abs(values)}
+        figure = draw_spectrum(arrays, results, (7.0 if bottom == count else 3.4, None))
+        figure.draw_without_rendering()
+        labels = figure.axes[0].get_xticklabels()
+        labels.sort(key=lambda label: label.get_position()[0])
+        _apart(labels)
+        assert " ".join(label.get_text() for label in labels) == f"{largest} {smallest}"
+        # Each name stands below the eigenvalue of its rank.
+        ranks = [int(label.get_text()) for label in labels]
+        places = [round(label.get_position()[0]) for label in labels]
+        end = places[-1] + 1
+        split = len(largest.split())
+        assert places[:split] == [rank - 1 for rank in ranks[:split]]
+        assert places[split:] == [end - rank for rank in ranks[split:]]
+        _, low = figure.axes[0].containers
+        assert max(low.lines[0].get_xdata()) == places[-1]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 160])

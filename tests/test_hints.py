@@ -275,14 +275,51 @@ def test_weights_in_a_wrapper_are_taken_out_of_it(
     lgo("hessian", "odd_weights.pth", *LINE[2:])
 
 
-def test_safetensors_are_called_what_they_are(lgo: Lgo, tmp_path: Path) -> None:
-    (tmp_path / "odd.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b'{"a":{}}')
+def _safetensors(names: list[str]) -> bytes:
+    header = json.dumps({name: {} for name in names}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def test_directions_in_another_dict_keep_their_own_names(lgo: Lgo, small_run: Path) -> None:
+    state = torch.load(small_run / "model.pth", weights_only=True)
+    torch.save({"state_dict": state}, "odd.pth")
+    line = ("contour", small_run, "--resolution", 3, "--analysis-samples", 64, "--quiet")
+    other = ("--directions", small_run / "init.pth")
+    script = shlex.split(_hint(lgo(*line, "--directions", "odd.pth", *other, code=3).stderr))[2]
+    exec(script, {})
+    lgo(*line, "--directions", "odd_weights.pth", *other)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_safetensors_are_rewritten_by_one_command(
+    lgo: Lgo, small_run: Path, tmp_path: Path, prefix: str
+) -> None:
+    state = {
+        prefix + name: value
+        for name, value in torch.load(small_run / "model.pth", weights_only=True).items()
+    }
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(_safetensors(["__metadata__", *state]))
     stderr = lgo("hessian", "odd.safetensors", *LINE[2:], code=3).stderr
     assert "odd.safetensors is a file of safetensors, not of torch.save\n" in stderr
-    assert shlex.split(_hint(stderr))[2] == (
-        'import torch, safetensors.torch; state = safetensors.torch.load_file("odd.safetensors"); '
-        'torch.save(state, "odd_weights.pth")'
-    )
+    script = shlex.split(_hint(stderr))[2]
+    read = 'import torch, safetensors.torch; state = safetensors.torch.load_file("odd.safetensors")'
+    assert script.startswith(f"{read}; torch.save(")
+    # The package of that name is no dependency, so that the file's reader is stood in for.
+    exec(script.removeprefix(read).lstrip("; "), {"torch": torch, "state": state})
+    lgo("hessian", "odd_weights.pth", *LINE[2:])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff" * 40, _safetensors(["a"])[:-1], b"\2" + b"\0" * 7 + b"12"]
+)
+def test_safetensors_cut_short_are_called_unreadable(
+    lgo: Lgo, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "odd.safetensors").write_bytes(content)
+    stderr = lgo("hessian", "odd.safetensors", *LINE[2:], code=3).stderr
+    assert "odd.safetensors is not a readable file of safetensors\n" in stderr
+    assert _hint(stderr) == "take another copy of it"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
         "--quiet",
     )
     assert "contour: stale" in lgo("verify", run, code=3).stderr
+
+
+def test_a_stale_step_is_computed_again_by_the_command_of_its_error(lgo: Lgo, run: Path) -> None:
+    lgo("interp", run / "init.pth", "--to", run, "--num-points", 3, "--out", "a line", "--quiet")
+    before = json.loads((run / "contour.json").read_text())
+    lgo("train", "--out", run, *SMALL, "--seed", 5, "--quiet")
+    for where, stale in ((run, ("hessian", "contour")), (Path("a line"), ("interp",))):
+        for step in stale:
+            stderr = lgo("verify", where, code=3).stderr
+            assert f"{where}: {step}: stale: input " in stderr
+            command = stderr.partition("compute it again: lgo ")[2]
+            lgo(*shlex.split(command), *(("--to", run) if step == "interp" else ()), "--quiet")
+        lgo("verify", where)
+    after = json.loads((run / "contour.json").read_text())
+    assert after["request"]["config"] == before["request"]["config"]
 
 
 def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> None:

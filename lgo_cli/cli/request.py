@@ -274,12 +274,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -> Options:
-    """The config of an earlier manifest, its stand-ins for paths replaced by where things were."""
+    """What an earlier manifest says, its stand-ins for paths replaced by where things were."""
     manifest = read_manifest(path)
     request = manifest.request
     if request.command != cls.command:
         raise UsageError(f"{path} is a manifest of lgo {request.command}, not lgo {cls.command}")
-    values: dict[str, Any] = dict(request.config)
+    values: dict[str, Any] = {**request.config, **manifest.figure.model_dump()}
     for key in ("model", "dataset"):
         values[key] = _named(manifest, path, key, trusted=key in trusted)
     if "data.npz" in request.inputs:

@@ -81,6 +81,11 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
         ("largest", TRAIN, "o"),
         ("smallest", TEST, "s"),
     )
+    width, height = _inches(axes)
+    count = sum(len(arrays[name]) for name, _, _ in ends)
+    longest = max(len(str(len(arrays[name]))) for name, _, _ in ends)
+    share = (0.08 + LETTER * longest) / width
+    apart = math.ceil(count * share / (1 - share)) or 1  # with as much between the two ends
     start = 0
     ticks: list[int] = []
     names: list[str] = []
@@ -96,23 +101,34 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
             positions, order, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
             markersize=3.5, linewidth=0.9, label=f"{len(values)} {name}",
         )  # fmt: skip
-        ranks = np.arange(1, len(values) + 1)
-        ticks += positions.tolist()
-        names += [str(rank) for rank in (ranks if name == "largest" else ranks[::-1])]
-        start += len(values) + 1
+        ranks = _named_ranks(len(values), apart)
+        places = positions if name == "largest" else positions[::-1]
+        ticks += [int(places[rank - 1]) for rank in ranks]
+        names += map(str, ranks)
+        start += len(values) + max(1, apart - 1)
     if not ticks:
         axes.text(0.5, 0.6, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
-    width, height = _inches(axes)
-    longest = max(map(len, names), default=1)
-    step = math.ceil(len(ticks) * (0.08 + LETTER * longest) / width) or 1
-    axes.set_xticks(ticks[::step], names[::step])
+    axes.set_xticks(ticks, names)
     axes.set_xlabel("rank, from either end")
     axes.set_ylabel(wrapped(_eigenvalue_of(results), height))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
     _draw_threshold(axes, arrays, results)
     legend(axes)
+
+
+def _named_ranks(count: int, apart: int) -> list[int]:
+    """Ranks that an axis names: the first and the last, and round ones between them.
+
+    Args:
+        count: Of the ranks, one at least.
+        apart: How many ranks two names need between them; round ones are twice as far apart.
+    """
+    steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    step = 1 if apart == 1 else next(step for step in steps if step >= 2 * apart)
+    between = [rank for rank in range(step, count, step) if apart < rank <= count - apart]
+    return [1, *between, *([count] if count > apart else [])]
 
 
 def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:

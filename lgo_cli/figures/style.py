@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from contextlib import contextmanager
 from itertools import pairwise
@@ -270,8 +271,13 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
         if len(joined) <= most:
             lines[-1] = joined
         else:
-            lines += textwrap.wrap(part, most)
+            lines += textwrap.wrap(_breakable(part, most), most, break_on_hyphens=False)
     figure.supxlabel("\n".join(filter(None, lines)), fontsize=6.5, color=FAINT)
+
+
+def _breakable(text: str, most: int) -> str:
+    """The same text with spaces in words longer than a line, behind a sign where one has any."""
+    return re.sub(rf"(?=\S{{{most + 1}}})(\S{{0,{most - 1}}}[_./-]|\S{{{most}}})", r"\1 ", text)
 
 
 def ink_on(red: float, green: float, blue: float, _alpha: float = 1.0) -> str:

@@ -195,10 +195,22 @@ def verify_run(directory: Path) -> list[str]:
         if state.error is not None:
             raise state.error
         if found:
-            raise InputError(f"{directory}: {state.command}: {found[0]}")
+            hint = None
+            if state.manifest is not None and found[0].startswith("stale: "):
+                hint = _again(state.manifest, directory)
+            raise InputError(f"{directory}: {state.command}: {found[0]}", hint=hint)
         if state.manifest is not None:
             verified.append(state.command)
     return verified
+
+
+def _again(manifest: Manifest, directory: Path) -> str:
+    """The command that computes a step as before, on the weights that are there now."""
+    command = manifest.request.command
+    words = ["lgo", command, "--config", f"{directory / command}.json", "--out", str(directory)]
+    if "model.pth" in manifest.locations:
+        words.insert(2, os.path.normpath(directory / manifest.locations["model.pth"]))
+    return f"put the old one back, or compute it again: {shlex.join(words)}"
 
 
 def _lies(manifest: Manifest, directory: Path) -> list[str]:
