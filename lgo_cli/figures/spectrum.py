@@ -84,7 +84,7 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     width, height = _inches(axes)
     count = sum(len(arrays[name]) for name, _, _ in ends)
     longest = max(len(str(len(arrays[name]))) for name, _, _ in ends)
-    share = (0.08 + LETTER * longest) / width
+    share = min(0.5, (0.08 + LETTER * longest) / width)
     apart = math.ceil(count * share / (1 - share)) or 1  # with as much between the two ends
     start = 0
     ticks: list[int] = []
