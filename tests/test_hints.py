@@ -244,6 +244,10 @@ LINE = ("hessian", "odd.pth", "--model", "mlp", *ODD, "--top-k", 1, "--bottom-k"
         (_saved(lambda state: {"model": state, "optimizer": {}}), "holds one as 'model'\n"),
         (_saved(lambda state: {"ema": state, "model": state}), "holds several: 'ema', 'model'\n"),
         (
+            _saved(lambda state: {"head": {"weight": torch.ones(10)}, "model": state}),
+            "holds several: 'head', 'model'\n",
+        ),
+        (
             _saved(
                 lambda state: {
                     "epoch": 3,
@@ -273,6 +277,24 @@ def test_weights_in_a_wrapper_are_taken_out_of_it(
     assert (python, option) == ("python", "-c")
     exec(script, {})
     lgo("hessian", "odd_weights.pth", *LINE[2:])
+
+
+def test_a_direction_in_a_wrapper_is_taken_out_of_it(
+    lgo: Lgo, small_run: Path, tmp_path: Path
+) -> None:
+    weights = torch.load(small_run / "model.pth", weights_only=True)
+    torch.save({"state_dict": weights}, tmp_path / "odd.pth")
+    line = ("contour", small_run, "--resolution", 3, "--directions", small_run / "init.pth")
+    exec(shlex.split(_hint(lgo(*line, "--directions", "odd.pth", code=3).stderr))[2], {})
+    lgo(*line, "--directions", "odd_weights.pth", "--quiet")
+
+
+def test_an_average_beside_the_weights_is_not_advised_in_their_place(
+    lgo: Lgo, small_run: Path, tmp_path: Path
+) -> None:
+    weights = torch.load(small_run / "model.pth", weights_only=True)
+    torch.save(weights | {f"ema.{name}": weights[name] for name in weights}, tmp_path / "odd.pth")
+    assert "ema.linear1.weight is unknown to the model" in lgo(*LINE, code=3).stderr
 
 
 def test_safetensors_are_called_what_they_are(lgo: Lgo, tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def _npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
 
 
 def _from_state_dict(path: Path, model: nn.Module) -> Tensor:
-    state, layout = checkpoint.load_state_dict(path), ParameterLayout.of(model)
+    layout = ParameterLayout.of(model)
+    state = checkpoint.load_state_dict(path, set(layout.names))
     wrong = [
         f"{name} is missing"
         if name not in state
