@@ -455,6 +455,10 @@ def test_a_module_is_no_factory_and_what_a_file_imports_is_not_named(
     said = lgo("train", "--model", "net.py:net", code=3).stderr
     assert _hint(said) == "name its class, Linear, or a function that returns a new one"
     assert _hint(lgo("train", "--model", "net.py:bild", code=3).stderr) == "it has: build"
+    (tmp_path / "offers").mkdir()
+    (tmp_path / "offers" / "__init__.py").write_text("from offers.nets import build\n")
+    (tmp_path / "offers" / "nets.py").write_text("def build(): ...\n")
+    assert _hint(lgo("train", "--model", "offers:bild", code=3).stderr) == "it has: build"
 
 
 def test_help_of_a_command_is_no_advice_on_files(lgo: Lgo, small_run: Path) -> None:
