@@ -472,5 +472,5 @@ def test_help_of_a_command_is_no_advice_on_files(lgo: Lgo, small_run: Path) -> N
 def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: Path) -> None:
     small_run.rename("run")
     hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
-    command = hint.removeprefix("name the run that is there: lgo ")
+    command = hint.removeprefix("name the run that is there, and the same options: lgo ")
     lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")
