@@ -19,7 +19,7 @@ from lgo_cli.errors import InputError, a_kind, dtype_name, first_sentence
 from lgo_cli.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set
+    from collections.abc import Collection, Mapping, Set
     from pathlib import Path
 
 
@@ -89,7 +89,7 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _rewritten(path: Path, names: list[str], own: Set[str], key: str | None = None) -> str:
+def _rewritten(path: Path, names: Collection[str], own: Set[str], key: str | None = None) -> str:
     """The command that writes a plain state_dict of what a file holds.
 
     Args:
@@ -140,9 +140,11 @@ def load_state_dict(path: Path, own: Set[str]) -> dict[str, Tensor]:
     ]
     if nested:
         held = "one as" if len(nested) == 1 else "several:"
+        fitting = (name for name in nested if own <= set(state[name]) or _wrapper(state[name], own))
+        key = next(fitting, nested[0])
         raise InputError(
             f"{path} is not a plain state_dict, but holds {held} {', '.join(map(repr, nested))}",
-            hint=_rewritten(path, list(state[nested[0]]), own, nested[0]),
+            hint=_rewritten(path, state[key], own, key),
         )
     others = [str(key) for key, value in state.items() if not _names_tensors({key: value})]
     if others or not state:
@@ -217,13 +219,13 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """
     own = model.state_dict()
     state = load_state_dict(path, set(own))
-    prefix = _wrapper(list(state), set(own))
+    prefix = _wrapper(state, set(own))
     if prefix:
         all_begin = all(name.startswith(prefix) for name in state)
         whose = "its names" if all_begin else "the model's names in it"
         raise InputError(
             f"{path} does not fit the model: {whose} begin with {prefix}, as of a wrapped module",
-            hint=_rewritten(path, list(state), set(own)),
+            hint=_rewritten(path, state, set(own)),
         )
     missing = [f"{name} is missing" for name in own if name not in state]
     unknown = [f"{name} is unknown to the model" for name in state if name not in own]
@@ -274,11 +276,14 @@ def refuse_untied(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> 
             )
 
 
-def _wrapper(names: list[str], own: Set[str]) -> str:
+def _wrapper(names: Collection[str], own: Set[str]) -> str:
     """What wrapping a module (`DataParallel`, Lightning, `torch.compile`) put before its names.
 
     All names are the model's behind it, or all of the model's are there, beside a metric's, say.
+    Names that the model has itself need none: what else is there is a copy's, such as an average's.
     """
+    if own <= set(names):
+        return ""
     parts = [name.split(".") for name in names]
     prefixes = {".".join(each[:n]) + ".": None for each in parts for n in range(1, len(each))}
     for prefix in prefixes:

@@ -175,7 +175,8 @@ def _named(factory: Factory, module: ModuleType) -> Callable[..., Any]:
             for key, value in vars(module).items()
             if callable(value)
             and key[0] != "_"
-            and getattr(value, "__module__", None) == module.__name__  # not what it imports
+            # Not what a file imports; a package does so to offer it.
+            and (not factory.is_file or getattr(value, "__module__", None) == module.__name__)
         )
         raise InputError(
             f"{factory.source} has no callable {factory.name!r}",

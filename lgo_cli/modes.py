@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,7 @@ def own_modes() -> Iterator[None]:
     chooses for itself stays as it is.
     """
     with ExitStack() as stack:
-        stack.enter_context(_precision_put_back())
-        use_true_float32()
+        stack.enter_context(_true_float32())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
@@ -47,24 +47,46 @@ def _precision_switches() -> list[Any]:
     return [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
 
-@contextmanager
-def _precision_put_back() -> Iterator[None]:
-    """Leave the switches of PyTorch's precision as they were."""
-    cudnn = torch.backends.cudnn
-    switches = _precision_switches()
-    values = [switch.fp32_precision for switch in switches]
+def _precision() -> tuple[str, bool, list[str]]:
+    """How precisely the process computes in float32."""
+    values = [switch.fp32_precision for switch in _precision_switches()]
     try:
-        older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, values
     except RuntimeError:
         # They are not to be read where the newer were used; then they are at their defaults.
-        older = "highest", True
+        return "highest", True, values
+
+
+_FOUND: dict[object, tuple[str, bool, list[str]]] = {}
+"""What those who are inside `_true_float32` have to put back, in the order in which they came."""
+
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Float32 as of `use_true_float32`, and how it was put back by the last who is inside.
+
+    Of two threads the first to come may be the first to leave: the other still computes.
+    """
+    me = object()
+    with _LOCK:
+        _FOUND[me] = _precision()
+        use_true_float32()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(older[0])
-        cudnn.allow_tf32 = older[1]
-        for switch, value in zip(switches, values, strict=True):
-            switch.fp32_precision = value
+        with _LOCK:
+            inside = list(_FOUND)
+            after_me = inside[inside.index(me) + 1 :]
+            found = _FOUND.pop(me)
+            if after_me:
+                _FOUND[after_me[0]] = found
+            else:
+                matmul, torch.backends.cudnn.allow_tf32, values = found
+                torch.set_float32_matmul_precision(matmul)
+                for switch, value in zip(_precision_switches(), values, strict=True):
+                    switch.fp32_precision = value
 
 
 @contextmanager

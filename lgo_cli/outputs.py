@@ -30,10 +30,6 @@ _ONE_VALUE = "Expected more than 1 value per channel"
 """What PyTorch says where batch norm is to take the variance of one value."""
 
 
-_MORE_INPUTS = re.compile(r"forward\(\) missing \d+ required positional argument")
-"""What Python says of a model of several inputs."""
-
-
 @contextmanager
 def model_failures(
     what: str, advise: Callable[[Exception], str | None] = lambda error: None
@@ -138,11 +134,14 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
         return (
             "leave out --dtype float64, or " if in_float64 else ""
         ) + "keep every tensor of the model as a parameter or a buffer, which change dtype with it"
-    if _MORE_INPUTS.search(str(error)):
+    # Of the model's own forward, not of a layer's that it calls.
+    if any(f"{kind.__name__}.forward() missing " in str(error) for kind in type(model).__mro__):
         return "a model is called with one tensor: wrap it in a module whose forward splits that"
     if inputs.is_floating_point():
-        flatten = ", or flatten them in forward: x.flatten(1)" if inputs.ndim > 2 else ""
-        return f"give the data set it was made for: --dataset{flatten}"
+        hint = "give the data set it was made for: --dataset"
+        if inputs.ndim > 2 and "cannot be multiplied" in str(error):  # by a dense layer
+            hint += ", or flatten them in forward: x.flatten(1)"
+        return hint
     return "the inputs are integers, as embeddings take them; store numbers as float32"
 
 

@@ -1039,6 +1039,8 @@ def test_lines_of_a_terminal_end_between_words_and_go_on_under_the_value() -> No
         "  a/long/name  x x",
         "ok    y y",
     ]
+    # `lgo show` has indented them by two: of two columns none is left, which is a word a line.
+    assert laid_out([("ok", "y z")], 0) == ["ok", "    y", "    z"]
 
 
 def test_what_runs_share_that_have_it_is_no_column() -> None:

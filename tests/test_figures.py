@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from mpl_toolkits.mplot3d import Axes3D
 
 from lgo_cli.config import FigureConfig
@@ -557,6 +559,18 @@ def test_a_surface_in_perspective_is_one_picture_among_lines_and_text(cells: int
     pdf = _bytes(figure, "pdf")
     assert pdf.count(b"/Subtype /Image") == 2  # its colours, and where it is
     assert b"/FontFile2" in pdf
+
+
+def test_edges_that_close_the_seams_of_a_bar_move_no_band() -> None:
+    figure = draw_contour(*_surface(_bowl()))
+    edged = imread(io.BytesIO(_bytes(figure, "png")))
+    bands = figure.findobj(QuadMesh)
+    assert bands
+    for each in bands:
+        each.set_edgecolor("none")
+    differ = (imread(io.BytesIO(_bytes(figure, "png"))) != edged).any(axis=-1)
+    assert differ.any()
+    assert not (differ[1:] & differ[:-1]).any()  # a row of pixels at most
 
 
 def test_points_beyond_the_picture_have_no_name_in_it() -> None:

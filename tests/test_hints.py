@@ -244,6 +244,10 @@ LINE = ("hessian", "odd.pth", "--model", "mlp", *ODD, "--top-k", 1, "--bottom-k"
         (_saved(lambda state: {"model": state, "optimizer": {}}), "holds one as 'model'\n"),
         (_saved(lambda state: {"ema": state, "model": state}), "holds several: 'ema', 'model'\n"),
         (
+            _saved(lambda state: {"head": {"weight": torch.ones(10)}, "model": state}),
+            "holds several: 'head', 'model'\n",
+        ),
+        (
             _saved(
                 lambda state: {
                     "epoch": 3,
@@ -288,6 +292,14 @@ def test_directions_in_another_dict_keep_their_own_names(lgo: Lgo, small_run: Pa
     script = shlex.split(_hint(lgo(*line, "--directions", "odd.pth", *other, code=3).stderr))[2]
     exec(script, {})
     lgo(*line, "--directions", "odd_weights.pth", *other)
+
+
+def test_an_average_beside_the_weights_is_not_advised_in_their_place(
+    lgo: Lgo, small_run: Path, tmp_path: Path
+) -> None:
+    weights = torch.load(small_run / "model.pth", weights_only=True)
+    torch.save(weights | {f"ema.{name}": weights[name] for name in weights}, tmp_path / "odd.pth")
+    assert "ema.linear1.weight is unknown to the model" in lgo(*LINE, code=3).stderr
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
@@ -450,7 +462,7 @@ def _arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
     [
         ({"X": np.zeros((4, 3)), "y": np.arange(4)}, "numpy.savez(path, x_train=..., y_train="),
         (_arrays(x_train=np.array([[1], [1, 2]], dtype=object)), "save arrays of numbers"),
-        (_arrays(y_train=np.zeros((4, 1), dtype=np.float32)), "labels are classes"),
+        (_arrays(y_train=np.zeros((4, 1), dtype=np.float32)), 'y.squeeze(1).astype("int64") if'),
         (_arrays(y_test=np.zeros((4, 1), dtype=int)), "y.squeeze(1)"),
     ],
 )
@@ -470,6 +482,10 @@ def test_a_module_is_no_factory_and_what_a_file_imports_is_not_named(
     said = lgo("train", "--model", "net.py:net", code=3).stderr
     assert _hint(said) == "name its class, Linear, or a function that returns a new one"
     assert _hint(lgo("train", "--model", "net.py:bild", code=3).stderr) == "it has: build"
+    (tmp_path / "offers").mkdir()
+    (tmp_path / "offers" / "__init__.py").write_text("from offers.nets import build\n")
+    (tmp_path / "offers" / "nets.py").write_text("def build(): ...\n")
+    assert _hint(lgo("train", "--model", "offers:bild", code=3).stderr) == "it has: build"
 
 
 def test_help_of_a_command_is_no_advice_on_files(lgo: Lgo, small_run: Path) -> None:
@@ -483,5 +499,5 @@ def test_help_of_a_command_is_no_advice_on_files(lgo: Lgo, small_run: Path) -> N
 def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: Path) -> None:
     small_run.rename("run")
     hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
-    command = hint.removeprefix("name the run that is there: lgo ")
+    command = hint.removeprefix("name the run that is there, and the same options: lgo ")
     lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")

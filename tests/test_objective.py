@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 import torch
@@ -184,6 +184,12 @@ def test_float32_is_float32_inside() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         with Objective(_network(), _samples()):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+        # Threads leave in any order.
+        with ExitStack() as later:
+            with Objective(_network(), _samples()):
+                later.enter_context(Objective(_network(), _samples()))
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

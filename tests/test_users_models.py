@@ -50,6 +50,14 @@ class Unwritten(Plain):
 class Two(Plain):
     def forward(self, image, text): return super().forward(image) + text
 
+class TwoToo(Two): pass
+
+class Within(Plain):
+    def forward(self, x): return Two()(x)
+
+class Convolved(nn.Conv2d):
+    def __init__(self): super().__init__(3, 10, 8)
+
 class Soft(Plain):
     def forward(self, x): return super().forward(x).softmax(1)
 
@@ -179,6 +187,8 @@ CASES = [
     ("contour", "Keyed", CONTOUR, 3, f"{CANNOT}KeyError: 'z'", RAISED),
     ("train", "Two", TRAIN, 3, f"{CANNOT}Two.forward() missing 1 required positional argument",
      "a model is called with one tensor: wrap it in a module whose forward splits that"),
+    ("train", "TwoToo", TRAIN, 3, f"{CANNOT}Two.forward() missing 1", "a model is called with one"),
+    ("train", "Within", TRAIN, 3, f"{CANNOT}Two.forward() missing 1", "give the data set it was"),
     ("train", "Teacher", TRAIN, 3, "the model fails in training mode: KeyError: 'teacher'",
      RAISED),
     ("interp", "Teacher", CURVE, 3, "the model fails in training mode: KeyError: 'teacher'",
@@ -377,7 +387,13 @@ def test_a_softmax_at_the_end_is_warned_of_where_logits_are_meant(lgo: Lgo, plac
     assert said not in lgo(*line[:-1], "net.py:Plain").stderr
 
 
-def test_a_dense_model_of_images_is_told_to_flatten_them(lgo: Lgo, place: Path) -> None:
-    line = ("train", "--model", "net.py:Plain", "--dataset", "digits", "--epochs", 0)
-    hint = "give the data set it was made for: --dataset, or flatten them in forward: x.flatten(1)"
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("Plain", ", or flatten them in forward: x.flatten(1)"), ("Convolved", "")],
+)
+def test_a_dense_model_of_images_is_told_to_flatten_them(
+    lgo: Lgo, place: Path, model: str, more: str
+) -> None:
+    line = ("train", "--model", f"net.py:{model}", "--dataset", "digits", "--epochs", 0)
+    hint = f"give the data set it was made for: --dataset{more}"
     assert lgo(*line, code=3).stderr.endswith(f"hint: {hint}\n")

@@ -61,7 +61,7 @@ def laid_out(rows: Sequence[tuple[str, str]], columns: int | None) -> list[str]:
         # Deeper than the value, under which the next row may stand.
         below = len(head) + 2 if columns >= len(head) + 40 else 4
         lines += textwrap.wrap(
-            line, columns, subsequent_indent=" " * below,
+            line, max(columns, 1), subsequent_indent=" " * below,
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
     return lines

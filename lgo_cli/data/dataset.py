@@ -97,7 +97,7 @@ class Dataset:
             if not soft and y.ndim == 2 and y.shape[1] > 1:
                 hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
             elif soft and y.shape[1] == 1:
-                hint = "labels are classes: targets of a regression are not taken"
+                hint = 'y.squeeze(1).astype("int64") if these are classes: no others are taken'
             elif not soft and tuple(y.shape) == (n, 1):
                 hint = "y.squeeze(1)"
             raise InputError(

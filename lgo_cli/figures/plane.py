@@ -79,7 +79,7 @@ def add_bar(figure: Figure, axes: Axes, colours: ScalarMappable, label: str) -> 
     bar = figure.colorbar(colours, cax=axes.inset_axes((1.04, 0, 0.05, 1)), spacing="proportional")
     bar.minorticks_off()
     if bar.solids is not None:  # between its bands, viewers of PDF and SVG show white seams
-        bar.solids.set_edgecolor("face")
+        bar.solids.set(edgecolor="face", linewidth=0.2)  # a wider one moves the bands
     bar.set_label(wrapped(label, _height(figure)))
     return bar
 

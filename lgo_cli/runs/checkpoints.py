@@ -89,7 +89,8 @@ def default_run(command: str, out: Path | None) -> Path:
     if out is not None and not DEFAULT_RUN.exists() and (out / "train.json").is_file():
         raise InputError(
             f"no such run or checkpoint: {DEFAULT_RUN}; --out says where the outputs go",
-            hint=f"name the run that is there: lgo {command} {shlex.quote(str(out))}",
+            hint="name the run that is there, and the same options: "
+            f"lgo {command} {shlex.quote(str(out))}",
         )
     return DEFAULT_RUN
 
