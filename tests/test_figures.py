@@ -812,6 +812,13 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
 
 
+def test_ranks_are_from_either_end_where_there_are_two() -> None:
+    arrays, results = _spectrum(3, with_density=False)
+    assert draw_spectrum(arrays, results).axes[0].get_xlabel() == "rank, from either end"
+    arrays |= {"smallest": np.zeros(0), "smallest_residual_bounds": np.zeros(0)}
+    assert draw_spectrum(arrays, results).axes[0].get_xlabel() == "rank"
+
+
 @pytest.mark.parametrize(
     ("count", "largest"),
     [

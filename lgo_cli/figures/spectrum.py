@@ -77,13 +77,11 @@ def draw_spectrum(
 
 
 def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    ends = (
-        ("largest", TRAIN, "o"),
-        ("smallest", TEST, "s"),
-    )
+    every = (("largest", TRAIN, "o"), ("smallest", TEST, "s"))
+    ends = [end for end in every if len(arrays[end[0]])]
     width, height = _inches(axes)
     count = sum(len(arrays[name]) for name, _, _ in ends)
-    longest = max(len(str(len(arrays[name]))) for name, _, _ in ends)
+    longest = max((len(str(len(arrays[name]))) for name, _, _ in ends), default=1)
     share = min(0.5, (0.08 + LETTER * longest) / width)
     apart = math.ceil(count * share / (1 - share)) or 1  # with as much between the two ends
     start = 0
@@ -91,8 +89,6 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     names: list[str] = []
     for name, colour, marker in ends:
         values = arrays[name]
-        if not len(values):
-            continue
         order = values if name == "largest" else values[::-1]
         bounds = arrays[f"{name}_residual_bounds"]
         bounds = bounds if name == "largest" else bounds[::-1]
@@ -110,7 +106,7 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
         axes.text(0.5, 0.6, "no eigenvalue was asked for", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
     axes.set_xticks(ticks, names)
-    axes.set_xlabel("rank, from either end")
+    axes.set_xlabel("rank, from either end" if len(ends) == 2 else "rank")
     axes.set_ylabel(wrapped(_eigenvalue_of(results), height))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="x")
