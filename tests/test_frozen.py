@@ -68,7 +68,7 @@ def test_other_checkpoints_are_shown_with_the_runs_statistics(normed: Path, lgo:
 
 
 def test_checkpoints_with_the_runs_statistics_need_no_word(normed: Path, lgo: Lgo) -> None:
-    state = checkpoint.load_state_dict(normed / "run0" / "model.pth")
+    state = checkpoint.load(normed / "run0" / "model.pth")
     for number, name in enumerate(("A.pth", "B.pth")):
         weights = [key for key in state if key.endswith(".weight")][number : number + 1]
         checkpoint.save({k: 1.5 * v if k in weights else v for k, v in state.items()}, Path(name))

@@ -114,7 +114,7 @@ def test_interval_and_error_stand_with_the_barrier(pair: Path, lgo: Lgo) -> None
 @pytest.fixture
 def burst(pair: Path) -> Path:
     """Finite weights whose outputs overflow: a loss that is not finite."""
-    state = checkpoint.load_state_dict(pair / "run1" / "model.pth")
+    state = checkpoint.load(pair / "run1" / "model.pth")
     checkpoint.save({name: 1e30 * tensor for name, tensor in state.items()}, pair / "burst.pth")
     return pair / "burst.pth"
 
@@ -266,16 +266,16 @@ def test_no_barrier_where_no_point_between_the_ends_was_measured(
 
 def test_loss_of_another_end_is_recorded_where_it_is_not_finite(pair: Path) -> None:
     """Frozen batch norm: the other end has a loss of its own, and it may overflow."""
-    state = checkpoint.load_state_dict(pair / "normed1" / "model.pth")
+    state = checkpoint.load(pair / "normed1" / "model.pth")
     checkpoint.save(
         {name: 1e30 * t if t.is_floating_point() else t for name, t in state.items()},
         pair / "burst.pth",
     )
-    kept = checkpoint.load_state_dict(pair / "normed0" / "model.pth")
+    kept = checkpoint.load(pair / "normed0" / "model.pth")
     results, _ = _measure(pair, "normed", to=str(pair / "burst.pth"))
     assert results.loss_of_other is not None
     assert not np.isfinite(results.loss_of_other)
-    again = checkpoint.load_state_dict(pair / "normed0" / "model.pth")
+    again = checkpoint.load(pair / "normed0" / "model.pth")
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
@@ -372,7 +372,7 @@ def test_manifest_runs_again_and_a_moved_run_is_up_to_date(
 
 def test_aligned_copy_has_no_barrier(pair: Path) -> None:
     """B is A with its hidden units in another order: the line between them has a barrier."""
-    state = checkpoint.load_state_dict(pair / "run0" / "model.pth")
+    state = checkpoint.load(pair / "run0" / "model.pth")
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     names = list(state)
     for name, index in zip(names, (0, 0, 1), strict=False):
@@ -672,7 +672,7 @@ def test_warning_names_what_the_other_end_has_of_its_own(
 ) -> None:
     Path("kept.py").write_text(KEPT)
     lgo("train", "--model", "kept.py:build", *DATA_OPTIONS, "--epochs", 1, "--out", "run", "-q")
-    state = checkpoint.load_state_dict(Path("run/model.pth"))
+    state = checkpoint.load(Path("run/model.pth"))
     other = {name: 1.5 * t if name in changed else t for name, t in state.items()}
     checkpoint.save(other, Path("other.pth"))
     result = lgo("interp", "run", "--to", "other.pth", "--trust-code", "--num-points", 3)
