@@ -176,15 +176,17 @@ def _names_of_safetensors(path: Path) -> list[str]:
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(min(length, path.stat().st_size)))
-            if not isinstance(header, dict):
-                raise ValueError
+            text = handle.read(min(length, path.stat().st_size))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    try:
+        header = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
         raise InputError(
             f"{path} is not a readable file of safetensors", hint="take another copy of it"
-        ) from error
+        )
     return [name for name in header if name != "__metadata__"]
 
 
@@ -218,14 +220,14 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
             or kind of number, or what differs and is one tensor of the model.
     """
     own = model.state_dict()
-    state = load_state_dict(path, set(own))
-    prefix = _wrapper(state, set(own))
+    state = load_state_dict(path, own.keys())
+    prefix = _wrapper(state, own.keys())
     if prefix:
         all_begin = all(name.startswith(prefix) for name in state)
         whose = "its names" if all_begin else "the model's names in it"
         raise InputError(
             f"{path} does not fit the model: {whose} begin with {prefix}, as of a wrapped module",
-            hint=_rewritten(path, state, set(own)),
+            hint=_rewritten(path, state, own.keys()),
         )
     missing = [f"{name} is missing" for name in own if name not in state]
     unknown = [f"{name} is unknown to the model" for name in state if name not in own]

@@ -65,9 +65,9 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Float32 as of `use_true_float32`, and how it was put back by the last who is inside.
+    """Float32 as of `use_true_float32`, and at the end what was found is put back.
 
-    Of two threads the first to come may be the first to leave: the other still computes.
+    Of two threads the first to come may leave first: the other still computes, and puts it back.
     """
     me = object()
     with _LOCK:

@@ -88,18 +88,15 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
     ticks: list[int] = []
     names: list[str] = []
     for name, colour, marker in ends:
-        values = arrays[name]
-        order = values if name == "largest" else values[::-1]
-        bounds = arrays[f"{name}_residual_bounds"]
-        bounds = bounds if name == "largest" else bounds[::-1]
+        order = slice(None, None, 1 if name == "largest" else -1)  # from left to right
+        values, bounds = arrays[name][order], arrays[f"{name}_residual_bounds"][order]
         positions = np.arange(start, start + len(values))
         axes.errorbar(
-            positions, order, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
+            positions, values, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
             markersize=3.5, linewidth=0.9, label=f"{len(values)} {name}",
         )  # fmt: skip
         ranks = _named_ranks(len(values), apart)
-        places = positions if name == "largest" else positions[::-1]
-        ticks += [int(places[rank - 1]) for rank in ranks]
+        ticks += [int(positions[order][rank - 1]) for rank in ranks]
         names += map(str, ranks)
         start += len(values) + max(1, apart - 1)
     if not ticks:

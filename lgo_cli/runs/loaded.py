@@ -141,12 +141,13 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
     seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
     missing = dataset.num_classes - int(seen)
     if missing:
-        some = available > num_samples
-        number = f"first {num_samples} " if some and num_samples > 1 else "first " * some
-        them = "sample misses" if num_samples == 1 or available == 1 else "samples miss"
-        more = ": raise --analysis-samples" if some else ""
+        used, which, more = len(labels), "", ""
+        if used < available:
+            which = f"first {used} " if used > 1 else "first "
+            more = ": raise --analysis-samples"
+        them = "sample misses" if used == 1 else "samples miss"
         warnings.append(
-            f"the {number}training {them} {missing} of {dataset.num_classes} classes{more}"
+            f"the {which}training {them} {missing} of {dataset.num_classes} classes{more}"
         )
     return warnings
 
