@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.errors import NumericsError
 from lgo_cli.results import ContourResults, Marker, Movement, percent
 from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
@@ -21,6 +20,7 @@ from lgo_cli.runs.steps.beside import (
 )
 from lgo_cli.runs.steps.frozen import frozen_warnings
 from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
+from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,10 +61,7 @@ class ContourStep(Step):
                 work.description = work.description.model_copy(update=samples)
         filling = filling_results(surface.filled, config)
         complaints = [*work.complaints, *_complaints(surface, filling, planes, test)]
-        if context.execution.strict and complaints:
-            raise NumericsError("; ".join(complaints))
-        save_arrays(context, "contour.npz", arrays)
-        return ContourResults(
+        results = ContourResults(
             **common(context, [*warnings, *complaints]),
             complaints=complaints,
             measured=work.description,
@@ -95,6 +92,10 @@ class ContourStep(Step):
             test=test,
             num_matvecs=num_matvecs,
         )
+        if context.execution.strict:
+            refuse_failed(results)
+        save_arrays(context, "contour.npz", arrays)
+        return results
 
     def published(self, context: Context) -> None:
         """Forget how the shares were measured: another set of them may follow."""

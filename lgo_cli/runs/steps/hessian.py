@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import ConvergenceError, InputError
+from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.results import HessianResults, counted
 from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
@@ -219,7 +219,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
     What counts as converged allows for the rounding of products, measured as `lgo hessian` does.
 
     Raises:
-        ConvergenceError: with `--strict`, if they do not converge.
+        NumericsError: with `--strict`, if they do not converge.
     """
     import torch
 
@@ -251,7 +251,7 @@ def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigen
         progress=context.progress,
     )
     if context.execution.strict and not pairs.converged:
-        raise ConvergenceError(pairs.unconverged)
+        raise NumericsError("; ".join(pairs.unconverged))
     found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.unconverged)
     context.eigenpairs[top_k] = found
     return found

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.errors import NumericsError
 from lgo_cli.results import Barrier, InterpResults
 from lgo_cli.runs.evidence import direction_norm
 from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
@@ -21,6 +20,7 @@ from lgo_cli.runs.steps.curve import (
 )
 from lgo_cli.runs.steps.ends import Ends, largest_difference
 from lgo_cli.runs.steps.hessian import top_eigenpairs
+from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +41,8 @@ class InterpStep(Step):
         else:
             measure = _to_other
         results, arrays = measure(context, config)
-        if context.execution.strict and results.complaints:
-            raise NumericsError("; ".join(results.complaints))
+        if context.execution.strict:
+            refuse_failed(results)
         save_arrays(context, "interp.npz", arrays)
         return results
 
