@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -362,23 +360,6 @@ class Execution(Strict):
             return None
         power = " KMGT".index(match[2] or " ")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def linspace(bounds: Range, num_points: int) -> list[float]:
-    """Coordinates lo + (hi - lo) i / (n - 1), each rounded once.
-
-    The bounds are taken as the decimals that their shortest representation shows and the fraction
-    is exact until the end, so that grids which share points share their bits and an odd grid
-    over [-a, a] holds 0.0 itself.
-
-    Args:
-        bounds: lo < hi.
-        num_points: n >= 2.
-    """
-    low, high = (Fraction(Decimal(repr(bound))) for bound in bounds)
-    return [
-        float((low * (num_points - 1 - i) + high * i) / (num_points - 1)) for i in range(num_points)
-    ]
 
 
 def parse_config(

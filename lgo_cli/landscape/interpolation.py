@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy import ndarray as Array
 
-from lgo_cli.config import linspace
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lgo_cli.config import Range
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
     from lgo_cli.objective import Objective
@@ -100,17 +98,6 @@ class LossPath:
     is_fast: bool
     fast_path_difference: float | None
     warnings: tuple[str, ...] = ()
-
-
-def alpha_grid(bounds: Range, num_points: int, required: Sequence[float]) -> list[float]:
-    """Equidistant coordinates, with the required ones put in where they are missing.
-
-    Args:
-        bounds: First and last of the equidistant ones.
-        num_points: Of the equidistant ones.
-        required: Must be on the grid, also outside the bounds.
-    """
-    return sorted({*linspace(bounds, num_points), *required})
 
 
 def interpolate(

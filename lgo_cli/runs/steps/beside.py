@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.config import linspace
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.results import (
     ConvexityResults,
     Filling,

@@ -29,7 +29,7 @@ class Ends:
     """
 
     def __init__(self, context: Context, config: InterpConfig, problem: Objective) -> None:
-        from lgo_cli.landscape.interpolation import alpha_grid
+        from lgo_cli.landscape.grids import alpha_grid
 
         between = config.matrix or config.spherical or config.repair or config.curve is not None
         within = (0.0, 1.0) if between else (-0.5, 1.5)

@@ -61,7 +61,8 @@ def _along_direction(
         gradient_direction,
         random_direction,
     )
-    from lgo_cli.landscape.interpolation import alpha_grid, interpolate
+    from lgo_cli.landscape.grids import alpha_grid
+    from lgo_cli.landscape.interpolation import interpolate
     from lgo_cli.runs.loaded import measured, objective
 
     plan, loaded = context.plan, context.loaded

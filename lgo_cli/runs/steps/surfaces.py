@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from lgo_cli.config import ContourConfig, FigureConfig, linspace
+from lgo_cli.config import ContourConfig, FigureConfig
 from lgo_cli.errors import MachineError
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.runs.steps.base import common, typed
 from lgo_cli.runs.steps.planes import named_plane
 
