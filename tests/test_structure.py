@@ -41,7 +41,7 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding", "second_derivatives", "samples"},
-    {"filters", "determinism", "loss", "outputs", "buffers", "modes"},
+    {"filters", "determinism", "loss", "outputs", "buffers", "modes", "memory"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},

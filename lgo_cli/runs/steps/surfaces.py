@@ -221,7 +221,7 @@ def open_work(context: Context, share: str = "") -> Iterator[Work]:
 
 def _refuse_vast_grid(config: ContourConfig) -> None:
     """Say what is too large before hours are spent, and before the system kills the process."""
-    from lgo_cli.curvature.networks import total_memory_bytes
+    from lgo_cli.memory import total_memory_bytes
 
     nx, ny = config.shape
     several = config.num_planes > 1
