@@ -53,8 +53,21 @@ def _as_tuple(value: object) -> object:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_tuple), AfterValidator(_check_range)]
 
+# Every choice of names once: options, results and the library take them from here.
+LossName = Literal["cross_entropy", "squared_error"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "step"]
+Augmentation = Literal["none", "crop-flip"]
+Dtype = Literal["float32", "float64"]
+OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
+Scaling = Literal["none", "elementwise", "adam"]
+DirectionKind = Literal["random", "gradient", "eigen"]
+CurveKind = Literal["bezier", "polychain"]
 PlaneKind = Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"]
+Normalization = Literal["filter", "layer", "none"]
 BatchNormPolicy = Literal["frozen", "recompute", "interpolate", "batch"]
+BasisDevice = Literal["auto", "cpu", "disk"]
+FigureFormat = Literal["png", "pdf", "svg"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -93,7 +106,7 @@ class StepConfig(Strict):
     dataset: str | None = None
     dataset_arg: Arguments = {}
     train_samples: Count | None = None
-    loss: Literal["cross_entropy", "squared_error"] | None = None
+    loss: LossName | None = None
     label_smoothing: UnitInterval | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -103,14 +116,14 @@ class RecipeConfig(StepConfig):
 
     epochs: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
-    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    optimizer: OptimizerName | None = None
     lr: PositiveRate | None = None
     momentum: UnitInterval | None = None
     nesterov: bool = False
     weight_decay: Rate | None = None
-    schedule: Literal["constant", "cosine", "step"] | None = None
+    schedule: Schedule | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    augment: Literal["none", "crop-flip"] | None = None
+    augment: Augmentation | None = None
 
 
 class TrainConfig(RecipeConfig):
@@ -120,7 +133,7 @@ class TrainConfig(RecipeConfig):
 
     model: str = "mlp"
     dataset: str = "synthetic"
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     label_smoothing: UnitInterval = 0.0
     save_every: Count | None = None
 
@@ -130,7 +143,7 @@ class AnalysisConfig(StepConfig):
 
     analysis_samples: Count = 1024
     micro_batch_size: Count | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Dtype = "float32"
 
 
 class HessianConfig(AnalysisConfig):
@@ -138,9 +151,9 @@ class HessianConfig(AnalysisConfig):
 
     command = "hessian"
 
-    operator: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
+    operator: OperatorName = "hessian"
     layers: Names = ()
-    scaling: Literal["none", "elementwise", "adam"] = "none"
+    scaling: Scaling = "none"
     include_weight_decay: bool = False
     top_k: Annotated[int, Field(ge=0)] = 10
     bottom_k: Annotated[int, Field(ge=0)] = 1
@@ -188,14 +201,14 @@ class InterpConfig(LandscapeConfig, RecipeConfig):
     command = "interp"
 
     to: Names = ()
-    direction: Literal["random", "gradient", "eigen"] | None = None
+    direction: DirectionKind | None = None
     range: Range | None = None
     num_points: Annotated[int, Field(ge=2)] = 41
     matrix: bool = False
     spherical: bool = False
     align: bool = False
     repair: bool = False
-    curve: Literal["bezier", "polychain"] | None = None
+    curve: CurveKind | None = None
     num_bends: Count | None = None
 
 
@@ -207,7 +220,7 @@ class ContourConfig(LandscapeConfig):
     plane: PlaneKind | None = None
     to: Names = ()
     directions: Names = ()
-    normalization: Literal["filter", "layer", "none"] = "filter"
+    normalization: Normalization = "filter"
     num_planes: Count = 1
     x_range: Range | None = None
     y_range: Range | None = None
@@ -284,7 +297,7 @@ FIGURE_WIDTHS = {"column": 3.4, "page": 7.0}
 class FigureConfig(Strict):
     """How figures are written. Changing it redraws them from the `.npz` without computing."""
 
-    format: Literal["png", "pdf", "svg"] = "png"
+    format: FigureFormat = "png"
     size: str = "column"
     dpi: Annotated[int, Field(ge=50, le=1200)] = 300
     show_cells: bool = False
@@ -324,7 +337,7 @@ class Execution(Strict):
     data_root: Annotated[Path, Field(strict=False)] | None = None
     download_data: bool = False
     memory: str | None = None
-    basis_device: Literal["auto", "cpu", "disk"] = "auto"
+    basis_device: BasisDevice = "auto"
     shard: str | None = None
     preview: bool = False
 

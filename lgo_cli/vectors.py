@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from lgo_cli.arguments import did_you_mean
 from lgo_cli.errors import UsageError
-from lgo_cli.filters import Normalization, Role, roles_of
+from lgo_cli.filters import Role, roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from lgo_cli.config import Normalization
 
 
 @dataclass(frozen=True)

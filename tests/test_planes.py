@@ -14,12 +14,12 @@ from image_network import images, network, unit
 from small_networks import dense_hessian, fit, make
 from torch import Tensor, nn
 
+from lgo_cli.config import Normalization
 from lgo_cli.curvature.audit import Rounding
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.search import Wanted
 from lgo_cli.errors import InputError, NumericsError, UsageError
-from lgo_cli.filters import Normalization
 from lgo_cli.landscape.directions import gradient_direction, orthogonalize, random_direction
 from lgo_cli.landscape.planes import (
     checkpoints_plane,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from lgo_cli.config import HessianConfig
+from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature.analysis import analyze_spectrum
-from lgo_cli.curvature.networks import HessianOperator, OperatorName
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
 from lgo_cli.objective import Objective
 from lgo_cli.second_derivatives import twice_differentiable

@@ -11,8 +11,8 @@ import torch
 from small_networks import dense_hessian, make
 from torch import nn
 
+from lgo_cli.config import Normalization
 from lgo_cli.errors import UsageError
-from lgo_cli.filters import Normalization
 from lgo_cli.landscape.line_curvature import LineCurvature, line_curvature, line_variance
 from lgo_cli.landscape.statistics import band, plane_statistics, profile
 from lgo_cli.objective import Objective

@@ -7,9 +7,11 @@ config field and the manifest key cannot drift apart.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from lgo_cli import config
 
 MODEL_DATA = "Model and data"
 TRAINING = "Training"
@@ -69,7 +71,7 @@ TrainSamples = Annotated[
     int | None, _option(MODEL_DATA, "Use only the first N training samples.", metavar="N")
 ]
 Loss = Annotated[
-    Literal["cross_entropy", "squared_error"] | None,
+    config.LossName | None,
     _option(
         MODEL_DATA,
         "cross_entropy, or squared_error: half the squared distance to one-hot.",
@@ -86,7 +88,7 @@ BatchSize = Annotated[
     int | None, _option(TRAINING, "Samples per optimiser step. (default: the recipe's)")
 ]
 Optimizer = Annotated[
-    Literal["sgd", "adam", "adamw"] | None,
+    config.OptimizerName | None,
     _option(TRAINING, "sgd, adam or adamw. (default: the recipe's)", metavar="NAME"),
 ]
 Lr = Annotated[float | None, _option(TRAINING, "Learning rate. (default: the recipe's)")]
@@ -97,12 +99,12 @@ WeightDecay = Annotated[
     _option(TRAINING, "Coupled for sgd and adam, decoupled for adamw. (default: the recipe's)"),
 ]
 Schedule = Annotated[
-    Literal["constant", "cosine", "step"] | None,
+    config.Schedule | None,
     _option(TRAINING, "constant, cosine or step. (default: the recipe's)", metavar="NAME"),
 ]
 WarmupEpochs = Annotated[int, _option(TRAINING, "Epochs over which the rate rises linearly.")]
 Augment = Annotated[
-    Literal["none", "crop-flip"] | None,
+    config.Augmentation | None,
     _option(
         TRAINING,
         "none, or crop-flip: random crops and mirror images. (default: the recipe's, on CIFAR)",
@@ -122,9 +124,9 @@ AnalysisSamples = Annotated[
 MicroBatchSize = Annotated[
     int | None, _option(ANALYSIS, "Samples per forward pass. (default: from the model)")
 ]
-Dtype = Annotated[Literal["float32", "float64"], _option(ANALYSIS, "Arithmetic of the model.")]
+Dtype = Annotated[config.Dtype, _option(ANALYSIS, "Arithmetic of the model.")]
 Operator = Annotated[
-    Literal["hessian", "ggn", "fisher", "empirical-fisher"],
+    config.OperatorName,
     _option(CURVATURE, "hessian, ggn, fisher or empirical-fisher.", metavar="NAME"),
 ]
 Layers = Annotated[
@@ -136,7 +138,7 @@ Layers = Annotated[
     ),
 ]
 Scaling = Annotated[
-    Literal["none", "elementwise", "adam"],
+    config.Scaling,
     _option(
         CURVATURE,
         "none; elementwise: of |w|H|w|, adaptive sharpness; adam: by the run's preconditioner.",
@@ -208,7 +210,7 @@ Audit = Annotated[
     ),
 ]
 BatchNorm = Annotated[
-    Literal["frozen", "recompute", "interpolate", "batch"],
+    config.BatchNormPolicy,
     _option(
         ANALYSIS,
         "Statistics away from the run: frozen (its own), recompute (of each point), interpolate "
@@ -237,7 +239,7 @@ ToMany = Annotated[
     _option(ANALYSIS, "Other two of the plane: runs, checkpoints or init.", metavar="OTHER"),
 ]
 Direction = Annotated[
-    Literal["random", "gradient", "eigen"] | None,
+    config.DirectionKind | None,
     _option(ANALYSIS, "Go along a random, gradient or eigen direction instead.", metavar="KIND"),
 ]
 RangeOption = Annotated[
@@ -264,7 +266,7 @@ Repair = Annotated[
     _flag(ANALYSIS, "With --align: restore each unit's mean and variance on the way.", "--repair"),
 ]
 CurveOption = Annotated[
-    Literal["bezier", "polychain"] | None,
+    config.CurveKind | None,
     _option(
         ANALYSIS, "Train a path of low loss to the other end: bezier or polychain.", metavar="KIND"
     ),
@@ -274,7 +276,7 @@ NumBends = Annotated[
     _option(ANALYSIS, "Points between its ends that shape a curve. (default: 1)", metavar="N"),
 ]
 PlaneOption = Annotated[
-    Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"] | None,
+    config.PlaneKind | None,
     _option(
         ANALYSIS,
         "random, eigen, random+eigen, gradient, pca, checkpoints or file. "
@@ -291,7 +293,7 @@ Directions = Annotated[
     ),
 ]
 NormalizationOption = Annotated[
-    Literal["filter", "layer", "none"],
+    config.Normalization,
     _option(ANALYSIS, "How random directions are scaled to the weights."),
 ]
 NumPlanes = Annotated[
@@ -339,9 +341,7 @@ YRange = Annotated[
 Resolution = Annotated[str, _option(ANALYSIS, "Cells: 51, or 51x31.", metavar="NX[xNY]")]
 
 # Figures
-Format = Annotated[
-    Literal["png", "pdf", "svg"], _option(FIGURES, "png, pdf or svg.", metavar="NAME")
-]
+Format = Annotated[config.FigureFormat, _option(FIGURES, "png, pdf or svg.", metavar="NAME")]
 Size = Annotated[
     str,
     _option(FIGURES, "column (3.4 inches), page (7), or inches such as 5x4.", metavar="WxH"),
@@ -393,7 +393,7 @@ Memory = Annotated[
     ),
 ]
 BasisDevice = Annotated[
-    Literal["auto", "cpu", "disk"],
+    config.BasisDevice,
     _option(EXECUTION, "Where the Krylov basis is held: auto, cpu or disk.", metavar="KIND"),
 ]
 ConfigFile = Annotated[

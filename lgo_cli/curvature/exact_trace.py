@@ -26,7 +26,7 @@ from lgo_cli.seeding import standard_normal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lgo_cli.curvature.networks import OperatorName
+    from lgo_cli.config import OperatorName
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
     from lgo_cli.vectors import Block

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,9 @@ from lgo_cli.vectors import Block, flatten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lgo_cli.config import OperatorName
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
-
-OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
 
 G = TypeVar("G")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lgo_cli.buffers import buffer_tables, put_back
 from lgo_cli.gradients import gradients
-from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
+from lgo_cli.landscape.curves import Bezier, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import generator
@@ -27,6 +27,7 @@ from lgo_cli.vectors import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from lgo_cli.config import CurveKind
     from lgo_cli.objective import Objective
     from lgo_cli.results import Recipe
     from lgo_cli.samples import Samples

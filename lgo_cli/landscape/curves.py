@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from lgo_cli.config import CurveKind
 
 DRAWN = 101
 """Points of a curve that is drawn, which its kinks are put in between."""
@@ -245,8 +247,6 @@ class Arc(Curve):
         norms = np.array([norm(self.start), norm(self.end)])
         return norms, ((1 - t) * norms[0] + t * norms[1])[:, None]
 
-
-CurveKind = Literal["bezier", "polychain"]
 
 CURVES: dict[CurveKind, type[Bezier] | type[PolyChain]] = {"bezier": Bezier, "polychain": PolyChain}
 """What can be trained, by name."""

@@ -17,7 +17,7 @@ from lgo_cli.vectors import norm, normalize
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization
 
 ROUNDING = torch.finfo(torch.float32).eps
 """Relative error of stored weights. A difference of two points below it is no direction, also in

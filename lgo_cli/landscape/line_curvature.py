@@ -20,7 +20,7 @@ from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import dot, root_mean_square
 
 if TYPE_CHECKING:
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization
     from lgo_cli.objective import Objective
 
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from numpy import ndarray as Array
 
-    from lgo_cli.config import Range
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization, Range
     from lgo_cli.objective import Objective
 
 MARGIN = 0.25

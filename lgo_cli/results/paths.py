@@ -6,7 +6,7 @@ import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
-from lgo_cli.config import Strict
+from lgo_cli.config import CurveKind, Strict
 from lgo_cli.results.base import AnalysisResults, Real, Recipe, counted
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class CurveResults(Strict):
     distance between the ends.
     """
 
-    kind: Literal["bezier", "polychain"]
+    kind: CurveKind
     num_bends: int
     recipe: Recipe
     num_steps: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lgo_cli.config import Strict
+from lgo_cli.config import Scaling, Strict
 from lgo_cli.results.base import AnalysisResults, Real
 
 
@@ -149,7 +149,7 @@ class HessianResults(AnalysisResults):
     """
 
     operator: str
-    scaling: Literal["none", "elementwise", "adam"]
+    scaling: Scaling
     layers: list[str] | None
     weight_decay: float | None
     loss: Real

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from lgo_cli.config import Strict
+from lgo_cli.config import Normalization, Strict
 from lgo_cli.results.base import AnalysisResults, Real
 
 
@@ -174,7 +172,7 @@ class ContourResults(AnalysisResults):
 
     complaints: list[str]
     plane: str
-    normalization: Literal["filter", "layer", "none"] | None
+    normalization: Normalization | None
     movements: list[Movement]
     loss_at_center: Real
     loss_min: Real | None
