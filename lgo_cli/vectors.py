@@ -284,9 +284,9 @@ def combine(origin: Tensor, terms: Sequence[tuple[float, Tensor]], out: Tensor) 
     """Write origin + Σ c·d into `out`, each point from the origin and never by steps.
 
     Args:
-        origin: Flat vector [P].
-        terms: Pairs of a coordinate and a flat vector [P].
-        out: Flat vector [P] to write to; not `origin`.
+        origin: A flat vector, or any tensor.
+        terms: Pairs of a coordinate and a tensor of that shape.
+        out: To write to; not `origin`.
     """
     if not terms:
         return out.copy_(origin)

@@ -33,6 +33,7 @@ from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
 from lgo_cli.results import counted
 from lgo_cli.samples import Evaluation, evaluation_of, loss_totals
+from lgo_cli.vectors import combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -306,10 +307,4 @@ def _combined(
 ) -> Tensor:
     """Some rows of xWᵀ + Σ cᵢ·xDᵢᵀ, in a buffer that is written anew each time."""
     origin, *along = (part[rows] for part in parts)
-    total = buffer[: len(origin)]
-    if not along:
-        return total.copy_(origin)
-    torch.add(origin, along[0], alpha=coordinates[0], out=total)
-    for part, coordinate in zip(along[1:], coordinates[1:], strict=True):
-        total.add_(part, alpha=coordinate)
-    return total
+    return combine(origin, [*zip(coordinates, along, strict=True)], buffer[: len(origin)])
