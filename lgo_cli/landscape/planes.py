@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MARGIN = 0.25
 """Room around the points that a plane was laid through, as a share of their extent."""
 
+UNIT_RANGES: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
+"""Of x and y, where nothing of the plane says how far it reaches."""
+
 OBLIQUE = 0.01
 """Cosine between given directions from which on a reader is told that a picture is skewed."""
 
@@ -112,14 +115,10 @@ def random_plane(
     Raises:
         UsageError: if the model's filters allow one direction only.
     """
-    first, drawn = (_drawn(objective, seed, normalization, 2 * index + axis) for axis in (0, 1))
-    second = orthogonalize(first, drawn)
-    if is_line(first, second, drawn):
-        raise _one_direction_only(normalization)
+    first = _drawn(objective, seed, normalization, 2 * index)
+    second = _orthogonal(objective, first, seed, normalization, index)
     unit = DESCRIPTIONS[normalization]
-    return build_plane(
-        "random", first, second, (-1.0, 1.0), (-1.0, 1.0), (f"x: {unit}", f"y: {unit}")
-    )
+    return build_plane("random", first, second, (f"x: {unit}", f"y: {unit}"))
 
 
 def gradient_plane(
@@ -152,7 +151,7 @@ def gradient_plane(
         f"x: gradient (uphill{function}), unit norm",
         f"y: {DESCRIPTIONS[normalization]}, unit norm",
     )
-    return build_plane("gradient", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+    return build_plane("gradient", first, second, labels)
 
 
 def random_eigen_plane(
@@ -188,7 +187,7 @@ def random_eigen_plane(
         f"x: eigenvector 1 (λ = {eigenvalue:.4g}{function}), unit norm",
         f"y: {DESCRIPTIONS[normalization]}, unit norm",
     )
-    return build_plane("random+eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+    return build_plane("random+eigen", first, second, labels)
 
 
 def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | None = None) -> Plane:
@@ -228,7 +227,7 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
         f"the directions are not orthogonal (cosine {angle:.3f}): the picture's distances and "
         "angles are not those of parameter space",
     )
-    ranges: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
+    ranges = UNIT_RANGES
     markers: list[Marker] = []
     if curve is not None:
         _, *bends, end = curve.points.tolist()
@@ -241,8 +240,8 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
         "file",
         first,
         second,
-        *ranges,
         (f"x: given direction 1, norm {lengths[0]}", f"y: given direction 2, norm {lengths[1]}"),
+        ranges,
         curve=curve,
         markers=tuple(markers),
         warnings=warnings if abs(angle) > OBLIQUE else (),
@@ -265,7 +264,7 @@ def eigen_plane(
         f"{axis}: eigenvector {rank} (λ = {value:.4g}{function}), unit norm"
         for axis, rank, value in zip("xy", (1, 2), eigenvalues[:2].tolist(), strict=True)
     )
-    return build_plane("eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), (labels[0], labels[1]))
+    return build_plane("eigen", first, second, (labels[0], labels[1]))
 
 
 def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
@@ -305,8 +304,8 @@ def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
         "checkpoints",
         first,
         second,
-        *range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         (f"x: towards A, {unit}", "y: orthogonal, towards B, same unit"),
+        range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         markers=(
             Marker("run", 0.0, 0.0),
             Marker("A", 1.0, 0.0),
@@ -319,9 +318,8 @@ def build_plane(
     kind: str,
     first: Tensor,
     second: Tensor,
-    x_range: Range,
-    y_range: Range,
     axis_labels: tuple[str, str],
+    ranges: tuple[Range, Range] = UNIT_RANGES,
     **extra: object,
 ) -> Plane:
     """A plane of two directions as they are, with their cosine."""
@@ -329,8 +327,8 @@ def build_plane(
         kind=kind,
         directions=torch.stack([first, second]),
         axis_cosine=cosine(first, second),
-        x_range=x_range,
-        y_range=y_range,
+        x_range=ranges[0],
+        y_range=ranges[1],
         axis_labels=axis_labels,
         **extra,  # type: ignore[arg-type]
     )
@@ -342,23 +340,31 @@ def _drawn(objective: Objective, seed: int, normalization: Normalization, number
     )
 
 
+def _orthogonal(
+    objective: Objective, first: Tensor, seed: int, normalization: Normalization, index: int
+) -> Tensor:
+    """What is left of a random direction without its part along `first`.
+
+    Raises:
+        UsageError: if that is nothing.
+    """
+    drawn = _drawn(objective, seed, normalization, 2 * index + 1)
+    second = orthogonalize(first, drawn)
+    if is_line(first, second, drawn):
+        what = "directions" if normalization == "none" else f"{normalization}-normalised directions"
+        raise UsageError(
+            f"the model's weights span no plane of {what}",
+            hint="take a line instead: lgo interp --direction random",
+        )
+    return second
+
+
 def _beside(
     objective: Objective, first: Tensor, seed: int, normalization: Normalization, index: int
 ) -> Tensor:
     """A random direction orthogonal to `first` and as long."""
-    drawn = _drawn(objective, seed, normalization, 2 * index + 1)
-    second = orthogonalize(first, drawn)
-    if is_line(first, second, drawn):
-        raise _one_direction_only(normalization)
+    second = _orthogonal(objective, first, seed, normalization, index)
     return second * (norm(first) / norm(second))
-
-
-def _one_direction_only(normalization: Normalization) -> UsageError:
-    what = "directions" if normalization == "none" else f"{normalization}-normalised directions"
-    return UsageError(
-        f"the model's weights span no plane of {what}",
-        hint="take a line instead: lgo interp --direction random",
-    )
 
 
 def range_around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
