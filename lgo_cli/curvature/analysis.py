@@ -128,33 +128,32 @@ class _Analysis:
         density = self._density(operator, pairs, max_basis)
         layers = self._layers(network, pairs, trace, exact)
         preconditioned = self._preconditioned(network, beside)
-        spectrum = Spectrum(
+        if checked is not None and pairs.process is not None:
+            checked = replace(checked, orthogonality=pairs.process.basis.orthogonality())
+        # Without its basis and the graphs, before the halves build theirs.
+        pairs = replace(pairs, process=None)
+        plan, keeps_graph = network.plan, network.keeps_graph
+        network.release()
+        halves = self._halves(block, wanted) if config.halves else None
+        return Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
             gradient_share=_share(scaled, pairs) if is_clear else None,
-            eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors), process=None),
+            eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors)),
             preconditioned=preconditioned,
             trace=trace,
             density=density,
             layers=layers,
-            halves=None,
+            halves=halves,
             audit=checked,
             matvecs=self.matvecs,
-            plan=network.plan,
+            plan=plan,
             rewriting=network.model.note,
-            keeps_graph=network.keeps_graph,
+            keeps_graph=keeps_graph,
             block=block,
-            unconverged=(),
-            warnings=(),
+            unconverged=tuple(self.unconverged),
+            warnings=tuple(self.warnings),
         )
-        if checked is not None and pairs.process is not None:
-            orthogonality = pairs.process.basis.orthogonality()
-            spectrum = replace(spectrum, audit=replace(checked, orthogonality=orthogonality))
-        network.release()
-        del pairs  # with its basis, before the halves build theirs
-        if config.halves:
-            spectrum = replace(spectrum, halves=self._halves(block, wanted))
-        return replace(spectrum, unconverged=tuple(self.unconverged), warnings=tuple(self.warnings))
 
     def _wanted(self, block: Block) -> Wanted:
         config = self.config
