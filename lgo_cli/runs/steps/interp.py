@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.results import Barrier, InterpResults
+from lgo_cli.results import AlignmentResults, Barrier, InterpResults, RepairResults
 from lgo_cli.runs.evidence import direction_norm
-from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import (
     FROZEN_CURVE,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lgo_cli.landscape.interpolation import LossPath
+    from lgo_cli.landscape.repair import Repair
 
 
 class InterpStep(Step):
@@ -118,7 +118,13 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     with context.stopwatch.phase("compute"):
         other = checkpoint.load_fitting(plan.files["to"], loaded.model)
         if config.align:
-            alignment = aligned(context, config, other)
+            from lgo_cli.landscape.alignment import align  # imports PyTorch's compiler
+
+            inputs = loaded.samples("train", config.analysis_samples).inputs
+            own = loaded.model.state_dict()
+            alignment = align(
+                loaded.model, own, other, inputs, seed=config.seed, progress=context.progress
+            )
             warnings += alignment.warnings
         with objective(plan, loaded) as problem:
             complaints = problem.complaints
@@ -137,14 +143,14 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
                     beside["unrepaired"] = path
                     path = ends.straight(other, repair)
             description = ends.measured(other)
-            own = unmoved(problem, ends.policy(other), other)
-            if own:
+            kinds = unmoved(problem, ends.policy(other), other)
+            if kinds:
                 loss_of_other = loss_of(problem, other)
     paths = (path, *beside.values())
     warnings += dict.fromkeys(text for each in paths for text in each.warnings)
     if loss_of_other is not None:
         warnings += unmoved_warnings(
-            own, "along the path", "the other end's", loss_of_other, path.loss_at_end
+            kinds, "along the path", "the other end's", loss_of_other, path.loss_at_end
         )
     if trained is not None and trained.uses_batch_statistics and description.batchnorm == "frozen":
         warnings.append(FROZEN_CURVE)
@@ -161,13 +167,24 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
         along=str(plan.request.config["to"][0]),  # type: ignore[index]
         shape=config.curve or ("arc" if config.spherical else "line"),
         loss_of_other=loss_of_other,
-        alignment=alignment_results(alignment) if alignment else None,
-        repair=repair_results(repair) if repair else None,
+        alignment=(
+            AlignmentResults.model_validate(alignment, from_attributes=True) if alignment else None
+        ),
+        repair=_repair_results(repair) if repair else None,
         curve=curve_results(context, config, trained) if trained else None,
         num_evaluations=sum(each.num_evaluations for each in paths),
         num_matvecs=sum(each.num_matvecs for each in paths),
     )
     return results, arrays
+
+
+def _repair_results(repair: Repair) -> RepairResults:
+    """What REPAIR rescales and what it cannot."""
+    return RepairResults(
+        layers=list(repair.ends),
+        batch_norms=list(repair.batch_norms),
+        not_repaired=repair.not_repaired,
+    )
 
 
 def path_arrays(path: LossPath, prefix: str = "") -> dict[str, Any]:
