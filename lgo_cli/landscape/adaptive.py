@@ -15,12 +15,14 @@ import torch
 from numpy import ndarray as Array
 
 from lgo_cli.landscape.borders import border, nearest_is_finite
-from lgo_cli.landscape.checking import Check, compare
+from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.spline import GrowingSpline, fit
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from lgo_cli.results import FillingCheck
 
     Measure = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
     Preview = Callable[["Array", "Array"], None]
@@ -97,7 +99,7 @@ class Filled:
     num_small: int
     cost: float
     floor: float
-    check: Check | None
+    check: FillingCheck | None
     num_checks: int
     converged: bool
 
@@ -356,14 +358,14 @@ class _Filling:
             limit = np.sqrt(np.maximum(limit**2 - variance, (SMALL_SHARE * limit) ** 2))
         return [], full.rank(limit, _batch(self.known))
 
-    def check(self, cells: Sequence[int], number: int) -> Check:
+    def check(self, cells: Sequence[int], number: int) -> FillingCheck:
         """Measure filled cells and compare, for the `number`-th time."""
         chosen = list(cells)
         filled, stated = self.loss[chosen], self.error[chosen]
         self.ask(chosen)
         return compare(filled, stated, self.full[chosen], self.floor, self.tolerance, number)
 
-    def enlarge(self, check: Check) -> bool:
+    def enlarge(self, check: FillingCheck) -> bool:
         """State no less than what a check found; whether that is still within the tolerance.
 
         If it is not, splines to come state more, but not much: a surprise at one place is data.
@@ -376,7 +378,7 @@ class _Filling:
         allowed = self.tolerance * np.maximum(np.abs(self.loss), self.floor)
         return not (self.error > allowed)[~self.known].any()
 
-    def result(self, check: Check | None, num_checks: int, *, converged: bool) -> Filled:
+    def result(self, check: FillingCheck | None, num_checks: int, *, converged: bool) -> Filled:
         """What there is by now."""
         return Filled(
             loss=self.loss.reshape(self.shape),

@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
+from lgo_cli.landscape.barriers import estimate_barrier, height_errors
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.losses import sample_losses
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
     from lgo_cli.objective import Objective
+    from lgo_cli.results import Barrier
     from lgo_cli.samples import Evaluation, Samples
 
 OWN_PASS = "the model's own pass: the path is no straight line between parameters"

@@ -18,6 +18,7 @@ from lgo_cli.landscape.directions import (
     orthogonalize,
     random_direction,
 )
+from lgo_cli.results import Marker
 from lgo_cli.vectors import cosine, dot, norm
 
 if TYPE_CHECKING:
@@ -36,15 +37,6 @@ UNIT_RANGES: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
 
 OBLIQUE = 0.01
 """Cosine between given directions from which on a reader is told that a picture is skewed."""
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A named point of a plane, in the plane's coordinates."""
-
-    label: str
-    x: float
-    y: float
 
 
 @dataclass(frozen=True)
@@ -233,7 +225,8 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
         _, *bends, end = curve.points.tolist()
         names = ["bend"] if len(bends) == 1 else [f"bend {k + 1}" for k in range(len(bends))]
         markers = [
-            Marker(name, *at) for name, at in zip([*names, "other end"], [*bends, end], strict=True)
+            Marker(label=name, x=x, y=y)
+            for name, (x, y) in zip([*names, "other end"], [*bends, end], strict=True)
         ]
         ranges = range_around([(0.0, 0.0), *curve.path.tolist(), *curve.points.tolist()])
     return build_plane(
@@ -307,9 +300,9 @@ def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
         (f"x: towards A, {unit}", "y: orthogonal, towards B, same unit"),
         range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         markers=(
-            Marker("run", 0.0, 0.0),
-            Marker("A", 1.0, 0.0),
-            Marker("B", x_of_b, y_of_b),
+            Marker(label="run", x=0.0, y=0.0),
+            Marker(label="A", x=1.0, y=0.0),
+            Marker(label="B", x=x_of_b, y=y_of_b),
         ),
     )
 

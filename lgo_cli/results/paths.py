@@ -42,11 +42,16 @@ def route(along: str, shape: str, *, is_repaired: bool) -> str:
 
 
 class Barrier(Strict):
-    """Height above the straight line between the end losses, at its largest over [0, 1].
+    """The largest height on a grid, with its paired standard error.
 
-    The standard error is paired, of the height at `alpha`; the interval has 95 % confidence,
-    accounts for `alpha` being where the samples have the maximum, and allows for rounding. Both are
-    NaN for one sample.
+    Attributes:
+        value: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)].
+        standard_error: Of the height at the α of the maximum, the samples taken as independent
+            draws; 0 where that is an end. The choice of the maximum is in the interval alone.
+        interval: Holds the barrier that infinitely many samples would give on the same grid, with
+            95 % confidence, wherever rounding has put the losses. Not symmetric, and never below 0;
+            NaN for one sample, which says nothing of others.
+        alpha: Where the maximum is.
     """
 
     value: Real

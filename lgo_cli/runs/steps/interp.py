@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.results import AlignmentResults, Barrier, InterpResults, RepairResults
+from lgo_cli.results import AlignmentResults, InterpResults, RepairResults
 from lgo_cli.runs.evidence import direction_norm
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import (
@@ -199,7 +198,7 @@ def path_results(path: LossPath, beside: Mapping[str, LossPath] | None = None) -
     paths = [path, *(beside or {}).values()]
     for name, other in (beside or {}).items():
         for prefix, found in (("", other.train.barrier), ("test_", other.test.barrier)):
-            fields[f"{prefix}barrier_{name}"] = found and Barrier(**asdict(found))
+            fields[f"{prefix}barrier_{name}"] = found
     for prefix, found in (("", path.train.barrier), ("test_", path.test.barrier)):
         fields |= {
             f"{prefix}barrier": found and found.value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -283,7 +283,7 @@ def _preview(work: Work) -> Preview:
         "measured": work.description.model_dump(mode="json"),
         "axis_labels": plane.axis_labels,
         "loss_at_center": work.problem.center.loss,
-        "markers": [asdict(marker) for marker in plane.markers],
+        "markers": [marker.model_dump() for marker in plane.markers],
         "trajectory": None,
         "num_cells": len(work.x) * len(work.y),
     }
