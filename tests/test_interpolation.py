@@ -30,7 +30,6 @@ from lgo_cli.landscape.curves import Arc, straight
 from lgo_cli.landscape.grids import alpha_grid, linspace
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.interpolation import interpolate
-from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples
@@ -292,7 +291,7 @@ def test_what_is_around_a_point_is_in_force_there_and_at_the_centre_too() -> Non
 
 def test_sample_losses_are_those_behind_the_mean() -> None:
     with Objective(_network(), TRAIN, LossFunction("cross_entropy", 0.1), micro_batch_size=16) as o:
-        evaluation, losses = sample_losses(o)
+        evaluation, losses = o.sample_losses()
         assert evaluation == o.evaluate()
         assert losses.dtype == torch.float64
         with torch.no_grad():
@@ -302,7 +301,7 @@ def test_sample_losses_are_those_behind_the_mean() -> None:
             )
         # Batches of another size: the last bits of float32.
         torch.testing.assert_close(losses, expected.double(), rtol=1e-5, atol=1e-6)
-        assert sample_losses(o, TEST)[0] == o.evaluate(TEST)
+        assert o.sample_losses(TEST)[0] == o.evaluate(TEST)
 
 
 def _height(alpha: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> float:

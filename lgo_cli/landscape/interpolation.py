@@ -14,7 +14,6 @@ from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.barriers import estimate_barrier, height_errors
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.evaluator import Evaluator
-from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
@@ -241,7 +240,7 @@ class _Points:
         if self.samples is None:
             return
         if exact or self.evaluator is None:
-            evaluation, losses = sample_losses(self.objective, self.samples)
+            evaluation, losses = self.objective.sample_losses(self.samples)
         else:
             evaluation, losses = self.evaluator.here(alpha)
         self.evaluations.append(evaluation)
