@@ -111,6 +111,10 @@ class StepConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
+OBJECTIVE_FIELDS = tuple(name for name in StepConfig.model_fields if name != "seed")
+"""What training and its analyses were asked alike, if their losses are of the same."""
+
+
 class RecipeConfig(StepConfig):
     """How to go down the loss. What is `None` comes from the model's published recipe."""
 

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import CONFIGS, Strict
+from lgo_cli.config import CONFIGS, OBJECTIVE_FIELDS, Strict
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
 from lgo_cli.factories import role_of
@@ -98,12 +98,6 @@ def _made_by(directory: Path) -> str:
     return f"make one: lgo train --out {shlex.quote(str(directory))}"
 
 
-_OBJECTIVE = (
-    "model", "model_arg", "dataset", "dataset_arg", "train_samples", "loss", "label_smoothing",
-)  # fmt: skip
-"""What training and its analyses were asked alike, if their losses are of the same."""
-
-
 def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None:
     """Why a step is not of what the run's first is of: its training, where it has one."""
     first = next((state.manifest for state in states if state.manifest is not None), None)
@@ -119,7 +113,7 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return f"of other weights than {run.command}"
     if name != "model.pth":
         return f"of {name}, not of the final model.pth"
-    for name in _OBJECTIVE:
+    for name in OBJECTIVE_FIELDS:
         if asked.config[name] != run.config[name]:
             return f"with another --{name.replace('_', '-')} than {run.command}"
     roles = ("model.py", "data.py", "data.npz", *sorted(FILE_NAMES))
