@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import SerializeAsAny, ValidationError, model_validator
 
@@ -327,8 +327,3 @@ def damaged_outputs(manifest: Manifest | OtherVersion, directory: Path) -> dict[
         elif path.stat().st_size != ref.num_bytes or sha256_file(path) != ref.sha256:
             complaints[name] = f"{path} is not what lgo {manifest.request.command} wrote"
     return complaints
-
-
-def results_mapping(manifest: Manifest) -> dict[str, Any]:
-    """The results as plain JSON values."""
-    return manifest.results.model_dump(mode="json")
