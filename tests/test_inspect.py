@@ -20,7 +20,7 @@ from conftest import SMALL, Lgo
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
-from lgo_cli.runs.inspect import COLUMNS
+from lgo_cli.runs.rows import COLUMNS
 
 # With vectors precise enough for a plane.
 HESSIAN = (
