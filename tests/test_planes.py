@@ -19,7 +19,7 @@ from lgo_cli.curvature.audit import Rounding
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.search import Wanted
-from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.directions import gradient_direction, orthogonalize, random_direction
 from lgo_cli.landscape.planes import (
     checkpoints_plane,
@@ -245,17 +245,6 @@ def test_given_directions_that_are_none() -> None:
         ):
             with pytest.raises(InputError, match=message):
                 given_plane(objective, bad)
-
-
-def test_stationary_point_has_no_gradient_plane() -> None:
-    model = nn.Linear(2, 2, bias=False)
-    model.weight.data.copy_(torch.eye(2))
-    samples = Samples(torch.eye(2), torch.tensor([0, 1]))
-    with (
-        Objective(model, samples, LossFunction("squared_error")) as objective,
-        pytest.raises(NumericsError, match="norm is 0"),
-    ):
-        gradient_plane(objective, 0)
 
 
 def test_no_random_direction_beside_the_only_one() -> None:
