@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lgo_cli.cli.options import RunDirectories
 from lgo_cli.cli.root import app
-from lgo_cli.cli.run_directories import RunDirectories
 from lgo_cli.errors import InputError
 
 if TYPE_CHECKING:
