@@ -21,12 +21,12 @@ from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.lanczos import Lanczos
-from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
+from lgo_cli.curvature.layers import curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import scaled_gradient
 from lgo_cli.curvature.requested import Requested, on_samples
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
-from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
+from lgo_cli.curvature.spectrum import Half, LayerCurvature, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, completes, estimate_trace
 from lgo_cli.errors import UsageError
 from lgo_cli.progress import SILENT, Progress

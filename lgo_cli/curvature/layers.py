@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.search import basis_limit
+from lgo_cli.curvature.spectrum import LayerCurvature
 from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.progress import SILENT, Progress
 
@@ -24,29 +24,6 @@ if TYPE_CHECKING:
 
 NUM_PROBES = 10
 """Probes for each layer's trace and norm, beside the basis of its largest eigenvalue."""
-
-
-@dataclass(frozen=True)
-class LayerCurvature:
-    """The diagonal block of one module's own parameters.
-
-    Attributes:
-        name: The module's.
-        num_parameters: Entries of the block.
-        largest: Its largest eigenvalue.
-        residual_bound: Of the largest eigenvalue.
-        error_estimate: Of the largest eigenvalue.
-        trace: Of the block, exact or estimated, with its Frobenius norm.
-        unconverged: What did not converge of the eigenvalue.
-    """
-
-    name: str
-    num_parameters: int
-    largest: float
-    residual_bound: float
-    error_estimate: float
-    trace: Trace
-    unconverged: tuple[str, ...] = ()
 
 
 def curvature_of_layers(
