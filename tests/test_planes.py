@@ -268,7 +268,7 @@ def test_no_random_direction_beside_the_only_one() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("runs.steps.hessian.PLANE_VECTOR_RTOL", 1e-12),
+        ("runs.steps.eigenpairs.PLANE_VECTOR_RTOL", 1e-12),
         # Rounding that was measured counts: no product allows for a vector as good as that.
         ("curvature.audit.measure_rounding", lambda *_, **__: Rounding(1e5, None, None)),
     ],

@@ -16,8 +16,8 @@ from lgo_cli.runs.steps.curve import (
     curve_state,
     trained_curve,
 )
+from lgo_cli.runs.steps.eigenpairs import top_eigenpairs
 from lgo_cli.runs.steps.ends import Ends, largest_difference
-from lgo_cli.runs.steps.hessian import top_eigenpairs
 from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
