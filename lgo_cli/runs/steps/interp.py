@@ -129,18 +129,18 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
             complaints = problem.complaints
             ends = Ends(context, config, problem)
             if alignment is not None:
-                beside["unaligned"] = ends.straight(other)
+                beside["unaligned"] = ends.path(other)
                 other = alignment.state
-            path = ends.straight(other)
+            path = ends.path(other)
             if config.curve is not None:
                 beside["line"] = path
                 trained = trained_curve(context, config, problem, ends.weights(other))
-                path = ends.curve(other, trained.curve)
+                path = ends.path(other, curve=trained.curve)
             if config.repair:
                 repair = ends.repair(other)
                 if repair.ends:  # the statistics of batch norm alone are recomputed in any case
                     beside["unrepaired"] = path
-                    path = ends.straight(other, repair)
+                    path = ends.path(other, repair=repair)
             description = ends.measured(other)
             kinds = unmoved(problem, ends.policy(other), other)
             if kinds:

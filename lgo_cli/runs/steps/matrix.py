@@ -56,7 +56,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
                         description = ends.measured(states[1])
                     for second in range(first + 1, len(states)):
                         if math.isfinite(losses[second]):
-                            paths[first, second] = ends.straight(states[second])
+                            paths[first, second] = ends.path(states[second])
         finally:
             loaded.model.load_state_dict(states[0])
     if config.batchnorm != "frozen":  # as the paths have them; from one's own model first
