@@ -94,7 +94,7 @@ class BatchNorm:
             self._samples = objective.samples.head(num_samples or len(objective.samples))
             self.num_samples = len(self._samples)
         elif policy == "interpolate":
-            if ends is None:
+            if not ends:
                 raise UsageError(
                     "--batchnorm interpolate: only the run's own statistics are known here, there "
                     "is nothing to interpolate between",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from lgo_cli import checkpoint
 from lgo_cli.config import ContourConfig, FigureConfig
 from lgo_cli.errors import MachineError
 from lgo_cli.landscape.grids import linspace
@@ -199,11 +200,13 @@ def open_work(context: Context, share: str = "") -> Iterator[Work]:
     _refuse_vast_grid(config)
     with objective(context.plan, context.loaded) as problem:
         named = named_plane(context, problem, config)
+        files, model = context.plan.files, context.loaded.model
+        interpolated = named.ends if config.batchnorm == "interpolate" else ()
         batchnorm = BatchNorm(
             problem,
             config.batchnorm,
             num_samples=config.batchnorm_samples,
-            ends=_ends(context, named) if config.batchnorm == "interpolate" else None,
+            ends={at: checkpoint.load_fitting(files[name], model) for at, name in interpolated},
         )
         work = Work(
             context=context,
@@ -258,17 +261,6 @@ def _grids(config: ContourConfig) -> tuple[str, str]:
     hint += " or --num-planes" if config.num_planes > 1 else ""
     hint += ", or leave out --test" if config.test else ""
     return f"{'a grid' if number == 1 else f'{number} grids'} of {nx} x {ny} cells", hint
-
-
-def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:
-    """Tensors of the checkpoints that a plane was laid through, by their coordinates."""
-    from lgo_cli import checkpoint
-
-    model, files = context.loaded.model, context.plan.files
-    ends: dict[tuple[float, ...], Any] = {
-        place: checkpoint.load_fitting(files[name], model) for place, name in named.ends
-    }
-    return ends or None
 
 
 def _preview(work: Work) -> Preview:
