@@ -38,10 +38,9 @@ def curvature_of_layers(
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
 
-    Blocks share the graphs of the whole matrix, and its tolerance on small eigenvalues: a block
-    rounds as the whole does, however small it is itself. One whose products are zero is zero. Each
-    costs the products of its eigenvalue, some 5 to 20, and 10 probes, or fewer that complete its
-    basis. The trace of one that is all of the matrix is the matrix's.
+    Blocks share the graphs of the whole matrix and its tolerance on small eigenvalues, since even a
+    small block rounds as the whole does. Each costs 5 to 20 products for its eigenvalue and 10
+    probes, or fewer if they complete its basis. A block that is the whole matrix takes its trace.
 
     Args:
         network: The whole matrix.
