@@ -118,22 +118,21 @@ def fill_surface(
 ) -> Filled:
     """Measure cells of a grid until a spline through them gives the others to a tolerance.
 
-    First a coarse grid, denser towards the edges; then, a batch at a time, the cells where the
-    error of the spline is estimated largest; last, as a check, a random sample of the cells that
-    are filled. If one of those is off by more than the tolerance, or by more than was stated and
-    the estimates enlarged by that much exceed the tolerance, they join the data, and it goes on to
-    another check. The border of a region where the loss is not finite is measured cell by cell.
+    First a coarse grid, denser towards the edges; then, in batches, the cells with the largest
+    estimated errors; last, as a check, a random sample of the filled cells. It fails if one is off
+    by more than the tolerance, or by more than its estimate where the estimates, enlarged by as
+    much, exceed the tolerance. Its cells then join the data, and another check follows. The border
+    of a region where the loss is not finite is measured cell by cell.
 
-    The spline is one of asinh(loss / floor), which is the logarithm where losses are large against
-    the floor, and takes zero and negative ones. The floor is the smallest magnitude on the coarse
-    grid, or a thousandth of the centre's loss if that is larger.
+    The spline is of asinh(loss / floor): the logarithm of large losses, which takes zero and
+    negative ones too. The floor is the smallest magnitude on the coarse grid, or a thousandth of
+    the centre's loss if that is larger.
 
-    Where cells can be measured on a few of the samples, the spline is the sum of two, one of the
-    small losses and one, through fewer cells, of the difference of the two logarithms, if the
-    coarse grid says that this is cheaper.
+    Given `measure_small`, and if the coarse grid says that it is cheaper, the spline is a sum of
+    two: of the losses on few samples, and, through fewer cells, of the difference of logarithms.
 
-    Which cells are asked for depends on the arguments and the values alone, and no cell is asked
-    for twice: a run that was killed goes on from a journal of values.
+    Which cells are asked for depends on the arguments and values alone, and none is asked for
+    twice, so that a killed run goes on from a journal of values.
 
     Args:
         x: Coordinates of the columns [nx], ascending.

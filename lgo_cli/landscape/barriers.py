@@ -92,14 +92,13 @@ def estimate_barrier(
 ) -> Barrier | None:
     """The barrier with a standard error and an interval, from the losses of each sample.
 
-    The interval comes from a band h(α) ± c·s(α) that holds all true heights at once with 95 %
-    confidence, so that it may be read off wherever the maximum is: from max(h − c·s − r) to
-    max(h + c·s + r), r being the allowance for rounding. c is the quantile of the largest
-    |deviation|/s under a Gaussian multiplier bootstrap (Chernozhukov, Chetverikov & Kato 2013),
-    studentised: that of the largest |entry| of a multivariate t with N − 1 degrees of freedom,
+    A band h(α) ± c·s(α) holds all true heights at once with 95 % confidence, so that the interval
+    may be read off wherever the maximum is: from max(h − c·s − r) to max(h + c·s + r), r being the
+    allowance for rounding. c is the quantile of the largest |deviation|/s under a Gaussian
+    multiplier bootstrap (Chernozhukov, Chetverikov & Kato 2013), with N − 1 degrees of freedom
     since s is an estimate. Given the samples, the deviations Σ ξ_n (d_n(α) − h(α)) / √(N(N − 1))
-    are exactly Gaussian, of variances s(α)² and with the d_n's sample correlations. From these they
-    are drawn directly, in min(n, N) dimensions.
+    are exactly Gaussian with the d_n's sample covariance, and are drawn from it directly, in
+    min(n, N) dimensions.
 
     Args:
         alpha: Coordinates [n], ascending, with 0 and 1 among them.

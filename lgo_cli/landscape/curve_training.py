@@ -80,11 +80,10 @@ class TrainedCurve:
 class CurveTraining(Descent):
     """The bends of a curve descend: batches, rates, checks and resumption are those of `lgo train`.
 
-    Each step draws one t from the stream of (seed, step), puts the model at θ(t), and takes one
-    ordinary gradient g there. Since θ(t) = Σ c_i(t) w_i, the gradient by bend i is c_i(t) g; so any
-    model can be trained that can be differentiated, with one backward pass. Weight decay acts on
-    θ(t): coupled, g + ω θ(t) (as Garipov et al.'s code has it); with `adamw` decoupled, bend i
-    moving by −η ω c_i(t) θ(t) beside its step.
+    Each step draws one t from the stream of (seed, step) and takes the model's gradient g at θ(t).
+    Since θ(t) = Σ c_i(t) w_i, the gradient by bend i is c_i(t) g: one backward pass serves all.
+    Weight decay acts on θ(t): coupled, g + ω θ(t) (as in Garipov et al.'s code); decoupled, with
+    `adamw`, bend i moves by −η ω c_i(t) θ(t) beside its step.
 
     Args:
         objective: Entered. Its model is moved and put in training mode; see `train_curve`.

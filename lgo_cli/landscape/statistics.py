@@ -70,10 +70,9 @@ def band(values: Array) -> Band:
 def profile(x: Array, y: Array, loss: Array, radii: Array, center: float) -> Array:
     """Mean loss over circles about the centre [n], interpolated between cells.
 
-    By Keys' cubic convolution (1981) of asinh(loss / centre), which is nearly the logarithm: a
-    minimum about as wide as a cell has no parabolas, and the loss itself between straight lines is
-    twice too high there. Beside cells that are not finite the interpolation is linear, and a circle
-    that touches one has an infinite mean.
+    By Keys' cubic convolution (1981) of asinh(loss / centre), nearly the logarithm: linear
+    interpolation of the loss is twice too high in a minimum as wide as a cell. Beside cells that
+    are not finite the interpolation is linear, and a circle that touches one has an infinite mean.
 
     Args:
         x: Coordinates [nx], ascending.
