@@ -145,8 +145,8 @@ def interpolate(
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")
     alphas = [float(alpha) for alpha in alphas]
-    required = {0.0} if direction is not None else {0.0, 1.0}
-    if alphas != sorted({*alphas}) or not required.issubset(alphas):
+    exact = {0.0} if direction is not None else {0.0, 1.0}  # measured by the model itself
+    if alphas != sorted({*alphas}) or not exact.issubset(alphas):
         raise ValueError("alphas must ascend, with 0 and, towards an end, 1 among them")
     if curve is not None:
         target = curve.end
@@ -168,8 +168,7 @@ def interpolate(
     held_out = _Points(objective, test, *evaluators[1:])
     with progress.task("line" if curve is None else "path", len(alphas), "points") as task:
         for alpha in alphas:
-            at_end = end is not None and alpha == 1.0
-            if end is not None and at_end:
+            if end is not None and alpha == 1.0:
                 objective.move(end)
             elif curve is not None:
                 objective.move(curve.point(alpha))
@@ -177,14 +176,14 @@ def interpolate(
                 objective.displace((alpha, d))
             with around(alpha) if around else statistics_at(batchnorm, alpha):
                 for points in (train, held_out):
-                    points.measure(alpha, exact=at_end or alpha == 0.0)
+                    points.measure(alpha, exact=alpha in exact)
                 if alpha == 0.0 and untouched:
                     train.evaluations[-1] = objective.center
             task.advance(1, loss=train.evaluations[-1].loss)
         objective.move(objective.theta)
     has_end = end is not None
     on_train = train.series(alphas, seed, "train", has_end=has_end)
-    on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
+    on_test = held_out.series(alphas, seed, "test", has_end=has_end)
     return LossPath(
         alpha=np.array(alphas),
         train=on_train,
@@ -261,7 +260,6 @@ class _Points:
         losses = np.stack(self.losses)
         self.losses.clear()  # twice the memory otherwise
         evaluator = self.evaluator
-        is_fast = evaluator is not None and evaluator.is_fast
         barrier = estimate_barrier(
             alpha,
             loss,
@@ -269,7 +267,7 @@ class _Points:
             seed=seed,
             label=label,
             dtype=self.objective.dtype,
-            fast_path_difference=evaluator.difference if evaluator and is_fast else 0.0,
+            fast_path_difference=evaluator.difference if evaluator and evaluator.is_fast else 0.0,
         )
         heights = height_errors(alpha, losses)
         return Series(loss, errors, accuracy, heights, barrier, num_nonfinite)
