@@ -111,6 +111,18 @@ class Objective:
         """P."""
         return self.layout.dim
 
+    def replaced(
+        self, *, samples: Samples | None = None, dtype: torch.dtype | None = None
+    ) -> Objective:
+        """The same objective on other samples or in another dtype, to be entered."""
+        return Objective(
+            self.model,
+            self.samples if samples is None else samples,
+            self.loss_function,
+            micro_batch_size=self.micro_batch_size,
+            dtype=dtype or self.dtype,
+        )
+
     def __enter__(self) -> Self:
         if self._own_data:
             raise RuntimeError("the objective is already entered")

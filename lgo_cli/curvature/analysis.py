@@ -24,7 +24,7 @@ from lgo_cli.curvature.lanczos import Lanczos
 from lgo_cli.curvature.layers import curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import scaled_gradient
-from lgo_cli.curvature.requested import Requested, on_samples
+from lgo_cli.curvature.requested import Requested
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
 from lgo_cli.curvature.spectrum import Half, LayerCurvature, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, completes, estimate_trace
@@ -379,7 +379,7 @@ class _Analysis:
         return halves
 
     def _half(self, samples: Samples, block: Block, wanted: Wanted) -> Half:
-        with on_samples(self.objective, samples) as objective:
+        with self.objective.replaced(samples=samples) as objective:
             model = self.requested.rewritten(objective)
             network, operator, _ = self.requested.measured(objective, block, model)
             gradient = self.requested.gradient(network)
