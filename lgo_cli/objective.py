@@ -297,14 +297,13 @@ class Objective:
         samples = self.samples if samples is None else samples
         return evaluate_model(self.model, samples, self.loss_function, self.micro_batch_size)
 
-    def sample_losses(self, samples: Samples | None = None) -> tuple[Evaluation, Tensor]:
+    def sample_losses(self, samples: Samples) -> tuple[Evaluation, Tensor]:
         """What `evaluate` measures, to the bit, and the loss of each sample in the same pass.
 
         Returns:
             The evaluation, and losses [N], float64, on the device.
         """
         self._check_entered()
-        samples = self.samples if samples is None else samples
         recording = Recording(self.loss_function)
         evaluation = evaluate_model(self.model, samples, recording, self.micro_batch_size)
         return evaluation, recording.losses

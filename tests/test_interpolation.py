@@ -291,7 +291,7 @@ def test_what_is_around_a_point_is_in_force_there_and_at_the_centre_too() -> Non
 
 def test_sample_losses_are_those_behind_the_mean() -> None:
     with Objective(_network(), TRAIN, LossFunction("cross_entropy", 0.1), micro_batch_size=16) as o:
-        evaluation, losses = o.sample_losses()
+        evaluation, losses = o.sample_losses(o.samples)
         assert evaluation == o.evaluate()
         assert losses.dtype == torch.float64
         with torch.no_grad():
