@@ -7,10 +7,9 @@ analysed or the plane decides, and the result says what it became.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,16 +18,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from lgo_cli.errors import UsageError
 from lgo_cli.files import hashable_json
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
 
 Command = Literal["train", "hessian", "interp", "contour"]
 Arguments = Annotated[dict[str, JsonValue], AfterValidator(hashable_json)]
@@ -75,8 +70,6 @@ PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """What may be named several times; one alone needs no list."""
-
-C = TypeVar("C", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -377,42 +370,3 @@ class Execution(Strict):
             return None
         power = " KMGT".index(match[2] or " ")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def parse_config(
-    cls: type[C], values: Mapping[str, Any], where: str = "", flags: Container[str] = ()
-) -> C:
-    """Validate `values` into a config.
-
-    Values pass through JSON, since strict mode refuses a list for a tuple in Python mode.
-
-    Args:
-        cls: `TrainConfig` and its like.
-        values: Field values.
-        where: What to put before each field's name in an error, such as `"--"` or a file's name.
-        flags: Fields that stood on the command line, which are called by their flags.
-
-    Raises:
-        UsageError: naming each bad field, its value and what it must be.
-    """
-    try:
-        return cls.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise UsageError("; ".join(describe(error, where, flags))) from error
-
-
-def describe(error: ValidationError, where: str = "", flags: Container[str] = ()) -> list[str]:
-    """One line per complaint of a `ValidationError`; arguments as in `parse_config`."""
-    lines = []
-    for detail in error.errors():
-        names = [str(part) for part in detail["loc"]]
-        message = detail["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not names:
-            lines.append(message)
-            continue
-        before = "--" if names[0] in flags else where
-        name = names[0].replace("_", "-") if before == "--" else ".".join(names)
-        got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
-        lines.append(f"{before}{name}: {message}{got}")
-    return lines

@@ -14,9 +14,10 @@ from typing import Literal, Self
 from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from lgo_cli import __version__
-from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict, describe
+from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict
 from lgo_cli.errors import DamagedError, InputError, NoManifestError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
+from lgo_cli.parsing import describe
 from lgo_cli.results import (
     STAND_INS,
     ContourResults,

@@ -6,14 +6,9 @@ from typing import Any
 import pytest
 
 from lgo_cli.cli.request import read_config_file
-from lgo_cli.config import (
-    ContourConfig,
-    HessianConfig,
-    InterpConfig,
-    TrainConfig,
-    parse_config,
-)
+from lgo_cli.config import ContourConfig, HessianConfig, InterpConfig, TrainConfig
 from lgo_cli.errors import UsageError
+from lgo_cli.parsing import parse_config
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ from lgo_cli.config import (
     HessianConfig,
     InterpConfig,
     TrainConfig,
-    parse_config,
 )
 from lgo_cli.errors import InputError, LgoError, NumericsError, OutputError, UsageError
 from lgo_cli.files import step_lock
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.models.registry import MODELS
+from lgo_cli.parsing import parse_config
 from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.evidence import load_arrays

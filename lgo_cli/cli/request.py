@@ -17,17 +17,12 @@ from pydantic import BaseModel
 
 from lgo_cli.arguments import did_you_mean
 from lgo_cli.cli import MODULES
-from lgo_cli.config import (
-    CONFIGS,
-    Execution,
-    FigureConfig,
-    StepConfig,
-    parse_config,
-)
+from lgo_cli.config import CONFIGS, Execution, FigureConfig, StepConfig
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.parsing import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping

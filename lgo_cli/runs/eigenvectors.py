@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.config import OBJECTIVE_FIELDS, HessianConfig, parse_config
+from lgo_cli.config import OBJECTIVE_FIELDS, HessianConfig
 from lgo_cli.manifest import ALGORITHM_VERSIONS
+from lgo_cli.parsing import parse_config
 from lgo_cli.results import HessianResults
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from lgo_cli.config import (
     InterpConfig,
     StepConfig,
     TrainConfig,
-    parse_config,
 )
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
@@ -33,6 +32,7 @@ from lgo_cli.manifest import (
     read_manifest,
 )
 from lgo_cli.models.registry import resolve_model
+from lgo_cli.parsing import parse_config
 from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
