@@ -189,9 +189,11 @@ class Movement(Strict):
 class ContourResults(AnalysisResults):
     """`lgo contour`.
 
-    `curve_distance` is how far a curve that came with the directions, `plane_path` of the arrays,
-    is off the plane at most, in the unit of the coordinates. `cell_plan` is which way cells took,
-    `is_fast` whether that is not the model's own pass.
+    Attributes:
+        cell_plan: Which way cells took.
+        is_fast: Whether that is not the model's own pass.
+        curve_distance: How far a curve that came with the directions (`plane_path` of the arrays)
+            is off the plane at most, in the unit of the coordinates.
     """
 
     complaints: list[str]
