@@ -27,6 +27,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for the disk: that files are synced, and when, is tested by itself."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @functools.lru_cache(50)
 def _drawn(pickled: bytes) -> dict[str, Figure]:
     return draw(*pickle.loads(pickled))

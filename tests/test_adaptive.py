@@ -322,7 +322,7 @@ def test_check_is_of_random_filled_cells_and_says_what_it_found() -> None:
     loss, measured = shown[-1]
     order = torch.randperm(truth.size, generator=generator(5, "contour", "check", 0)).tolist()
     cells = [divmod(cell, 41) for cell in order if not measured.ravel()[cell]][:NUM_CHECKED]
-    assert asked[-NUM_CHECKED:] == cells
+    assert asked[-NUM_CHECKED:] == sorted(cells)
     errors = [abs(loss[cell] - truth[cell]) / truth[cell] for cell in cells]
     assert found.check is not None
     assert found.check.worst_error == pytest.approx(max(errors), rel=1e-12)
@@ -496,7 +496,7 @@ VALUES = SMOOTH["bumps"](POINTS[:, 0], POINTS[:, 1])
 GRID = np.random.default_rng(2).uniform(-1, 1, (60, 2))
 
 
-def _bordered(order: int, at: Array) -> tuple[Array, Array]:
+def _bordered(order: int, at: Array, points: Array = POINTS) -> tuple[Array, Array]:
     """The textbook's matrix [[φ, p], [pᵀ, 0]] and right-hand sides, written out."""
 
     def phi(a: Array, b: Array) -> Array:
@@ -508,9 +508,9 @@ def _bordered(order: int, at: Array) -> tuple[Array, Array]:
         columns = [x**0, x, y, x * x, x * y, y * y][: {1: 1, 3: 3, 5: 6}[order]]
         return np.stack(columns, axis=1)
 
-    p = monomials(POINTS)
-    matrix = np.block([[phi(POINTS, POINTS), p], [p.T, np.zeros((p.shape[1],) * 2)]])
-    return matrix, np.concatenate([phi(at, POINTS), monomials(at)], axis=1).T
+    p = monomials(points)
+    matrix = np.block([[phi(points, points), p], [p.T, np.zeros((p.shape[1],) * 2)]])
+    return matrix, np.concatenate([phi(at, points), monomials(at)], axis=1).T
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -562,6 +562,23 @@ def test_spline_reproduces_its_polynomials(order: int) -> None:
     found = fit(POINTS, polynomial(POINTS), GRID, TOLERANCE, order)
     np.testing.assert_allclose(found.values, polynomial(GRID), atol=1e-9)
     assert found.deviation.max() <= 1e-8
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_error_of_a_spline_is_bounded_by_the_seminorm(order: int) -> None:
+    """For functions that are themselves splines, through points elsewhere."""
+    largest = 0.0
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        points, values = draw.uniform(-1, 1, (12, 2)), draw.standard_normal(12)
+        matrix, at_grid = _bordered(order, GRID, points)
+        _, at_points = _bordered(order, POINTS, points)
+        solved = np.linalg.solve(matrix, np.pad(values, (0, len(matrix) - 12)))
+        seminorm = math.sqrt(solved[:12] @ values)  # cᵀφc, since pᵀc = 0
+        spline = fit(POINTS, solved @ at_points, GRID, TOLERANCE, order)
+        error = np.abs(solved @ at_grid - spline.values)
+        largest = max(largest, float((error / (np.sqrt(spline._variance) * seminorm)).max()))
+    assert 0.2 < largest <= 1
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -16,11 +16,11 @@ from lgo_cli.curvature.folding import _folded, fold
 from lgo_cli.curvature.tracing import trace
 from lgo_cli.errors import first_sentence
 from lgo_cli.landscape.batchnorm import BatchNorm
-from lgo_cli.landscape.evaluator import TOLERANCE, Evaluator
+from lgo_cli.landscape.evaluator import NUM_COMPARED, TOLERANCE, Evaluator
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.runs.loaded import machine_settings
-from lgo_cli.samples import Samples
+from lgo_cli.samples import Evaluation, Samples
 from lgo_cli.seeding import standard_normal
 
 POINTS = [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0), (2.0, 0.0)]
@@ -183,16 +183,17 @@ def test_products_of_all_layers_fit_together(
     num_outputs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    num_bytes = num_layers * 90 * 3 * num_outputs * 4  # at the origin and along two directions
+    # At the origin, along two directions, and a row's sum.
+    num_bytes = num_layers * 90 * 4 * num_outputs * 4
     for less in (0, 1):
         monkeypatch.setattr("lgo_cli.landscape.evaluator.MOST_BYTES", num_bytes - less)
         with Objective(_build(kind), _images()) as objective:
             evaluator = Evaluator(objective, _directions(objective))
-            products = [part for parts in evaluator._products for part in parts]
-            assert len(products) == 3 * (num_layers - less)
-            held = sum(part.untyped_storage().nbytes() for part in products)
-            assert held == num_bytes * (num_layers - less) // num_layers
             _check(evaluator, TOLERANCE)
+            parts = [[*products.parts, products._row] for products in evaluator._products]
+            assert [len(kept) for kept in parts] == [4] * (num_layers - less)
+            held = sum(part.untyped_storage().nbytes() for kept in parts for part in kept)
+            assert held == num_bytes * (num_layers - less) // num_layers
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -349,12 +350,43 @@ def test_fused_operators_are_those_of_this_pytorch() -> None:
 def test_wrong_fast_path_is_given_up() -> None:
     with Objective(_build(Functional), _images()) as objective:
         evaluator = Evaluator(objective, _directions(objective))
-        parts = evaluator._products[0]
-        parts[1] *= 1.1  # right at the centre, and wrong away from it
+        evaluator._products[0].parts[1] *= 1.1  # right at the centre, and wrong away from it
         assert evaluator.verify([(0.0, 0.0)]) <= TOLERANCE
         assert evaluator.verify([(0.0, 0.0), (1.0, 0.0)]) > TOLERANCE
         assert "the model's own pass: it would move the loss by" in evaluator.plan
         assert evaluator(1.0, 0.5) == evaluator.reference(1.0, 0.5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_bits_do_not_depend_on_the_points_before(number: int) -> None:
+    """What a row's points share is kept, over several micro-batches, for each set of samples."""
+    points = [(0.25, 0.5, -1.0), (-0.5, 0.5, -1.0), (0.25, 0.0, 0.5), (0.25, 0.5, 0.5), (1.0, 0, 0)]
+    points = [point[:number] for point in [*points, *reversed(points)]]
+    with Objective(_build(TwoTowers), _images(), micro_batch_size=40) as objective:
+        directions = _directions(objective, number)
+        evaluator = Evaluator(objective, directions)
+        others = evaluator.on(_images(30))
+        for point in points:
+            for one in (evaluator, others):
+                fresh = Evaluator(objective, directions).on(one.samples)
+                assert one(*point) == fresh(*point)
+                assert fresh.is_fast
+
+
+def test_few_samples_tell_a_wrong_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    evaluate = Objective.evaluate
+
+    def note(objective: Objective, samples: Samples) -> Evaluation:
+        seen.append(len(samples))
+        return evaluate(objective, samples)
+
+    monkeypatch.setattr(Objective, "evaluate", note)
+    for count, most in ((NUM_COMPARED + 30, NUM_COMPARED), (50, 50)):
+        with Objective(_build(Functional), _images(count)) as objective:
+            Evaluator(objective, _directions(objective)).verify([(0.0, 0.0), (1.0, 0.0)])
+        assert seen == [most, most]
+        seen.clear()
 
 
 class Branching(nn.Module):

@@ -95,6 +95,23 @@ def test_atomic_write_reuses_what_a_killed_writer_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_atomic_write_syncs_the_file_before_it_is_there_and_then_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic_write(path) as handle:
+        handle.write(b"new")
+        assert synced == []
+    assert synced == [(path.stat().st_ino, b"old"), (tmp_path.stat().st_ino, b"new")]
+
+
 @pytest.mark.parametrize(
     ("number", "error"), [(errno.ENOSPC, MachineError), (errno.EACCES, OutputError)]
 )

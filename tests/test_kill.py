@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -39,6 +40,7 @@ SERVER.set_forkserver_preload(["torch", "pytest", *STEPS, *FIGURES])
 
 def _run(config: StepConfig, run: Path | None, execution: Execution) -> None:
     lgo_cli.runs.steps.train.STATE_INTERVAL_S = 0.0
+    os.fsync = lambda descriptor: None  # what a killed process wrote is there, synced or not
     execute(config, run, execution=execution, figure=FIGURE)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from markdown_it import MarkdownIt
 from torch import Tensor, nn
 
 Array = np.ndarray[Any, Any]
@@ -814,6 +815,81 @@ def test_batches_lower_the_stable_curvature() -> None:
         assert (limit < 2 / mean * (1 - EXACT)) == (B < N)
 
 
+def _per_sample(kind: str) -> Array:
+    """Hessians [5, 3, 3] of five samples with a positive definite mean."""
+    draw = np.random.default_rng(32)
+    if kind == "indefinite":
+        matrices = draw.standard_normal((5, 3, 3))
+        matrices += matrices.swapaxes(1, 2)
+        return np.asarray(matrices - matrices.mean(axis=0) + np.diag([0.3, 1.0, 2.0]))
+    roots = draw.standard_normal((5, {"rank one": 1, "rank two": 2}[kind], 3))
+    return np.asarray(np.einsum("nki,nkj->nij", roots, roots))
+
+
+def _stochastic_sharpness(matrices: Array, B: int) -> float:
+    """Λ_B, as the largest eigenvalue of the second moment's matrices [9, 9]."""
+    H, N = matrices.mean(axis=0), len(matrices)
+    kappa = (N - B) / (B * (N - 1))
+    spread = sum(np.kron(h - H, h - H) for h in matrices) / N
+    values, vectors = np.linalg.eigh((np.kron(H, np.eye(3)) + np.kron(np.eye(3), H)) / 2)
+    root = vectors / np.sqrt(values)
+    return float(np.linalg.eigvalsh(root.T @ (np.kron(H, H) + kappa * spread) @ root)[-1])
+
+
+@pytest.mark.parametrize("kind", ["indefinite", "rank one", "rank two"])
+def test_mean_square_stability_of_batches(kind: str) -> None:
+    matrices = _per_sample(kind)
+    H, N = matrices.mean(axis=0), len(matrices)
+    values, vectors = np.linalg.eigh(H)
+    top = vectors[:, -1]
+    spread = np.var([top @ h @ top for h in matrices])
+    sharpness = [_stochastic_sharpness(matrices, B) for B in range(1, N + 1)]
+    assert (np.diff(sharpness) < 0).all()
+    assert sharpness[-1] == pytest.approx(values[-1], rel=EXACT)
+    for B in range(1, N + 1):
+        kappa = (N - B) / (B * (N - 1))
+        assert sharpness[B - 1] >= (values[-1] + kappa * spread / values[-1]) * (1 - EXACT)
+        batches = [matrices[list(b)].mean(axis=0) for b in itertools.combinations(range(N), B)]
+        for share, stable in ((0.99, True), (1.01, False)):
+            steps = [np.eye(3) - share * 2 / sharpness[B - 1] * h for h in batches]
+            # E θθᵀ as a vector, over all batches there are.
+            moment = sum(np.kron(a, a) for a in steps) / len(steps)
+            assert (np.abs(np.linalg.eigvals(moment)).max() < 1) == stable
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("rank one", 1), ("rank two", 2)])
+def test_small_batches_bound_the_trace(kind: str, rank: int) -> None:
+    matrices = _per_sample(kind)
+    H, N = matrices.mean(axis=0), len(matrices)
+    trace, square = np.trace(H), (H**2).sum()
+    squares = (matrices**2).sum(axis=(1, 2)).mean()
+    for B in range(1, N + 1):
+        kappa = (N - B) / (B * (N - 1))
+        sharpness = _stochastic_sharpness(matrices, B)
+        exact = ((1 - kappa) * square + kappa * squares) / trace
+        assert sharpness >= exact >= (1 - kappa) * square / trace + kappa * trace / rank
+    # It says more than λ₁ does.
+    assert trace > rank * np.linalg.eigvalsh(H)[-1] * (1.01 if rank == 1 else 0.5)
+    assert _stochastic_sharpness(matrices, 1) >= trace / rank
+
+
+def test_time_of_escape_over_a_barrier() -> None:
+    """L = (x² − 1)²/4 from −1 to 1: h = 2, h' = 1, ΔL = 1/4."""
+    x = np.linspace(-3, 1, 40_001)
+    loss, errors = (x**2 - 1) ** 2 / 4, []
+    for noise in (0.05, 0.025):  # ηs
+        # The mean time to 1 from y is the integral over z from y of 2/(ηs) e^{2L(z)/(ηs)} times
+        # that over w up to z of e^{−2L(w)/(ηs)}; exponents are taken from the barrier's top.
+        weights = np.exp(-2 * loss / noise)
+        below = np.concatenate([[0], np.cumsum((weights[1:] + weights[:-1]) / 2)]) * (x[1] - x[0])
+        rates = np.exp(2 * (np.minimum(loss, 1) - 0.25) / noise) * below
+        time = 2 / noise * np.trapezoid(rates[x >= -1], x[x >= -1])
+        errors.append(time / (2 * math.pi / math.sqrt(2 * 1)) - 1)
+    # Right to first order in ηs/ΔL.
+    assert errors[0] < 0.05
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
 # 11. Lanczos
 
 
@@ -1050,6 +1126,29 @@ def test_batch_statistics_make_weights_scale_free() -> None:
     assert abs(float(_gradient(lambda t: _normalised_loss(t, frozen=True), w) @ w)) > 0.1
 
 
+def test_decay_sets_the_norm_of_scale_free_weights() -> None:
+    """Gradients of a fixed length at unit norm, orthogonal to w and over its norm elsewhere."""
+    eta, decay, length = 0.1, 0.01, 2.0
+    draw = np.random.default_rng(33)
+    for first in (0.5, 20.0):
+        w = draw.standard_normal(30)
+        w *= first / np.linalg.norm(w)
+        for _ in range(10_000):
+            size = np.linalg.norm(w)
+            g = draw.standard_normal(30)
+            g -= (g @ w) / size**2 * w
+            g *= length / np.linalg.norm(g) / size
+            turned = w - eta * g
+            w = turned - eta * decay * w
+        # The start is forgotten by (1 − ηω)^(4t), and ηω = 1e-3 is the next order.
+        assert np.linalg.norm(w) ** 4 == pytest.approx(eta * length**2 / (2 * decay), rel=2e-3)
+        rate = eta / np.linalg.norm(w) ** 2
+        assert rate == pytest.approx(math.sqrt(2 * eta * decay) / length, rel=2e-3)
+        # The direction turns by that rate times the gradient at unit norm.
+        cosine = turned @ (turned + eta * g) / np.linalg.norm(turned) / size
+        assert math.tan(math.acos(cosine)) == pytest.approx(rate * length, rel=2e-3)
+
+
 def test_policies_of_batch_norm_have_different_curvature() -> None:
     w = _normal(2 * INPUTS, seed=7)
     z = (X @ w.view(2, INPUTS).T).detach()
@@ -1151,3 +1250,31 @@ def test_what_is_cited_is_listed_and_what_is_listed_is_cited() -> None:
     others = rf"(?:, {author})*(?:,? & {author})?(?: et al\.)?"
     cited = set(re.findall(rf"({author}){others}(?:'s|\*)? \(?((?:19|20)\d\d)\b", body))
     assert cited == set(listed)
+
+
+def test_formulas_and_contents_survive_markdown() -> None:
+    """A backslash before punctuation, a pair of underscores or a dash may turn into something else.
+
+    Where a formula has been parsed as Markdown before anything sees it as a formula, as on GitHub.
+    """
+    text = (ROOT / "theory.md").read_text(encoding="utf-8")
+    num_formulas = 0
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type != "inline":
+            continue
+        parts = [child for child in token.children or [] if child.type != "code_inline"]
+        shown = "".join("\n" if part.type == "softbreak" else part.content for part in parts)
+        source = re.sub(r"`[^`]*`", "", token.content)
+        assert source.count("$") % 2 == 0, source
+        for formula in re.findall(r"\$\$.+?\$\$|\$[^$]+\$", source, flags=re.DOTALL):
+            num_formulas += 1
+            assert re.sub(r"\n\s*", "\n", formula) in shown, formula
+            assert formula.startswith("$$") or "\n" not in formula, formula
+    assert num_formulas > 500
+    # GitHub refuses some macros.
+    assert not re.findall(r"\\(?:operatorname|mbox|phantom|newcommand|def)\b", text)
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert sorted(re.findall(r"\]\(#([^)]+)\)", text)) == sorted(anchors)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\(theory\.md#([^)]+)\)", readme)) <= set(anchors)

@@ -192,8 +192,8 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
     """The Hessian ∇²L by double backward (Pearlmutter 1994).
 
     Hv = ∇(gᵀv), with g = ∇L built once as a differentiable graph for each micro-batch. A product
-    then costs about 3 forward passes of a multilayer perceptron and 5 of a ResNet-20 with the
-    graphs kept.
+    then costs about 3 forward passes of a multilayer perceptron and 3.5 to 5 of a ResNet-20 with
+    the graphs kept.
     """
 
     def gradient(self) -> Tensor:

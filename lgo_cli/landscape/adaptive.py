@@ -262,8 +262,8 @@ class _Filling:
         return min(growth, len(self.known) / len(heights[data]))
 
     def ask(self, cells: Iterable[int]) -> None:
-        """Measure cells on all samples, and on few where both are wanted."""
-        new = list(cells)
+        """Measure cells on all samples, and on few where both are wanted; row by row."""
+        new = sorted(cells)
         self.full[new] = self.measure([divmod(cell, self.shape[1]) for cell in new])
         self.known[new] = True
         self.loss[new] = self.full[new]
@@ -272,8 +272,8 @@ class _Filling:
             self.ask_small(cell for cell in new if not self.known_small[cell])
 
     def ask_small(self, cells: Iterable[int]) -> None:
-        """Measure cells on few samples."""
-        new = list(cells)
+        """Measure cells on few samples, row by row."""
+        new = sorted(cells)
         if new and self.measure_small is not None:
             self.small[new] = self.measure_small([divmod(cell, self.shape[1]) for cell in new])
             self.known_small[new] = True

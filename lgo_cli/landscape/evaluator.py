@@ -26,13 +26,18 @@ from lgo_cli.curvature.convolutions import can_fuse
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
-from lgo_cli.landscape.first_layer import FirstLinear, first_linears, prefix_of, take_out
+from lgo_cli.landscape.first_layer import (
+    FirstLinear,
+    Products,
+    first_linears,
+    prefix_of,
+    take_out,
+)
 from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
 from lgo_cli.results import counted
 from lgo_cli.samples import Evaluation, evaluation_of, loss_totals
-from lgo_cli.vectors import combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
 
-VERSION = 3
+VERSION = 4
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
 
 TOLERANCE = 1e-5
@@ -53,6 +58,10 @@ each output in place of that many multiplications."""
 
 MOST_BYTES = 2**30
 """Memory for the kept products of all layers. A constant, since the choice moves the last bits."""
+
+NUM_COMPARED = 512
+"""Samples at most on which the fast path is compared with the model: another function would show in
+each of them."""
 
 
 class Evaluator:
@@ -80,8 +89,7 @@ class Evaluator:
         self._weights: Callable[[], tuple[Tensor, ...]] = tuple
         self._prefix: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         self._linears: list[FirstLinear] = []
-        self._products: list[list[Tensor]] = []
-        self._buffers: list[Tensor] = []
+        self._products: list[Products] = []
         self._inputs = self.samples.inputs
         self._channels_last = False
         self.plan = self._choose()
@@ -127,7 +135,7 @@ class Evaluator:
             return self.objective.evaluate(self.samples)
 
     def verify(self, points: Iterable[Sequence[float]]) -> float:
-        """Compare the fast path with the model on one micro-batch at some points.
+        """Compare the fast path with the model on a few samples at some points.
 
         Beyond a relative difference of 1e-5 it is given up, and `plan` says so. A point is compared
         once, however often it is asked for.
@@ -138,11 +146,11 @@ class Evaluator:
         """
         if self._call is None:
             return self.difference
-        size = self.objective.micro_batch_size
+        size = min(self.objective.micro_batch_size, NUM_COMPARED)
         few = copy.copy(self)
         few.samples = self.samples.head(size)
         few._inputs = self._inputs[:size]
-        few._products = [[part[:size] for part in parts] for parts in self._products]
+        few._products = [products.head(size) for products in self._products]
         wanted = [tuple(point) for point in points]
         for point in wanted:
             if point not in self._compared:
@@ -176,14 +184,11 @@ class Evaluator:
         weights = self._weights()
         for start in range(0, len(self.samples), size):
             rows = slice(start, start + size)
-            kept = [
-                _combined(parts, coordinates, rows, buffer)
-                for parts, buffer in zip(self._products, self._buffers, strict=True)
-            ]
+            kept = [products.at(coordinates, rows) for products in self._products]
             found = self._call(*weights, *kept, self._inputs[rows])
             # What is written anew for the next micro-batch may be the output itself.
             storage = found.untyped_storage().data_ptr()
-            aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
+            aliased = any(storage == one.untyped_storage().data_ptr() for one in kept)
             outputs.append(found.clone() if aliased else found)
         recording = Recording(self.objective.loss_function)
         totals = loss_totals(torch.cat(outputs), self.samples.labels, recording)
@@ -251,7 +256,8 @@ class Evaluator:
         for linear, inputs in zip(wide, seen, strict=True):
             # A layer may serve many positions of a sample, such as the patches of an image.
             outputs = linear.weight.shape[0] * inputs[..., 0].numel() * len(self.samples)
-            num_bytes = (1 + len(self.directions)) * outputs // len(few) * inputs.itemsize
+            num_kept = 1 + len(self.directions) + (len(self.directions) > 1)  # and a row's sum
+            num_bytes = num_kept * outputs // len(few) * inputs.itemsize
             if num_bytes <= left:
                 kept.append(linear)
                 left -= num_bytes
@@ -276,17 +282,16 @@ class Evaluator:
         if self._prefix is not None and self._linears:
             seen = self._prefix(self.samples.inputs)
             self._products = [
-                self._products_of(linear, inputs)
+                Products(self._products_of(linear, inputs), self.objective.micro_batch_size)
                 for linear, inputs in zip(self._linears, seen, strict=True)
             ]
-        size = self.objective.micro_batch_size
-        self._buffers = [parts[0][:size].clone() for parts in self._products]
         assert self._call is not None
-        buffers = (buffer[:2] for buffer in self._buffers)
-        self._call(*self._weights(), *buffers, self._inputs[:2])
+        centre = [0.0] * len(self.directions)
+        kept = (products.at(centre, slice(2)) for products in self._products)
+        self._call(*self._weights(), *kept, self._inputs[:2])
 
     def _products_of(self, linear: FirstLinear, inputs: Tensor) -> list[Tensor]:
-        """xWᵀ + b, and xDᵀ + d for each direction, all [n, *, out]."""
+        """xWᵀ + b, and xDᵀ + d for each direction, all [N, *, out]."""
         index = {id(parameter): i for i, parameter in enumerate(self.objective.parameters)}
         products = [F.linear(inputs, linear.weight, linear.bias)]
         for direction in self.directions:
@@ -299,11 +304,3 @@ class Evaluator:
                 weight = torch.zeros_like(linear.weight)
             products.append(F.linear(inputs, weight, bias))
         return products
-
-
-def _combined(
-    parts: list[Tensor], coordinates: Sequence[float], rows: slice, buffer: Tensor
-) -> Tensor:
-    """Some rows of xWᵀ + Σ cᵢ·xDᵢᵀ, in a buffer that is written anew each time."""
-    origin, *along = (part[rows] for part in parts)
-    return combine(origin, [*zip(coordinates, along, strict=True)], buffer[: len(origin)])

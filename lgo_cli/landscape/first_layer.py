@@ -8,13 +8,14 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.tracing import has_forward_hooks, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 KEPT = "kept_"
 """Arguments of a graph that start so are buffers, which it may write over."""
@@ -27,6 +28,51 @@ class FirstLinear(NamedTuple):
     inputs: fx.Node
     weight: Tensor
     bias: Tensor | None
+
+
+class Products:
+    """A first layer's outputs at θ + Σ cᵢ·dᵢ, from those at θ and along each direction.
+
+    Points of a grid come row by row: what all coordinates but the first add is kept until one of
+    them changes. The bits are the same in whichever order points come.
+
+    Args:
+        parts: xWᵀ + b, and xDᵀ + d for each direction, all [N, *, out].
+        size: Samples at most that are asked for at once.
+    """
+
+    def __init__(self, parts: list[Tensor], size: int) -> None:
+        self.parts = parts
+        self._size = size
+        self._sums = parts[0][:size].clone()
+        self._others: list[float] = []
+        self._row = parts[0]
+
+    def head(self, num_samples: int) -> Products:
+        """The same for the first samples alone."""
+        return Products([part[:num_samples] for part in self.parts], self._size)
+
+    def at(self, coordinates: Sequence[float], samples: slice) -> Tensor:
+        """Some samples' outputs [n, *, out], in a buffer that is written anew each time."""
+        origin, *along = self.parts
+        others = [*coordinates[1:]]
+        if others != self._others:
+            out = torch.empty_like(origin) if self._row is origin else self._row
+            self._row = _sum(origin, along[1:], others, out)
+            self._others = others
+        row = self._row[samples]
+        first = [part[samples] for part in along[:1]]
+        return _sum(row, first, coordinates[:1], self._sums[: len(row)])
+
+
+def _sum(origin: Tensor, parts: list[Tensor], factors: Sequence[float], out: Tensor) -> Tensor:
+    """Origin + Σ factorᵢ·partᵢ, into `out`."""
+    if not parts:
+        return out.copy_(origin)
+    torch.add(origin, parts[0], alpha=factors[0], out=out)
+    for part, factor in zip(parts[1:], factors[1:], strict=True):
+        out.add_(part, alpha=factor)
+    return out
 
 
 def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:

@@ -80,7 +80,7 @@ class LossPath:
         plan: Which way the points between the ends took (`Evaluator.plan`), and why.
         is_fast: Whether that is no model's own pass, on either set.
         fast_path_difference: Largest relative difference of a fast path that was taken from the
-            model's own pass, at 0 and both ends of the grid, on one micro-batch of either set;
+            model's own pass, at 0 and both ends of the grid, on a few samples of either set;
             `None` where none was.
         warnings: What a reader must know, such as points that are not finite.
     """

@@ -233,7 +233,7 @@ def _squared_distance(a: Array, b: Array) -> Array:
 
 
 def _kernel(a: Array, b: Array, order: int) -> Array:
-    """φ = (−1)^⌈β/2⌉ r^β, conditionally positive definite of order ⌈β/2⌉ (Wendland 2005, 8.4)."""
+    """φ = (−1)^⌈β/2⌉ r^β, conditionally positive definite of order ⌈β/2⌉ (Wendland 2005, ch. 8)."""
     squared = _squared_distance(a, b)
     kernel: Array = np.sqrt(squared)
     for _ in range(order // 2):

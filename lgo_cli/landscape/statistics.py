@@ -20,7 +20,7 @@ class Band:
     """Order statistics over K planes, of a number or an array each; NaN counts as infinite.
 
     The range of K independent planes holds the median over all planes with probability
-    1 − 2^(1−K), whatever the distribution.
+    1 − 2^(1−K) at least, whatever the distribution.
 
     Attributes:
         median: The middle value, or the mean of the middle two.

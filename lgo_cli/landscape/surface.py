@@ -39,7 +39,7 @@ class SelfCheck:
     Attributes:
         center_difference: L at (0, 0) by the way of every cell, less the untouched model's loss.
         fast_path_difference: Largest relative difference of the fast path from the model's own pass
-            at the centre and two corners, on one micro-batch.
+            at the centre and two corners, on the first few samples.
         recomputed_cell: A cell off the centre that the seed chooses.
         num_nonfinite: Cells that are NaN or infinite; cells among such that were not measured too.
     """
