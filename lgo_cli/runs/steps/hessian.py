@@ -162,22 +162,15 @@ def _stability(
     # Adam's coupled decay is held by the preconditioned one.
     coupled = recipe.optimizer == "sgd" and not config.include_weight_decay
     preconditioned = spectrum.preconditioned
+    decay = recipe.weight_decay if recipe.optimizer == "adam" else 0.0
     return {
         "stability_threshold": threshold,
         "stability_threshold_note": note,
-        "sharpness_ratio": (
-            None
-            if sharpest is None
-            else sharpness_ratio(sharpest, threshold, recipe.weight_decay, coupled=coupled)
+        "sharpness_ratio": sharpness_ratio(
+            sharpest, threshold, recipe.weight_decay, coupled=coupled
         ),
-        "preconditioned": (
-            None if preconditioned is None else eigenvalues(preconditioned)["largest"][0]
-        ),
-        "preconditioned_weight_decay": (
-            None
-            if preconditioned is None
-            else (recipe.weight_decay if recipe.optimizer == "adam" else 0.0)
-        ),
+        "preconditioned": preconditioned and eigenvalues(preconditioned)["largest"][0],
+        "preconditioned_weight_decay": preconditioned and decay,
     }
 
 
