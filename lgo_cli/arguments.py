@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, TypeVar
 
-from lgo_cli.config import Strict, parse_config
 from lgo_cli.errors import UsageError
+from lgo_cli.parsing import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pydantic import JsonValue
+
+    from lgo_cli.config import Strict
 
 T = TypeVar("T")
 

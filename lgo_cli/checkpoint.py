@@ -98,10 +98,10 @@ def _rewritten(path: Path, names: Collection[str], own: Set[str], key: str | Non
         own: Of the model that it is for: what a wrapper put before these goes.
         key: Of that state_dict in the file, if it is not all of it.
     """
-    weights, prefix = "state", _wrapper(names, own)
+    weights = "state"
+    prefix, all_begin = _wrapper(names, own)
     if prefix:
         quoted = json.dumps(prefix)
-        all_begin = all(name.startswith(prefix) for name in names)
         chosen = "" if all_begin else f" if name.startswith({quoted})"
         weights = f"{{name.removeprefix({quoted}): state[name] for name in state{chosen}}}"
     new = json.dumps(str(path.with_name(f"{path.stem}_weights.pth")), ensure_ascii=False)
@@ -140,7 +140,7 @@ def load_state_dict(path: Path, own: Set[str]) -> dict[str, Tensor]:
     ]
     if nested:
         held = "one as" if len(nested) == 1 else "several:"
-        fitting = (name for name in nested if own <= set(state[name]) or _wrapper(state[name], own))
+        fitting = (n for n in nested if own <= set(state[n]) or _wrapper(state[n], own)[0])
         key = next(fitting, nested[0])
         raise InputError(
             f"{path} is not a plain state_dict, but holds {held} {', '.join(map(repr, nested))}",
@@ -221,9 +221,8 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """
     own = model.state_dict()
     state = load_state_dict(path, own.keys())
-    prefix = _wrapper(state, own.keys())
+    prefix, all_begin = _wrapper(state, own.keys())
     if prefix:
-        all_begin = all(name.startswith(prefix) for name in state)
         whose = "its names" if all_begin else "the model's names in it"
         raise InputError(
             f"{path} does not fit the model: {whose} begin with {prefix}, as of a wrapped module",
@@ -278,18 +277,22 @@ def refuse_untied(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> 
             )
 
 
-def _wrapper(names: Collection[str], own: Set[str]) -> str:
+def _wrapper(names: Collection[str], own: Set[str]) -> tuple[str, bool]:
     """What wrapping a module (`DataParallel`, Lightning, `torch.compile`) put before its names.
 
     All names are the model's behind it, or all of the model's are there, beside a metric's, say.
     Names that the model has itself need none: what else is there is a copy's, such as an average's.
+
+    Returns:
+        The prefix, empty if there is none, and whether all names begin with it.
     """
     if own <= set(names):
-        return ""
+        return "", False
     parts = [name.split(".") for name in names]
     prefixes = {".".join(each[:n]) + ".": None for each in parts for n in range(1, len(each))}
     for prefix in prefixes:
         inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        if inner >= own or (len(inner) == len(names) and inner <= own):
-            return prefix
-    return ""
+        all_begin = len(inner) == len(names)
+        if inner >= own or (all_begin and inner <= own):
+            return prefix, all_begin
+    return "", False

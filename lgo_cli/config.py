@@ -7,12 +7,9 @@ analysed or the plane decides, and the result says what it became.
 
 from __future__ import annotations
 
-import json
 import re
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,16 +18,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from lgo_cli.errors import UsageError
 from lgo_cli.files import hashable_json
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
 
 Command = Literal["train", "hessian", "interp", "contour"]
 Arguments = Annotated[dict[str, JsonValue], AfterValidator(hashable_json)]
@@ -55,8 +48,21 @@ def _as_tuple(value: object) -> object:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_tuple), AfterValidator(_check_range)]
 
+# Every choice of names once: options, results and the library take them from here.
+LossName = Literal["cross_entropy", "squared_error"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "step"]
+Augmentation = Literal["none", "crop-flip"]
+Dtype = Literal["float32", "float64"]
+OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
+Scaling = Literal["none", "elementwise", "adam"]
+DirectionKind = Literal["random", "gradient", "eigen"]
+CurveKind = Literal["bezier", "polychain"]
 PlaneKind = Literal["random", "eigen", "pca", "checkpoints", "gradient", "random+eigen", "file"]
+Normalization = Literal["filter", "layer", "none"]
 BatchNormPolicy = Literal["frozen", "recompute", "interpolate", "batch"]
+BasisDevice = Literal["auto", "cpu", "disk"]
+FigureFormat = Literal["png", "pdf", "svg"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -64,8 +70,6 @@ PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """What may be named several times; one alone needs no list."""
-
-C = TypeVar("C", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -95,9 +99,13 @@ class StepConfig(Strict):
     dataset: str | None = None
     dataset_arg: Arguments = {}
     train_samples: Count | None = None
-    loss: Literal["cross_entropy", "squared_error"] | None = None
+    loss: LossName | None = None
     label_smoothing: UnitInterval | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+OBJECTIVE_FIELDS = tuple(name for name in StepConfig.model_fields if name != "seed")
+"""What training and its analyses were asked alike, if their losses are of the same."""
 
 
 class RecipeConfig(StepConfig):
@@ -105,14 +113,14 @@ class RecipeConfig(StepConfig):
 
     epochs: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
-    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    optimizer: OptimizerName | None = None
     lr: PositiveRate | None = None
     momentum: UnitInterval | None = None
     nesterov: bool = False
     weight_decay: Rate | None = None
-    schedule: Literal["constant", "cosine", "step"] | None = None
+    schedule: Schedule | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    augment: Literal["none", "crop-flip"] | None = None
+    augment: Augmentation | None = None
 
 
 class TrainConfig(RecipeConfig):
@@ -122,7 +130,7 @@ class TrainConfig(RecipeConfig):
 
     model: str = "mlp"
     dataset: str = "synthetic"
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     label_smoothing: UnitInterval = 0.0
     save_every: Count | None = None
 
@@ -132,7 +140,7 @@ class AnalysisConfig(StepConfig):
 
     analysis_samples: Count = 1024
     micro_batch_size: Count | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Dtype = "float32"
 
 
 class HessianConfig(AnalysisConfig):
@@ -140,9 +148,9 @@ class HessianConfig(AnalysisConfig):
 
     command = "hessian"
 
-    operator: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
+    operator: OperatorName = "hessian"
     layers: Names = ()
-    scaling: Literal["none", "elementwise", "adam"] = "none"
+    scaling: Scaling = "none"
     include_weight_decay: bool = False
     top_k: Annotated[int, Field(ge=0)] = 10
     bottom_k: Annotated[int, Field(ge=0)] = 1
@@ -190,14 +198,14 @@ class InterpConfig(LandscapeConfig, RecipeConfig):
     command = "interp"
 
     to: Names = ()
-    direction: Literal["random", "gradient", "eigen"] | None = None
+    direction: DirectionKind | None = None
     range: Range | None = None
     num_points: Annotated[int, Field(ge=2)] = 41
     matrix: bool = False
     spherical: bool = False
     align: bool = False
     repair: bool = False
-    curve: Literal["bezier", "polychain"] | None = None
+    curve: CurveKind | None = None
     num_bends: Count | None = None
 
 
@@ -209,7 +217,7 @@ class ContourConfig(LandscapeConfig):
     plane: PlaneKind | None = None
     to: Names = ()
     directions: Names = ()
-    normalization: Literal["filter", "layer", "none"] = "filter"
+    normalization: Normalization = "filter"
     num_planes: Count = 1
     x_range: Range | None = None
     y_range: Range | None = None
@@ -286,7 +294,7 @@ FIGURE_WIDTHS = {"column": 3.4, "page": 7.0}
 class FigureConfig(Strict):
     """How figures are written. Changing it redraws them from the `.npz` without computing."""
 
-    format: Literal["png", "pdf", "svg"] = "png"
+    format: FigureFormat = "png"
     size: str = "column"
     dpi: Annotated[int, Field(ge=50, le=1200)] = 300
     show_cells: bool = False
@@ -326,7 +334,7 @@ class Execution(Strict):
     data_root: Annotated[Path, Field(strict=False)] | None = None
     download_data: bool = False
     memory: str | None = None
-    basis_device: Literal["auto", "cpu", "disk"] = "auto"
+    basis_device: BasisDevice = "auto"
     shard: str | None = None
     preview: bool = False
 
@@ -362,59 +370,3 @@ class Execution(Strict):
             return None
         power = " KMGT".index(match[2] or " ")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def linspace(bounds: Range, num_points: int) -> list[float]:
-    """Coordinates lo + (hi - lo) i / (n - 1), each rounded once.
-
-    The bounds are taken as the decimals that their shortest representation shows and the fraction
-    is exact until the end, so that grids which share points share their bits and an odd grid
-    over [-a, a] holds 0.0 itself.
-
-    Args:
-        bounds: lo < hi.
-        num_points: n >= 2.
-    """
-    low, high = (Fraction(Decimal(repr(bound))) for bound in bounds)
-    return [
-        float((low * (num_points - 1 - i) + high * i) / (num_points - 1)) for i in range(num_points)
-    ]
-
-
-def parse_config(
-    cls: type[C], values: Mapping[str, Any], where: str = "", flags: Container[str] = ()
-) -> C:
-    """Validate `values` into a config.
-
-    Values pass through JSON, since strict mode refuses a list for a tuple in Python mode.
-
-    Args:
-        cls: `TrainConfig` and its like.
-        values: Field values.
-        where: What to put before each field's name in an error, such as `"--"` or a file's name.
-        flags: Fields that stood on the command line, which are called by their flags.
-
-    Raises:
-        UsageError: naming each bad field, its value and what it must be.
-    """
-    try:
-        return cls.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise UsageError("; ".join(describe(error, where, flags))) from error
-
-
-def describe(error: ValidationError, where: str = "", flags: Container[str] = ()) -> list[str]:
-    """One line per complaint of a `ValidationError`; arguments as in `parse_config`."""
-    lines = []
-    for detail in error.errors():
-        names = [str(part) for part in detail["loc"]]
-        message = detail["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not names:
-            lines.append(message)
-            continue
-        before = "--" if names[0] in flags else where
-        name = names[0].replace("_", "-") if before == "--" else ".".join(names)
-        got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
-        lines.append(f"{before}{name}: {message}{got}")
-    return lines

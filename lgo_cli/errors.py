@@ -8,10 +8,6 @@ import sysconfig
 import traceback
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class ExitCode(IntEnum):
@@ -76,28 +72,6 @@ class NumericsError(LgoError):
     """The numbers failed: a non-finite loss, a non-deterministic objective, no convergence."""
 
     exit_code = ExitCode.NUMERICS
-
-
-class ConvergenceError(NumericsError):
-    """Eigenvalues did not converge, and `--strict` makes that a failure.
-
-    Args:
-        messages: Which did not, and what would help.
-    """
-
-    def __init__(self, messages: Iterable[str]) -> None:
-        super().__init__("; ".join(messages))
-
-
-class AuditError(NumericsError):
-    """The audit found something wrong, and `--strict` makes that a failure.
-
-    Args:
-        complaints: What it found.
-    """
-
-    def __init__(self, complaints: Iterable[str]) -> None:
-        super().__init__(f"the audit found: {'; '.join(complaints)}")
 
 
 class MachineError(LgoError):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lgo_cli.config import LossName
 from lgo_cli.errors import UsageError
-
-LossName = Literal["cross_entropy", "squared_error"]
 
 LEAST_ROW = 16
 """Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has

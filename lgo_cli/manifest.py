@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from lgo_cli import __version__
-from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict, describe
+from lgo_cli.config import CONFIGS, Arguments, Command, FigureConfig, Strict
 from lgo_cli.errors import DamagedError, InputError, NoManifestError
 from lgo_cli.files import atomic_write, canonical_json, sha256_bytes, sha256_file
+from lgo_cli.parsing import describe
 from lgo_cli.results import (
     STAND_INS,
     ContourResults,
@@ -327,8 +328,3 @@ def damaged_outputs(manifest: Manifest | OtherVersion, directory: Path) -> dict[
         elif path.stat().st_size != ref.num_bytes or sha256_file(path) != ref.sha256:
             complaints[name] = f"{path} is not what lgo {manifest.request.command} wrote"
     return complaints
-
-
-def results_mapping(manifest: Manifest) -> dict[str, Any]:
-    """The results as plain JSON values."""
-    return manifest.results.model_dump(mode="json")

@@ -111,6 +111,18 @@ class Objective:
         """P."""
         return self.layout.dim
 
+    def replaced(
+        self, *, samples: Samples | None = None, dtype: torch.dtype | None = None
+    ) -> Objective:
+        """The same objective on other samples or in another dtype, to be entered."""
+        return Objective(
+            self.model,
+            self.samples if samples is None else samples,
+            self.loss_function,
+            micro_batch_size=self.micro_batch_size,
+            dtype=dtype or self.dtype,
+        )
+
     def __enter__(self) -> Self:
         if self._own_data:
             raise RuntimeError("the objective is already entered")
@@ -284,6 +296,17 @@ class Objective:
         self._check_entered()
         samples = self.samples if samples is None else samples
         return evaluate_model(self.model, samples, self.loss_function, self.micro_batch_size)
+
+    def sample_losses(self, samples: Samples) -> tuple[Evaluation, Tensor]:
+        """What `evaluate` measures, to the bit, and the loss of each sample in the same pass.
+
+        Returns:
+            The evaluation, and losses [N], float64, on the device.
+        """
+        self._check_entered()
+        recording = Recording(self.loss_function)
+        evaluation = evaluate_model(self.model, samples, recording, self.micro_batch_size)
+        return evaluation, recording.losses
 
     def loss(self, theta: Tensor) -> float:
         """L(θ) for θ [P]."""

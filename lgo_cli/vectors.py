@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from lgo_cli.arguments import did_you_mean
 from lgo_cli.errors import UsageError
-from lgo_cli.filters import Normalization, Role, roles_of
+from lgo_cli.filters import Role, roles_of
+from lgo_cli.results import Movement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from lgo_cli.config import Normalization
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,6 @@ class ParameterLayout:
         """Views of a flat vector [P], one per parameter and in its shape."""
         pieces = torch.split(vector, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-
-
-@dataclass(frozen=True)
-class Movement:
-    """What a random direction does to one parameter.
-
-    Attributes:
-        name: The parameter's.
-        shape: The parameter's.
-        treatment: In words.
-        held: Why the direction leaves it where it is; `None` if it moves.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    treatment: str
-    held: str | None
 
 
 @dataclass(frozen=True)
@@ -192,7 +178,12 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 def movements(layout: ParameterLayout, normalization: Normalization) -> list[Movement]:
     """The policy spelled out for each trainable parameter, in vector order."""
     return [
-        Movement(name, tuple(shape), role.treatment(shape, normalization), role.held(normalization))
+        Movement(
+            name=name,
+            shape=tuple(shape),
+            treatment=role.treatment(shape, normalization),
+            held=role.held(normalization),
+        )
         for name, shape, role in zip(layout.names, layout.shapes, layout.roles, strict=True)
     ]
 
@@ -282,9 +273,9 @@ def combine(origin: Tensor, terms: Sequence[tuple[float, Tensor]], out: Tensor) 
     """Write origin + Σ c·d into `out`, each point from the origin and never by steps.
 
     Args:
-        origin: Flat vector [P].
-        terms: Pairs of a coordinate and a flat vector [P].
-        out: Flat vector [P] to write to; not `origin`.
+        origin: A flat vector, or any tensor.
+        terms: Pairs of a coordinate and a tensor of that shape.
+        out: To write to; not `origin`.
     """
     if not terms:
         return out.copy_(origin)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from lgo_cli.config import linspace
 from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
 from lgo_cli.landscape.borders import nearest_is_finite
 from lgo_cli.landscape.checking import compare
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.landscape.spline import ORDERS, Spline, fit
 from lgo_cli.objective import Objective
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import Lgo
 
-from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig, parse_config
+from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.figures.captions import describe
 from lgo_cli.manifest import read_manifest
+from lgo_cli.parsing import parse_config
 from lgo_cli.results import alike, spelled_out
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.names import FIGURES

@@ -33,9 +33,9 @@ from lgo_cli.config import (
     InterpConfig,
     StepConfig,
     TrainConfig,
-    parse_config,
 )
 from lgo_cli.manifest import parse_manifest
+from lgo_cli.parsing import parse_config
 from lgo_cli.runs import Outcome, Status
 from lgo_cli.runs.inspect import verify_run
 

@@ -1,21 +1,14 @@
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lgo_cli.cli.request import read_config_file
-from lgo_cli.config import (
-    ContourConfig,
-    HessianConfig,
-    InterpConfig,
-    TrainConfig,
-    linspace,
-    parse_config,
-)
+from lgo_cli.config import ContourConfig, HessianConfig, InterpConfig, TrainConfig
 from lgo_cli.errors import UsageError
+from lgo_cli.parsing import parse_config
 
 
 @pytest.mark.parametrize(
@@ -56,26 +49,6 @@ def test_resolution_has_one_spelling() -> None:
     assert ContourConfig(resolution="51").resolution == "51x51"
     assert ContourConfig(resolution="51x31").shape == (51, 31)
     assert ContourConfig().shape == (51, 51)
-
-
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-0.1, 0.1), (-2.5, 2.5), (-1e-3, 1e-3)])
-@pytest.mark.parametrize("num_points", [3, 11, 51, 101])
-def test_odd_grid_has_the_centre_on_it_and_is_symmetric(
-    bounds: tuple[float, float], num_points: int
-) -> None:
-    points = linspace(bounds, num_points)
-    assert points[num_points // 2] == 0.0
-    assert points == [-point for point in reversed(points)]
-    assert (points[0], points[-1]) == bounds
-
-
-def test_grids_that_share_points_share_bits() -> None:
-    coarse, fine = linspace((-0.7, 1.3), 11), linspace((-0.7, 1.3), 101)
-    assert fine[::10] == coarse
-    # The decimals -0.1 and 0.2 are meant, not their binary neighbours, and rounded once.
-    assert linspace((-0.1, 0.2), 4) == [-0.1, 0.0, 0.1, 0.2]
-    assert -0.1 + (0.2 + 0.1) / 3 != 0.0
-    assert linspace((0.1, 0.7), 3)[1] == float(Fraction(4, 10))
 
 
 def test_a_value_where_a_table_belongs_is_a_usage_error(tmp_path: Path) -> None:

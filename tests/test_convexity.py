@@ -12,13 +12,14 @@ import torch
 from small_networks import dense_hessian, fit, make
 from torch import Tensor, nn
 
-from lgo_cli.config import BatchNormPolicy, linspace
+from lgo_cli.config import BatchNormPolicy
 from lgo_cli.curvature.audit import Rounding
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.convexity import Convexity, Finished, convexity_map
 from lgo_cli.landscape.directions import random_direction
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples

@@ -16,6 +16,7 @@ from small_networks import NETWORKS, make
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lgo_cli.config import CurveKind
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.curve_training import CurveTraining, TrainedCurve, train_curve
@@ -23,7 +24,6 @@ from lgo_cli.landscape.curves import (
     Arc,
     Bezier,
     Curve,
-    CurveKind,
     PolyChain,
     bend_plane,
     straight,

@@ -9,8 +9,8 @@ from small_networks import dense_hessian
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
+from lgo_cli.config import Normalization
 from lgo_cli.errors import NumericsError, UsageError
-from lgo_cli.filters import Normalization
 from lgo_cli.landscape.directions import (
     gradient_complaints,
     gradient_direction,

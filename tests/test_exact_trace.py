@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from small_networks import NETWORKS, dense_ggn, dense_hessian, dense_jacobian, fit, make
 from torch import Tensor, nn
 
-from lgo_cli.config import HessianConfig
+from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature import exact_trace as module
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
-from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.reads import matrix_squares
 from lgo_cli.curvature.spectrum import MAX_DEVIATION, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import TraceEstimate

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lgo_cli.filters import Normalization, roles_of
+from lgo_cli.config import Normalization
+from lgo_cli.filters import roles_of
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import ParameterLayout, flatten, movements, normalize, root_mean_square
 

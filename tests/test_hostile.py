@@ -480,7 +480,7 @@ def test_all_that_is_held_counts(
     more: str, num_bytes: int, what: str, hint: str,
 ) -> None:  # fmt: skip
     def limit(total: int) -> None:
-        monkeypatch.setattr("lgo_cli.curvature.networks.total_memory_bytes", lambda device: total)
+        monkeypatch.setattr("lgo_cli.memory.total_memory_bytes", lambda device: total)
 
     line = ("contour", small_run, "--resolution", "8x6", "--analysis-samples", "16", *more.split())
     limit(48 * num_bytes - 1)

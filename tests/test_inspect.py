@@ -20,7 +20,7 @@ from conftest import SMALL, Lgo
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
-from lgo_cli.runs.inspect import COLUMNS
+from lgo_cli.runs.rows import COLUMNS
 
 # With vectors precise enough for a plane.
 HESSIAN = (
@@ -30,18 +30,7 @@ HESSIAN = (
 
 @pytest.fixture
 def run(lgo: Lgo, small_run: Path) -> Path:
-    lgo(
-        "hessian",
-        small_run,
-        "--top-k",
-        2,
-        "--trace",
-        "--vector-rtol",
-        1e-3,
-        "--analysis-samples",
-        64,
-        "--quiet",
-    )
+    lgo("hessian", small_run, *HESSIAN)
     lgo("contour", small_run, "--plane", "eigen", "--resolution", 3, "--analysis-samples", 64, "-q")
     return small_run
 
@@ -70,18 +59,7 @@ def test_a_retrained_run_makes_its_analyses_stale(lgo: Lgo, run: Path) -> None:
     assert row["seed"] == 5
     assert row["lambda_max"] is row["trace"] is row["contour_loss_min"] is None
     assert row["problems"].startswith("hessian: stale: input model.pth ")
-    lgo(
-        "hessian",
-        run,
-        "--top-k",
-        2,
-        "--trace",
-        "--vector-rtol",
-        1e-3,
-        "--analysis-samples",
-        64,
-        "--quiet",
-    )
+    lgo("hessian", run, *HESSIAN)
     assert "contour: stale" in lgo("verify", run, code=3).stderr
 
 

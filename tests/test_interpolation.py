@@ -7,6 +7,7 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgo_cli.config import linspace
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape import barriers
 from lgo_cli.landscape.barriers import (
@@ -27,9 +27,9 @@ from lgo_cli.landscape.barriers import (
     rounding_allowance,
 )
 from lgo_cli.landscape.curves import Arc, straight
+from lgo_cli.landscape.grids import alpha_grid, linspace
 from lgo_cli.landscape.heights import highest
-from lgo_cli.landscape.interpolation import alpha_grid, interpolate
-from lgo_cli.landscape.losses import sample_losses
+from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples
@@ -68,6 +68,26 @@ def _linear(*, bias: bool = False) -> nn.Linear:
 
 def _flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-0.1, 0.1), (-2.5, 2.5), (-1e-3, 1e-3)])
+@pytest.mark.parametrize("num_points", [3, 11, 51, 101])
+def test_odd_grid_has_the_centre_on_it_and_is_symmetric(
+    bounds: tuple[float, float], num_points: int
+) -> None:
+    points = linspace(bounds, num_points)
+    assert points[num_points // 2] == 0.0
+    assert points == [-point for point in reversed(points)]
+    assert (points[0], points[-1]) == bounds
+
+
+def test_grids_that_share_points_share_bits() -> None:
+    coarse, fine = linspace((-0.7, 1.3), 11), linspace((-0.7, 1.3), 101)
+    assert fine[::10] == coarse
+    # The decimals -0.1 and 0.2 are meant, not their binary neighbours, and rounded once.
+    assert linspace((-0.1, 0.2), 4) == [-0.1, 0.0, 0.1, 0.2]
+    assert -0.1 + (0.2 + 0.1) / 3 != 0.0
+    assert linspace((0.1, 0.7), 3)[1] == float(Fraction(4, 10))
 
 
 @pytest.mark.parametrize("num_points", [2, 4, 11])
@@ -271,7 +291,7 @@ def test_what_is_around_a_point_is_in_force_there_and_at_the_centre_too() -> Non
 
 def test_sample_losses_are_those_behind_the_mean() -> None:
     with Objective(_network(), TRAIN, LossFunction("cross_entropy", 0.1), micro_batch_size=16) as o:
-        evaluation, losses = sample_losses(o)
+        evaluation, losses = o.sample_losses(o.samples)
         assert evaluation == o.evaluate()
         assert losses.dtype == torch.float64
         with torch.no_grad():
@@ -281,7 +301,7 @@ def test_sample_losses_are_those_behind_the_mean() -> None:
             )
         # Batches of another size: the last bits of float32.
         torch.testing.assert_close(losses, expected.double(), rtol=1e-5, atol=1e-6)
-        assert sample_losses(o, TEST)[0] == o.evaluate(TEST)
+        assert o.sample_losses(TEST)[0] == o.evaluate(TEST)
 
 
 def _height(alpha: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> float:

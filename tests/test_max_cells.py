@@ -11,13 +11,13 @@ from conftest import Lgo
 from pydantic import ValidationError
 
 from lgo_cli.config import ContourConfig, Execution
-from lgo_cli.errors import NumericsError, UsageError
+from lgo_cli.errors import UsageError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED
 from lgo_cli.landscape.surface import SMALL_SHARE
 from lgo_cli.manifest import read_manifest
 from lgo_cli.results import ContourResults
-from lgo_cli.runs import Status, execute
+from lgo_cli.runs import execute
 from lgo_cli.runs.journal import _records
 
 ROUGH = ("--resolution", "31", "--x-range", "-3", "3", "--y-range", "-3", "3")
@@ -98,16 +98,6 @@ def test_strict_refuses_it_and_a_larger_budget_goes_on(
     assert set(third) == set(fresh)
     outputs = [read_manifest(d / "contour.json").outputs for d in (tmp_path, tmp_path / "fresh")]
     assert outputs[0] == outputs[1]
-
-
-def test_strict_holds_for_what_is_there_already(small_run: Path) -> None:
-    config = ContourConfig(
-        resolution="31", analysis_samples=64, tolerance=0.003, x_range=(-3.0, 3.0), max_cells=72
-    )
-    assert execute(config, small_run).status is Status.COMPUTED
-    with pytest.raises(NumericsError, match="--max-cells ended the surface short"):
-        execute(config, small_run, execution=Execution(strict=True))
-    assert execute(config, small_run).status is Status.UP_TO_DATE
 
 
 def test_each_surface_has_the_budget(small_run: Path, lgo: Lgo) -> None:

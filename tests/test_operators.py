@@ -14,9 +14,10 @@ from small_networks import NETWORKS, dense_hessian, fit, make
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lgo_cli import memory
 from lgo_cli.curvature import networks, operators
 from lgo_cli.curvature.folding import Rewritten
-from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator, total_memory_bytes
+from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import (
     ROUNDING_UNITS,
     DenseOperator,
@@ -24,6 +25,7 @@ from lgo_cli.curvature.operators import (
     ShiftedOperator,
 )
 from lgo_cli.loss import LossFunction
+from lgo_cli.memory import total_memory_bytes
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples
 from lgo_cli.vectors import flatten
@@ -279,8 +281,8 @@ def test_memory_is_the_machines_or_that_of_the_tightest_group(
     limit: str,
     none: str,
 ) -> None:
-    monkeypatch.setattr(networks, "CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(networks, "CGROUP_MOUNT", tmp_path)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "CGROUP_MOUNT", tmp_path)
     device = torch.device("cpu")
     physical = total_memory_bytes(device)
     assert physical > 2**28
@@ -396,5 +398,5 @@ def test_masked_classes_round_nothing(fill: float) -> None:
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.sysconf")  # Windows has none
-    monkeypatch.setattr(networks, "CGROUPS", Path("nowhere"))
-    assert total_memory_bytes(torch.device("cpu")) == networks.UNKNOWN_MEMORY
+    monkeypatch.setattr(memory, "CGROUPS", Path("nowhere"))
+    assert total_memory_bytes(torch.device("cpu")) == memory.UNKNOWN_MEMORY

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from lgo_cli.config import HessianConfig
+from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature.analysis import analyze_spectrum
-from lgo_cli.curvature.networks import HessianOperator, OperatorName
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
 from lgo_cli.objective import Objective
 from lgo_cli.second_derivatives import twice_differentiable
@@ -141,34 +141,28 @@ def test_checkpointed_attention_has_the_same_hessian(keeps_graph: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
+    "layers",
     [
-        _Checkpointed(nn.Linear(12, 3), use_reentrant=True),
+        (nn.Linear(12, 12), _Checkpointed(nn.Linear(12, 3), use_reentrant=True)),
         # Its recomputation is out of reach of what runs in a kernel's place.
-        _Checkpointed(
-            torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 3)), use_reentrant=False
+        (
+            nn.Linear(12, 12),
+            _Checkpointed(
+                torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 3)), use_reentrant=False
+            ),
         ),
+        # Around the inputs, of which PyTorch warns: its parameters had rows of zeros.
+        (_Checkpointed(nn.Linear(12, 4), use_reentrant=True), nn.Linear(4, 3)),
     ],
-    ids=["reentrant", "weight norm"],
+    ids=["reentrant", "weight norm", "around the inputs"],
 )
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
-def test_checkpoints_without_a_second_derivative_are_refused(model: nn.Module) -> None:
+def test_checkpoints_without_a_second_derivative_are_refused(
+    layers: tuple[nn.Module, ...],
+) -> None:
     _, samples, loss = make("relu")
-    config = HessianConfig(top_k=1, bottom_k=0)
     with (
-        Objective(nn.Sequential(nn.Linear(12, 12), model), samples, loss) as objective,
-        pytest.raises(InputError, match=r"no second derivative through its torch\.utils\.check"),
-    ):
-        analyze_spectrum(objective, config)
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
-def test_a_checkpoint_that_loses_its_parameters_is_refused() -> None:
-    """A reentrant one around the inputs, of which PyTorch warns: they had rows of zeros."""
-    _, samples, loss = make("relu")
-    lossy = _Checkpointed(nn.Linear(12, 4), use_reentrant=True)
-    with (
-        Objective(nn.Sequential(lossy, nn.Linear(4, 3)), samples, loss) as objective,
+        Objective(nn.Sequential(*layers), samples, loss) as objective,
         pytest.raises(InputError, match=r"no second derivative through its torch\.utils\.check"),
     ):
         analyze_spectrum(objective, HessianConfig(top_k=1, bottom_k=0))

@@ -8,10 +8,9 @@ import torch
 from small_networks import dense_hessian, make
 from torch import Tensor, nn
 
-from lgo_cli.config import HessianConfig
+from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.basis import Basis
-from lgo_cli.curvature.networks import OperatorName
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective

@@ -11,8 +11,8 @@ import torch
 from small_networks import dense_hessian, make
 from torch import nn
 
+from lgo_cli.config import Normalization
 from lgo_cli.errors import UsageError
-from lgo_cli.filters import Normalization
 from lgo_cli.landscape.line_curvature import LineCurvature, line_curvature, line_variance
 from lgo_cli.landscape.statistics import band, plane_statistics, profile
 from lgo_cli.objective import Objective
@@ -105,9 +105,9 @@ def test_statistics_of_surfaces() -> None:
     grid = X**2 + Y[:, None] ** 2
     losses = np.stack([1 + k * grid for k in (1.0, 2.0, 4.0)])
     losses[2, 0, 0] = math.nan
-    found = plane_statistics(X, Y, losses, 1.0, num_radii=4)
+    found = plane_statistics(X, Y, losses, 1.0)
     assert found.num_planes == 3
-    assert found.radii.tolist() == [0, 0.25, 0.5, 0.75, 1.0]
+    assert found.radii.tolist() == [k / 25 for k in range(26)]
     room = 4 * (0.125**2 + 0.1**2) / 4
     np.testing.assert_allclose(found.profile.median, 1 + 2 * found.radii**2, atol=room)
     np.testing.assert_allclose(found.profile.maximum, 1 + 4 * found.radii**2, atol=room)

@@ -41,13 +41,13 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding", "second_derivatives", "samples"},
-    {"filters", "determinism", "loss", "outputs", "buffers", "modes"},
+    {"filters", "determinism", "loss", "outputs", "buffers", "modes", "memory"},
     {"factories", "arguments"},
     {"provenance"},
     {"manifest"},
     {"results"},
     {"config"},
-    {"files"},
+    {"files", "parsing"},
     {"imports", "progress"},
     {"errors"},
     {"__init__"},
@@ -58,6 +58,7 @@ NO_TORCH = {
     "progress",
     "files",
     "config",
+    "parsing",
     "manifest",
     "results",
     "provenance",
@@ -156,7 +157,8 @@ def test_help_does_not_pay_for_torch(arguments: list[str]) -> None:
 def test_up_to_date_does_not_pay_for_torch(small_run: Path) -> None:
     config = json.loads((small_run / "train.json").read_text())["request"]["config"]
     code = (
-        "from pathlib import Path\nfrom lgo_cli.config import *\nfrom lgo_cli.runs import *\n"
+        "from pathlib import Path\nfrom lgo_cli.config import *\n"
+        "from lgo_cli.parsing import *\nfrom lgo_cli.runs import *\n"
         f"o = execute(parse_config(TrainConfig, {config!r}), "
         f"execution=Execution(out=Path({str(small_run)!r})))\nassert o.status is Status.UP_TO_DATE"
     )

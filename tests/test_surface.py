@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgo_cli.config import linspace
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.landscape.planes import Plane, random_plane
 from lgo_cli.landscape.surface import (
     Surface,

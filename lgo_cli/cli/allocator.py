@@ -12,11 +12,9 @@ _M_MMAP_MAX = -4
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the kernel after every pass.
 
-    By default an activation of a few megabytes is mapped afresh, and faulted in page by page, each
-    time it is allocated; on a CPU that costs more than the arithmetic (measured: three to four
-    times, for a ResNet-20's forward pass). So nothing is mapped and nothing is given back: kept
-    graphs of gigabytes, too, come and go without a fault. Done for the command line's own process
-    only, and nowhere but on glibc.
+    By default an activation of a few megabytes is mapped and faulted in page by page each time it
+    is allocated, which on a CPU costs more than the arithmetic (three to four times, measured on a
+    ResNet-20's forward pass). For the command line's own process only, and only on glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lgo_cli.cli.options import RunDirectory
 from lgo_cli.cli.root import app
-from lgo_cli.cli.run_directories import RunDirectory
 from lgo_cli.config import DEFAULT_RUN
 
 To = Annotated[

@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from lgo_cli import config
 from lgo_cli.cli import options
+from lgo_cli.cli.options import ANALYSIS, flag, option
 from lgo_cli.cli.root import app
 from lgo_cli.cli.step import run_step
 from lgo_cli.config import Execution, FigureConfig, InterpConfig
+
+ToEnds = Annotated[
+    list[str] | None,
+    option(
+        ANALYSIS,
+        "Other end: a run, a checkpoint, or init; repeatable with --matrix. (default: init)",
+        metavar="OTHER",
+    ),
+]
+Direction = Annotated[
+    config.DirectionKind | None,
+    option(ANALYSIS, "Go along a random, gradient or eigen direction instead.", metavar="KIND"),
+]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    option(
+        ANALYSIS,
+        "Coordinates along the line. (default: -0.5 1.5; -1 1 along a direction)",
+        metavar="MIN MAX",
+    ),
+]
+NumPoints = Annotated[int, option(ANALYSIS, "Points on the path.", metavar="N")]
+Matrix = Annotated[
+    bool, flag(ANALYSIS, "Barriers between all pairs of the run and each --to.", "--matrix")
+]
+Spherical = Annotated[
+    bool, flag(ANALYSIS, "Go along a great circle, the norm changing evenly.", "--spherical")
+]
+Align = Annotated[
+    bool,
+    flag(ANALYSIS, "First match the other end's hidden units to the run's.", "--align"),
+]
+Repair = Annotated[
+    bool,
+    flag(ANALYSIS, "With --align: restore each unit's mean and variance on the way.", "--repair"),
+]
+CurveOption = Annotated[
+    config.CurveKind | None,
+    option(
+        ANALYSIS, "Train a path of low loss to the other end: bezier or polychain.", metavar="KIND"
+    ),
+]
+NumBends = Annotated[
+    int | None,
+    option(ANALYSIS, "Points between its ends that shape a curve. (default: 1)", metavar="N"),
+]
 
 # Default instances, without building the validators that only a real request needs.
 _C = InterpConfig.model_construct()
@@ -19,16 +69,16 @@ _F = FigureConfig.model_construct()
 def interp(
     ctx: typer.Context,
     run: options.Run = None,
-    to: options.ToEnds = None,
-    direction: options.Direction = _C.direction,
-    range: options.RangeOption = _C.range,
-    num_points: options.NumPoints = _C.num_points,
-    matrix: options.Matrix = _C.matrix,
-    spherical: options.Spherical = _C.spherical,
-    align: options.Align = _C.align,
-    repair: options.Repair = _C.repair,
-    curve: options.CurveOption = _C.curve,
-    num_bends: options.NumBends = _C.num_bends,
+    to: ToEnds = None,
+    direction: Direction = _C.direction,
+    range: RangeOption = _C.range,
+    num_points: NumPoints = _C.num_points,
+    matrix: Matrix = _C.matrix,
+    spherical: Spherical = _C.spherical,
+    align: Align = _C.align,
+    repair: Repair = _C.repair,
+    curve: CurveOption = _C.curve,
+    num_bends: NumBends = _C.num_bends,
     epochs: options.Epochs = _C.epochs,
     batch_size: options.BatchSize = _C.batch_size,
     optimizer: options.Optimizer = _C.optimizer,

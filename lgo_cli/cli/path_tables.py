@@ -1,4 +1,4 @@
-"""Results of `lgo interp` as plain text."""
+"""What `lgo interp` measured, as names and values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from lgo_cli.results import SHAPES, alike, counted, route, some
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lgo_cli.cli.talk import Rows
     from lgo_cli.results import BarrierMatrix, InterpResults
-
-Rows = list[tuple[str, str]]
 
 
 def path_rows(results: InterpResults) -> Rows:

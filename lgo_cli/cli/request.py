@@ -17,17 +17,12 @@ from pydantic import BaseModel
 
 from lgo_cli.arguments import did_you_mean
 from lgo_cli.cli import MODULES
-from lgo_cli.config import (
-    CONFIGS,
-    Execution,
-    FigureConfig,
-    StepConfig,
-    parse_config,
-)
+from lgo_cli.config import CONFIGS, Execution, FigureConfig, StepConfig
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.parsing import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -112,36 +107,27 @@ class Options:
             raise UsageError(f"{self.where}{error.message}", hint=hint) from error
 
 
-class Asked:
+def asked(
+    ctx: typer.Context, cls: type[StepConfig], run: Path | None, file: Path | None
+) -> tuple[StepConfig, Path | None, Execution, FigureConfig, dict[str, str]]:
     """What one command was asked for, file and command line put together.
 
-    Attributes:
-        config: Of the step.
-        execution: Where and how.
-        figure: How figures are written.
-        run: The run to analyse, if one was named.
-        inputs: SHA-256, by name, of the inputs that a manifest given as `--config` recorded and
-            nothing on the command line replaces.
+    Returns:
+        The step's config; the run to analyse, if one was named; where and how; how figures are
+        written; and the SHA-256, by name, of the inputs that a manifest given as `--config`
+        recorded and nothing on the command line replaces.
     """
-
-    def __init__(
-        self,
-        ctx: typer.Context,
-        cls: type[StepConfig],
-        run: Path | None = None,
-        file: Path | None = None,
-    ) -> None:
-        said = explicit(ctx, cls)
-        options = Options()
-        self.inputs: dict[str, str] = {}
-        if file is not None:
-            named = {*said, *(() if run is None else ("run",))}
-            trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
-            options = read_config_file(file, cls, trusted)
-            if file.suffix == ".json":
-                self.inputs = _recorded_inputs(read_manifest(file), named)
-        self.run = run or options.run
-        self.config, self.execution, self.figure = put_together(ctx, cls, options, said)
+    said = explicit(ctx, cls)
+    options = Options()
+    inputs: dict[str, str] = {}
+    if file is not None:
+        named = {*said, *(() if run is None else ("run",))}
+        trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
+        options = read_config_file(file, cls, trusted)
+        if file.suffix == ".json":
+            inputs = _recorded_inputs(read_manifest(file), named)
+    config, execution, figure = put_together(ctx, cls, options, said)
+    return config, run or options.run, execution, figure, inputs
 
 
 def put_together(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lgo_cli.cli.options import RunDirectory
 from lgo_cli.cli.root import app
-from lgo_cli.cli.run_directories import RunDirectory
 from lgo_cli.config import DEFAULT_RUN
 
 Json = Annotated[bool, typer.Option("--json", help="Print the manifests, one a line.", metavar="")]

@@ -31,12 +31,10 @@ def open_output(ctx: typer.Context) -> Output:
 
 def run_step(ctx: typer.Context, cls: type[StepConfig], run: Path | None = None) -> None:
     """Carry out one step as the command line asks."""
-    from lgo_cli.cli.request import Asked
+    from lgo_cli.cli.request import asked
 
     output = open_output(ctx)
-    asked = Asked(ctx, cls, run, ctx.params["config"])
-    found = carry_out(output, asked.config, asked.run, asked.execution, asked.figure, asked.inputs)
-    output.outcome(found)
+    output.outcome(carry_out(output, *asked(ctx, cls, run, ctx.params["config"])))
 
 
 def carry_out(

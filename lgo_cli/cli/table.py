@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lgo_cli.cli.options import RunDirectories
 from lgo_cli.cli.root import app
-from lgo_cli.cli.run_directories import RunDirectories
 from lgo_cli.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lgo_cli.runs.inspect import Row
+    from lgo_cli.runs.rows import Row
 
 TableFormat = Annotated[
     Literal["table", "csv", "jsonl"],
@@ -31,7 +31,8 @@ TableFormat = Annotated[
 def table(runs: RunDirectories, format: TableFormat = "table") -> None:
     """Put the results of many runs side by side, one row a run."""
     from lgo_cli.cli.output import Output, write
-    from lgo_cli.runs.inspect import COLUMNS, inspect_run, run_row
+    from lgo_cli.runs.inspect import inspect_run
+    from lgo_cli.runs.rows import COLUMNS, run_row
 
     output = Output(json=False, quiet=False, verbose=False)
     rows, concerned, unreadable = [], [], []

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+Rows = list[tuple[str, str]]
+"""Names and values; a value under another has an empty name."""
+
 
 def open_console() -> Console:
     """Where talk goes."""

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lgo_cli.cli.options import RunDirectories
 from lgo_cli.cli.root import app
-from lgo_cli.cli.run_directories import RunDirectories
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing: the exit code says it.", metavar="")

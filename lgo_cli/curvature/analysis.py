@@ -21,12 +21,12 @@ from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.lanczos import Lanczos
-from lgo_cli.curvature.layers import LayerCurvature, curvature_of_layers
+from lgo_cli.curvature.layers import curvature_of_layers
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import scaled_gradient
-from lgo_cli.curvature.requested import Requested, on_samples
+from lgo_cli.curvature.requested import Requested
 from lgo_cli.curvature.search import Wanted, basis_limit, matvec_limit
-from lgo_cli.curvature.spectrum import Half, Setting, Spectrum, Trace
+from lgo_cli.curvature.spectrum import Half, LayerCurvature, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import MIN_PROBES, completes, estimate_trace
 from lgo_cli.errors import UsageError
 from lgo_cli.progress import SILENT, Progress
@@ -128,33 +128,32 @@ class _Analysis:
         density = self._density(operator, pairs, max_basis)
         layers = self._layers(network, pairs, trace, exact)
         preconditioned = self._preconditioned(network, beside)
-        spectrum = Spectrum(
+        if checked is not None and pairs.process is not None:
+            checked = replace(checked, orthogonality=pairs.process.basis.orthogonality())
+        # Without its basis and the graphs, before the halves build theirs.
+        pairs = replace(pairs, process=None)
+        plan, keeps_graph = network.plan, network.keeps_graph
+        network.release()
+        halves = self._halves(block, wanted) if config.halves else None
+        return Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
             gradient_share=_share(scaled, pairs) if is_clear else None,
-            eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors), process=None),
+            eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors)),
             preconditioned=preconditioned,
             trace=trace,
             density=density,
             layers=layers,
-            halves=None,
+            halves=halves,
             audit=checked,
             matvecs=self.matvecs,
-            plan=network.plan,
+            plan=plan,
             rewriting=network.model.note,
-            keeps_graph=network.keeps_graph,
+            keeps_graph=keeps_graph,
             block=block,
-            unconverged=(),
-            warnings=(),
+            unconverged=tuple(self.unconverged),
+            warnings=tuple(self.warnings),
         )
-        if checked is not None and pairs.process is not None:
-            orthogonality = pairs.process.basis.orthogonality()
-            spectrum = replace(spectrum, audit=replace(checked, orthogonality=orthogonality))
-        network.release()
-        del pairs  # with its basis, before the halves build theirs
-        if config.halves:
-            spectrum = replace(spectrum, halves=self._halves(block, wanted))
-        return replace(spectrum, unconverged=tuple(self.unconverged), warnings=tuple(self.warnings))
 
     def _wanted(self, block: Block) -> Wanted:
         config = self.config
@@ -380,7 +379,7 @@ class _Analysis:
         return halves
 
     def _half(self, samples: Samples, block: Block, wanted: Wanted) -> Half:
-        with on_samples(self.objective, samples) as objective:
+        with self.objective.replaced(samples=samples) as objective:
             model = self.requested.rewritten(objective)
             network, operator, _ = self.requested.measured(objective, block, model)
             gradient = self.requested.gradient(network)

@@ -128,34 +128,34 @@ def measure_rounding(
     difference: bool,
     seed: int = 0,
 ) -> Rounding:
-    """Compare products in float32 and float64 on a thirty-second of a micro-batch, from 4 to 64.
+    """Measure how far float32 products are from float64 ones, on 4 to 64 of the samples.
 
-    They are few where samples are dear: on a ResNet-20 any number from 4 to 64 gave 4 to 40 units,
-    and the float64 products of 8 cost as much as two passes over 1,024.
+    An error that a product repeats each time is symmetric, and a model that amplifies rounding
+    within itself (a softmax over large scores) need not show it in its outputs: no other check
+    finds it. Power iteration on fl(H) − H does. It starts from a sum of two unit vectors, one along
+    which H is large and one random, since what float32 loses altogether, such as the tails of a
+    tanh, is where no float32 product leads.
 
-    An error of a product that is the same each time is symmetric, so that no asymmetry betrays it;
-    a model that amplifies rounding within itself (a softmax over large scores) has one that its
-    outputs do not show. It is sought by steps of power iteration on fl(H) − H, which begin where H
-    is large and at random, in equal parts: what float32 loses altogether, such as the tails of a
-    tanh, lies where no product in float32 leads. An input of a ReLU that lies within rounding of
-    its kink may have another sign in the other dtype, and moves a product by percents, which is no
-    error of either. Where some samples of a model with kinks say that much, as many others are
-    asked too, and the lesser counts. A matrix that is shifted or scaled is measured as it is
-    composed, in units of its own norm; differences are of the network's. To be called before an
-    operator holds graphs of the objective. Nothing but differences is measured of an objective that
-    is not in float32.
+    A ReLU's input within rounding of zero may change sign with the dtype and move a product by
+    percents, an error of neither. If a model with kinks shows that much, as many other samples are
+    measured too, and the lesser result counts.
+
+    Call this before an operator holds graphs of the objective. If that is not float32, only
+    differences are measured.
 
     Args:
         objective: Entered.
         kind: Class of the operator.
         model: What products call in the model's place, in the objective's dtype.
         block: The parameters that the operator is restricted to.
-        compose: What is measured of the network's operator; by default itself.
-        difference: Whether to take central differences of the gradient too.
+        compose: Shifts or scales the network's operator; the result is measured, in units of its
+            own norm. By default the operator itself.
+        difference: Whether to take central differences of the network's gradient too.
         seed: The user's seed.
     """
     if objective.dtype != torch.float32 and not difference:
         return Rounding(0.0, None, None)
+    # On a ResNet-20, 4 to 64 samples gave 4 to 40 units; 8 cost two float32 passes over 1,024.
     size = min(64, max(4, objective.micro_batch_size // 32))
     first, *others = islice(objective.samples.batches(size), 2)
     block = block or Block.whole(objective.layout)
@@ -261,12 +261,11 @@ def _central_difference(
 ) -> Difference:
     """Relative distance of (∇L(θ + hv) − ∇L(θ − hv)) / 2h from a product.
 
-    h is of the size of θ, and knows nothing of the inputs' or of the third derivative, with which
-    the truncation h² grows: with pixels of up to 255, or weights that fit their samples, it is
-    large. A miss is looked at again with h a tenth and a hundredth. Where a part of the model
-    computes in float32, the noise of the gradient over h is large instead. Either error is another
-    at the next h, by ten times and more, so that quotients are at least as far from each other as
-    the best of them is from a right product; a wrong one is as far from all of them.
+    h follows ‖θ‖ alone. The truncation error, h² times the third derivative, may still be large
+    (pixels of up to 255, weights that fit their samples), as may noise over h where a part of the
+    model computes in float32. A miss is therefore repeated with h/10 and h/100. Either error
+    changes at least tenfold with h, so that the quotients differ from each other by at least what
+    the best of them differs from a right product; a wrong product is as far from all of them.
     """
     step = torch.finfo(torch.float64).eps ** (1 / 3) * max(1.0, norm(objective.theta))
     direction = block.embed(vector)
@@ -326,8 +325,8 @@ def audit(
 ) -> Audit:
     """Check that the objective is a mean over samples and its operator linear and symmetric.
 
-    Costs three products. That the loss of some samples, computed twice, is equal to the bit has
-    been checked on entering the objective, where it was seen too whether samples see each other.
+    Costs three products. On entering, the objective has already checked that a loss computed twice
+    is equal to the bit, and whether samples see each other.
 
     Args:
         objective: Entered.

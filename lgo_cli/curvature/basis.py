@@ -13,7 +13,6 @@ from torch import Tensor
 from lgo_cli.errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 BLOCK_ROWS = 32
@@ -107,11 +106,17 @@ class Basis:
         return result
 
     def replace(self, weights: np.ndarray) -> None:
-        """Replace the rows by combinations [k, m] of them, in place, k ≤ m."""
-        for columns, part in self._combined(weights):
+        """Replace the rows by combinations [k, m] of them, in place, k ≤ m.
+
+        Some columns at a time, so that they need no second basis.
+        """
+        factors, rows = self._factors(weights), self.rows(weights.shape[1])
+        for start in range(0, self.dim, _CHUNK_COLUMNS):
+            columns = slice(start, start + _CHUNK_COLUMNS)
+            combined = factors @ torch.cat([block[:, columns] for block in rows])
             for index in range(0, len(weights), BLOCK_ROWS):
-                rows = part[index : index + BLOCK_ROWS]
-                self._blocks[index // BLOCK_ROWS][: len(rows), columns] = rows
+                part = combined[index : index + BLOCK_ROWS]
+                self._blocks[index // BLOCK_ROWS][: len(part), columns] = part
         self._num_rows = len(weights)
 
     def orthogonality(self) -> float:
@@ -125,15 +130,6 @@ class Basis:
                     gram.diagonal().sub_(1)
                 worst = torch.maximum(worst, gram.abs().amax())
         return float(worst)
-
-    def _combined(self, weights: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-        """Combinations, some columns at a time, so that they need no second basis."""
-        factors = self._factors(weights)
-        rows = self.rows(weights.shape[1])
-        for start in range(0, self.dim, _CHUNK_COLUMNS):
-            columns = slice(start, min(start + _CHUNK_COLUMNS, self.dim))
-            part = torch.cat([block[:, columns] for block in rows])
-            yield columns, factors @ part
 
     def _factors(self, weights: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(weights)).to(self.device, self.dtype)

@@ -148,7 +148,7 @@ def quadrature_bound(rule: Rule) -> float:
     return float(inner + outer)
 
 
-def sampling_bound(dim: int, extent: float, confidence: float = CONFIDENCE) -> float:
+def sampling_bound(dim: int, extent: float) -> float:
     """Wasserstein-1 distance at most between one vector's measure and the density.
 
     With a uniform direction in P dimensions the mass on any i eigenvectors is Beta distributed and
@@ -156,5 +156,5 @@ def sampling_bound(dim: int, extent: float, confidence: float = CONFIDENCE) -> f
     distribution function gives √(ln(2P/p)/(P + 2)) in its largest difference, p being the chance of
     failure (Chen, Trogdon & Ubaru 2021, section 3), and that times the spectrum's extent in area.
     """
-    failure = 1 - confidence
+    failure = 1 - CONFIDENCE
     return extent * min(1.0, math.sqrt(math.log(2 * dim / failure) / (dim + 2)))

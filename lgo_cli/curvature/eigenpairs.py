@@ -117,15 +117,14 @@ def extreme_eigenpairs(
 ) -> Eigenpairs:
     """Find the k largest and j smallest eigenvalues by Lanczos with full reorthogonalisation.
 
-    Costs one product a step. Stops when every wanted error estimate is within
-    rtol·max(|λ|, floor_share·max|θ|) at two steps in a row or more (PROMPT_STEPS, STALLED), since
-    an early step may look converged by chance, or when those that are not have come down to the
-    rounding of products, which no step lowers. A single pair from a warm start needs but one step
-    after the first few, where the rest is clear of it. Eigenvalues are ordered by value, never by
-    magnitude. A Krylov space holds one copy of a repeated eigenvalue; others are found only by
-    `multiplicity`, which begins anew from a random vector beside the vectors found, for as many
-    steps as the first run took and as long as that brings up something new at the ends (theory.md,
-    section 11).
+    Eigenvalues are ordered by value, never by magnitude. A step costs one product. It stops when
+    each error estimate is within rtol·max(|λ|, floor_share·max|θ|), or down to the rounding of
+    products, at two steps in a row or more, since one may look converged by chance (for how many:
+    `Search`).
+
+    A Krylov space holds one copy of a repeated eigenvalue. `multiplicity` finds others: it starts
+    again from a random vector orthogonal to those found, for as many steps as the first run took,
+    and as long as that changes the ends (theory.md, section 11).
 
     Args:
         operator: H.

@@ -26,7 +26,7 @@ from lgo_cli.seeding import standard_normal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lgo_cli.curvature.networks import OperatorName
+    from lgo_cli.config import OperatorName
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
     from lgo_cli.vectors import Block
@@ -62,17 +62,16 @@ def exact_trace(
 ) -> ExactTrace | str:
     """The trace of a matrix at the objective's centre, or why it has to be estimated.
 
-    For Gauss-Newton and Fisher matrices wherever all parameters of the block are read by operations
-    that are known (reads.py); for the Hessian if the outputs are piecewise linear in each of them
-    besides (piecewise_linear.py). What was read off the graph is checked against autograd's
-    gradients of some samples, each by itself.
+    Gauss-Newton and Fisher matrices have one where known operations read all parameters of the
+    block (reads.py); the Hessian where besides the outputs are piecewise linear in each of them
+    (piecewise_linear.py). What was read off the graph is checked against autograd's gradients of
+    single samples.
 
-    Costs one forward pass and, for each of the C outputs, one backward pass to what the layers put
-    out, without the gradient of any weight: with 10 classes 6 forward passes of a multilayer
-    perceptron and 25 of a ResNet-20, proof and check included.
+    Costs one forward pass and C backward passes that skip the weights' gradients: with 10 classes
+    as much as 6 forward passes of a multilayer perceptron and 25 of a ResNet-20, checks included.
 
-    A float32 model has float32 gradients, whose norms are summed in float64. All norms are
-    positive, so that the sum is as good as they are: to 3e-8 on those two networks.
+    Norms of a float32 model's gradients are summed in float64. All are positive, so that the sum is
+    as accurate as they are: 3e-8 on those two networks.
 
     Args:
         objective: Entered.

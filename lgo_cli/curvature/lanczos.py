@@ -353,11 +353,10 @@ _MAX_GROUP = 4
 def improved_by_gaps(values: Array, residuals: Array, rounding: float = 0.0) -> Array:
     """Errors of Ritz values, min(r, Σr²/gap) (Temple 1928, Kato 1949; theory.md, section 18).
 
-    The sum runs over a group of neighbours, up to four, and the gap is the distance from it to the
-    next Ritz values less their own residuals; for one alone it is Kato and Temple's r²/gap, for
-    more Mathias's (1998) bound on the errors of a Rayleigh-Ritz block. The gap stands for the
-    distance to the next eigenvalue, which a Krylov space knows only as well as that: hence an
-    estimate, where r is a bound. The rounding of products moves an eigenvalue by itself.
+    The sum runs over a group of one to four neighbours; the gap is the distance from the group to
+    the next Ritz values less their residuals. One alone gives Kato and Temple's r²/gap, more give
+    Mathias's (1998) bound for a Rayleigh-Ritz block. Where r is a bound, this is an estimate: the
+    next Ritz value stands for the next eigenvalue. The rounding of products is added.
 
     Args:
         values: Ritz values [m], ascending.

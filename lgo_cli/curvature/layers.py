@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.search import basis_limit
+from lgo_cli.curvature.spectrum import LayerCurvature
 from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.progress import SILENT, Progress
 
@@ -26,29 +26,6 @@ NUM_PROBES = 10
 """Probes for each layer's trace and norm, beside the basis of its largest eigenvalue."""
 
 
-@dataclass(frozen=True)
-class LayerCurvature:
-    """The diagonal block of one module's own parameters.
-
-    Attributes:
-        name: The module's.
-        num_parameters: Entries of the block.
-        largest: Its largest eigenvalue.
-        residual_bound: Of the largest eigenvalue.
-        error_estimate: Of the largest eigenvalue.
-        trace: Of the block, exact or estimated, with its Frobenius norm.
-        unconverged: What did not converge of the eigenvalue.
-    """
-
-    name: str
-    num_parameters: int
-    largest: float
-    residual_bound: float
-    error_estimate: float
-    trace: Trace
-    unconverged: tuple[str, ...] = ()
-
-
 def curvature_of_layers(
     network: NetworkOperator[Any],
     compose: Callable[[NetworkOperator[Any]], Operator],
@@ -61,10 +38,9 @@ def curvature_of_layers(
 ) -> tuple[tuple[LayerCurvature, ...], int]:
     """Largest eigenvalue, trace and norm of the diagonal block of each module's own parameters.
 
-    Blocks share the graphs of the whole matrix, and its tolerance on small eigenvalues: a block
-    rounds as the whole does, however small it is itself. One whose products are zero is zero. Each
-    costs the products of its eigenvalue, some 5 to 20, and 10 probes, or fewer that complete its
-    basis. The trace of one that is all of the matrix is the matrix's.
+    Blocks share the graphs of the whole matrix and its tolerance on small eigenvalues, since even a
+    small block rounds as the whole does. Each costs 5 to 20 products for its eigenvalue and 10
+    probes, or fewer if they complete its basis. A block that is the whole matrix takes its trace.
 
     Args:
         network: The whole matrix.

@@ -6,10 +6,8 @@ Notation: θ [P], outputs z = f_θ(x) [n, C], N samples, J = ∂z/∂θ, all sum
 from __future__ import annotations
 
 import copy
-import os
 from abc import abstractmethod
-from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,23 +15,15 @@ from torch import Tensor
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
 from lgo_cli.gradients import gradients, pull_back
+from lgo_cli.memory import total_memory_bytes
 from lgo_cli.vectors import Block, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from lgo_cli.config import OperatorName
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
-
-UNKNOWN_MEMORY = 8 * 2**30
-"""Bytes that a machine is taken to have which does not tell; `--memory` knows better."""
-
-CGROUPS = Path("/proc/self/cgroup")
-"""The control groups of this process, a line `id:controllers:path` each."""
-
-CGROUP_MOUNT = Path("/sys/fs/cgroup")
-
-OperatorName = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
 
 G = TypeVar("G")
 
@@ -335,48 +325,6 @@ OPERATORS: dict[OperatorName, type[HessianOperator | GaussNewtonOperator]] = {
     "fisher": FisherOperator,
     "empirical-fisher": EmpiricalFisherOperator,
 }
-
-
-def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the device, for a CPU that of the machine or of its cgroups if that is less."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return min([_physical_memory_bytes(), *_cgroup_limits()])
-
-
-def _physical_memory_bytes() -> int:
-    """Memory of the machine; `UNKNOWN_MEMORY` where Python has no way to ask, as on Windows."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):
-        return UNKNOWN_MEMORY
-
-
-def _cgroup_limits() -> Iterator[int]:
-    """What the process's own control group and each around it may take (versions 1 and 2).
-
-    SLURM and systemd limit a group far below the mount. In a container the path may be the one
-    outside, of which the mount alone is to be seen.
-    """
-    for line in _text(CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, limit = CGROUP_MOUNT, "memory.max"
-        elif "memory" in controllers.split(","):
-            mount, limit = CGROUP_MOUNT / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        own = Path(path.lstrip("/"))
-        texts = [_text(mount / group / limit) for group in (own, *own.parents)]
-        yield from (int(text) for text in texts if text not in ("", "max"))
-
-
-def _text(path: Path) -> str:
-    """What a file of the kernel's says, nothing where there is none to be read."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _gib(num_bytes: int) -> str:

@@ -115,8 +115,8 @@ class ShiftedOperator(Operator):
 class ScaledOperator(Operator):
     """S H S with a diagonal S.
 
-    Rounding of H may lie where S magnifies it, and ‖H‖ where S does not: what H rounds in units of
-    its norm says little of S H S in units of its own, which is measured (`measure_rounding`).
+    S may magnify the rounding of H more than its norm, so that the rounding of S H S is measured by
+    itself (`measure_rounding`).
 
     With S = |θ| its largest eigenvalue is the elementwise adaptive sharpness (Kwon et al. 2021;
     theory.md, section 23); with S = D^{-1/2} its spectrum is that of D^{-1}H, the curvature that a

@@ -9,7 +9,6 @@ from lgo_cli.curvature.audit import Rounding, measure_rounding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import OPERATORS, NetworkOperator
 from lgo_cli.curvature.operators import Operator, ScaledOperator, ShiftedOperator
-from lgo_cli.objective import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from lgo_cli.config import HessianConfig
     from lgo_cli.curvature.spectrum import Setting
-    from lgo_cli.samples import Samples
+    from lgo_cli.objective import Objective
     from lgo_cli.vectors import Block
 
 
@@ -106,14 +105,3 @@ class Requested:
             theta = network.block.extract(network.objective.theta)
             gradient = gradient + self.setting.weight_decay * theta
         return gradient
-
-
-def on_samples(objective: Objective, samples: Samples) -> Objective:
-    """The same objective on other samples, to be entered."""
-    return Objective(
-        objective.model,
-        samples,
-        objective.loss_function,
-        micro_batch_size=objective.micro_batch_size,
-        dtype=objective.dtype,
-    )

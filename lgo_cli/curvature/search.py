@@ -272,15 +272,13 @@ class Search:
                 )
 
     def _patience(self, found: Found, before: Found | None) -> tuple[int, int]:
-        """For how many steps more convergence has to last: always, and as things are here.
+        """For how many more steps convergence has to last: at the least, and in this case.
 
-        One, so that there are two in a row. None for a single pair from a warm start that is
-        clearly within its tolerance: that the rest is clear of it says more than a second step.
-
-        Of several pairs the last may be one that is passed over: one more if the worst is not
-        clearly within its tolerance, and one more if a residual stalled. For a single pair that
-        stalled half as many more as there were, from a warm start one. To all a third of the steps
-        beyond `PROMPT_STEPS`.
+        At the least one, or none for a single pair from a warm start that is clearly within its
+        tolerance. In this case also a third of the steps beyond `PROMPT_STEPS`; for several pairs,
+        of which the last may be of too low a rank, one if the worst is not clearly within its
+        tolerance and one if a residual stalled; for a single pair that stalled, half of the steps
+        so far, or one from a warm start.
         """
         warm, several = self.wanted.warm_start is not None, self.wanted.num_pairs > 1
         clearly = bool(found.excess.max() <= CLEARLY)
@@ -304,9 +302,8 @@ class Search:
     def _is_clear(self, found: Found) -> bool:
         """Whether the next Ritz values behind the wanted ones are apart from them, or converged.
 
-        After a start that is given some converge before the random part of it has shown what else
-        there is: its uncertainty must not reach up to them, unless it is down to the rounding of
-        products, which no further step lowers.
+        After a given start the wanted ones may converge before its random part has shown what else
+        there is. The next one's residual must not reach up to them, unless it is down to rounding.
         """
         ritz, wanted, size = found.ritz, self.wanted, self.process.size
         is_warm = wanted.warm_start is not None
@@ -359,11 +356,10 @@ class Search:
 def ranked_errors(ritz: Ritz, order: NDArray[np.intp], top_k: int) -> Array:
     """Error of each wanted Ritz value as that of the eigenvalue of its rank [k + j].
 
-    It is the estimate, except where eigenvalues crowd, below the floor. There a Ritz vector may be
-    made of several, of which θ is the mean and r the standard deviation, and the eigenvalue of its
-    rank may lie as far out as they do: up to the outer end of all neighbours that are not `APART`
-    residuals away (theory.md, section 18). Rounding of products moves each eigenvalue, and keeps
-    their order.
+    Its estimate, except where eigenvalues below the floor crowd. There a Ritz vector may mix
+    several, with θ their mean and r their standard deviation, and the eigenvalue of its rank may
+    lie as far out as the outermost neighbour within `APART` residuals (theory.md, section 18).
+    Rounding moves each eigenvalue, and keeps their order.
 
     Args:
         ritz: All Ritz pairs.

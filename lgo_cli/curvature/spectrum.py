@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lgo_cli.curvature.audit import Audit
     from lgo_cli.curvature.density import SpectralDensity
     from lgo_cli.curvature.eigenpairs import Eigenpairs
-    from lgo_cli.curvature.layers import LayerCurvature
     from lgo_cli.curvature.trace import TraceEstimate
     from lgo_cli.vectors import Block
 
@@ -98,6 +97,29 @@ class Trace:
         if beyond <= 0:
             return 0.0
         return beyond / estimate.standard_error if estimate.standard_error > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class LayerCurvature:
+    """The diagonal block of one module's own parameters.
+
+    Attributes:
+        name: The module's.
+        num_parameters: Entries of the block.
+        largest: Its largest eigenvalue.
+        residual_bound: Of the largest eigenvalue.
+        error_estimate: Of the largest eigenvalue.
+        trace: Of the block, exact or estimated, with its Frobenius norm.
+        unconverged: What did not converge of the eigenvalue.
+    """
+
+    name: str
+    num_parameters: int
+    largest: float
+    residual_bound: float
+    error_estimate: float
+    trace: Trace
+    unconverged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ def stability_threshold(
 
 
 def sharpness_ratio(
-    largest: float, threshold: float | None, weight_decay: float, *, coupled: bool
+    largest: float | None, threshold: float | None, weight_decay: float, *, coupled: bool
 ) -> float | None:
-    """λmax over the threshold; coupled weight decay adds its own curvature to λmax.
+    """λmax over the threshold, where both are known; coupled weight decay adds to λmax.
 
     Above 1, full-batch steps diverge along the sharpest direction of the quadratic model.
     """
-    if threshold is None:
+    if largest is None or threshold is None:
         return None
     return (largest + (weight_decay if coupled else 0.0)) / threshold
 

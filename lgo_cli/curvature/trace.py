@@ -72,11 +72,10 @@ def estimate_trace(
     """Estimate tr H and ‖H‖_F by deflation (Chen & Hallman 2022; Meyer et al. 2021).
 
     tr H = tr QHQᵀ + tr (I − QᵀQ) H (I − QᵀQ). The first is known from the steps that were done; the
-    second is the mean of yᵀHy with y the part beside the basis of a random sign vector (Hutchinson
-    1990), of variance 2‖(I − QᵀQ)H(I − QᵀQ)‖²_F at most (theory.md, section 20). ‖H‖²_F is split
-    likewise into Σ‖Hq‖² and the mean of ‖Hy‖². Probe i has a stream of its own, and is the same
-    however many are drawn. Where what may or would still be spent completes the basis, it is
-    completed, and nothing is estimated.
+    second is the mean of yᵀHy, y being a random sign vector less its part in the basis (Hutchinson
+    1990), with variance 2‖(I − QᵀQ)H(I − QᵀQ)‖²_F at most (theory.md, section 20). ‖H‖²_F likewise
+    is Σ‖Hq‖² plus the mean of ‖Hy‖². Probe i does not depend on how many are drawn. If the products
+    left suffice to complete the basis, that is done instead, and nothing is estimated.
 
     Args:
         process: A Krylov space of H, which is extended.

@@ -9,12 +9,12 @@ import sys
 import urllib.error
 from typing import TYPE_CHECKING
 
-from lgo_cli.config import parse_config
 from lgo_cli.data.arrays import from_factory, read_npz
 from lgo_cli.data.registry import DATASETS, input_files, resolve_dataset
 from lgo_cli.errors import InputError
 from lgo_cli.factories import call_factory, parse_factory
 from lgo_cli.files import write_error
+from lgo_cli.parsing import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -52,7 +52,8 @@ def _contour(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
     del results
     names = ("loss", "standard_error", "accuracy", "measured", "error_estimate")
     cells = (*names, *(f"test_{name}" for name in names))
-    tables = {"contour": _grid(arrays["x"], arrays["y"], _present(arrays, cells))}
+    measured = {name: arrays[name] for name in cells if name in arrays}
+    tables = {"contour": _grid(arrays["x"], arrays["y"], measured)}
     if "convexity_x" in arrays:
         tables["contour_convexity"] = _grid(
             arrays["convexity_x"],
@@ -137,7 +138,3 @@ def _hessian(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
             "trace_standard_error": arrays["layer_trace_standard_errors"],
         }
     return tables
-
-
-def _present(arrays: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: arrays[name] for name in names if name in arrays}

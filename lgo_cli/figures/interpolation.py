@@ -46,9 +46,8 @@ def draw_interpolation(
 ) -> Figure:
     """Loss above, accuracy below, over α; train and test with one standard error on each side.
 
-    Beside them, where they were measured, each with its barrier: the straight line that a trained
-    curve is an alternative to, the path before REPAIR, and the one before the permutations were
-    matched.
+    Beside them, where measured, each with its barrier: the straight line beside a trained curve,
+    the path before REPAIR, and the path before the permutations were matched.
 
     Args:
         arrays: Of `interp.npz`.

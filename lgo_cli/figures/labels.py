@@ -54,8 +54,8 @@ def name_points(
 ) -> list[Any]:
     """Write names beside their points, none over another, over a marker or across the border.
 
-    Of the places around a point that with the least overlap is taken, none if it can be; of those
-    the one where words and leader cross the fewest others; of those the first, which is nearest.
+    Of the places around a point it takes the one of least overlap, of these the one where words and
+    leader cross the fewest others, of these the nearest.
 
     Args:
         axes: Of a figure whose layout is settled and drawn.

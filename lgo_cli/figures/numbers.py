@@ -13,13 +13,13 @@ from numpy import ndarray as Array
 def round_levels(low: float, high: float, *, logarithmic: bool, about: int) -> Array:
     """Round numbers inside [low, high], for lines and ticks.
 
-    Equal steps, or where they are factors, 1, 2 and 5 times powers of ten, or more or fewer; equal
-    steps there too, where not two of these are inside.
+    At equal steps; on a logarithmic scale at some digits, such as 1, 2 and 5, times powers of ten,
+    unless fewer than two of these are inside.
 
     Args:
         low: Positive if logarithmic.
         high: Above `low`.
-        logarithmic: Whether steps are factors.
+        logarithmic: Whether they are on a logarithmic scale.
         about: How many are wanted, more or less.
     """
     if not logarithmic:
@@ -41,11 +41,11 @@ def _within(values: Array, low: float, high: float) -> Array:
 
 
 def tick_names(values: Array) -> list[str]:
-    """The fewest digits, three or more, that are ascending values themselves, in one notation.
+    """Ascending values in the fewest digits, at least three, that tell them apart; in one notation.
 
-    What is written differs from a value by a thousandth of the way to the next one, or to zero, at
-    most. Where that takes more than six digits, the first is written in full and the others as what
-    they exceed it by. Where one value takes a power of ten to write, all have theirs.
+    What is written is off by at most a thousandth of the way to the next value, or to zero. Where
+    that takes more than six digits, the first is written in full and the others as their excess
+    over it. If one needs a power of ten, all have one.
     """
     powers = _take_powers(values)
     gaps = np.abs(np.diff(values, prepend=0.0, append=np.inf))

@@ -15,12 +15,14 @@ import torch
 from numpy import ndarray as Array
 
 from lgo_cli.landscape.borders import border, nearest_is_finite
-from lgo_cli.landscape.checking import Check, compare
+from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.spline import GrowingSpline, fit
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from lgo_cli.results import FillingCheck
 
     Measure = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
     Preview = Callable[["Array", "Array"], None]
@@ -97,7 +99,7 @@ class Filled:
     num_small: int
     cost: float
     floor: float
-    check: Check | None
+    check: FillingCheck | None
     num_checks: int
     converged: bool
 
@@ -116,22 +118,21 @@ def fill_surface(
 ) -> Filled:
     """Measure cells of a grid until a spline through them gives the others to a tolerance.
 
-    First a coarse grid, denser towards the edges; then, a batch at a time, the cells where the
-    error of the spline is estimated largest; last, as a check, a random sample of the cells that
-    are filled. If one of those is off by more than the tolerance, or by more than was stated and
-    the estimates enlarged by that much exceed the tolerance, they join the data, and it goes on to
-    another check. The border of a region where the loss is not finite is measured cell by cell.
+    First a coarse grid, denser towards the edges; then, in batches, the cells with the largest
+    estimated errors; last, as a check, a random sample of the filled cells. It fails if one is off
+    by more than the tolerance, or by more than its estimate where the estimates, enlarged by as
+    much, exceed the tolerance. Its cells then join the data, and another check follows. The border
+    of a region where the loss is not finite is measured cell by cell.
 
-    The spline is one of asinh(loss / floor), which is the logarithm where losses are large against
-    the floor, and takes zero and negative ones. The floor is the smallest magnitude on the coarse
-    grid, or a thousandth of the centre's loss if that is larger.
+    The spline is of asinh(loss / floor): the logarithm of large losses, which takes zero and
+    negative ones too. The floor is the smallest magnitude on the coarse grid, or a thousandth of
+    the centre's loss if that is larger.
 
-    Where cells can be measured on a few of the samples, the spline is the sum of two, one of the
-    small losses and one, through fewer cells, of the difference of the two logarithms, if the
-    coarse grid says that this is cheaper.
+    Given `measure_small`, and if the coarse grid says that it is cheaper, the spline is a sum of
+    two: of the losses on few samples, and, through fewer cells, of the difference of logarithms.
 
-    Which cells are asked for depends on the arguments and the values alone, and no cell is asked
-    for twice: a run that was killed goes on from a journal of values.
+    Which cells are asked for depends on the arguments and values alone, and none is asked for
+    twice, so that a killed run goes on from a journal of values.
 
     Args:
         x: Coordinates of the columns [nx], ascending.
@@ -356,14 +357,14 @@ class _Filling:
             limit = np.sqrt(np.maximum(limit**2 - variance, (SMALL_SHARE * limit) ** 2))
         return [], full.rank(limit, _batch(self.known))
 
-    def check(self, cells: Sequence[int], number: int) -> Check:
+    def check(self, cells: Sequence[int], number: int) -> FillingCheck:
         """Measure filled cells and compare, for the `number`-th time."""
         chosen = list(cells)
         filled, stated = self.loss[chosen], self.error[chosen]
         self.ask(chosen)
         return compare(filled, stated, self.full[chosen], self.floor, self.tolerance, number)
 
-    def enlarge(self, check: Check) -> bool:
+    def enlarge(self, check: FillingCheck) -> bool:
         """State no less than what a check found; whether that is still within the tolerance.
 
         If it is not, splines to come state more, but not much: a surprise at one place is data.
@@ -376,7 +377,7 @@ class _Filling:
         allowed = self.tolerance * np.maximum(np.abs(self.loss), self.floor)
         return not (self.error > allowed)[~self.known].any()
 
-    def result(self, check: Check | None, num_checks: int, *, converged: bool) -> Filled:
+    def result(self, check: FillingCheck | None, num_checks: int, *, converged: bool) -> Filled:
         """What there is by now."""
         return Filled(
             loss=self.loss.reshape(self.shape),

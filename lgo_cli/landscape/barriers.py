@@ -6,13 +6,13 @@ Shapes: n coordinates, N samples (theory.md, section 25).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
 
 from lgo_cli.landscape.heights import heights_of, highest
+from lgo_cli.results import Barrier
 from lgo_cli.seeding import standard_normal
 
 CONFIDENCE = 0.95
@@ -28,26 +28,6 @@ ROUNDING = 4.0
 """Of a mean loss L, in units of eps·(1 + L). Measured on trained and untrained networks it is below
 1.5, save where the loss is in the thousands. The 1 is there since a small loss is the logarithm of
 a sum close to 1, or a difference of numbers of order 1: its rounding is absolute."""
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """The largest height on a grid, with its paired standard error.
-
-    Attributes:
-        value: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)].
-        standard_error: Of the height at the α of the maximum, the samples taken as independent
-            draws; 0 where that is an end. The choice of the maximum is in the interval alone.
-        interval: Holds the barrier that infinitely many samples would give on the same grid, with
-            95 % confidence, wherever rounding has put the losses. Not symmetric, and never below 0;
-            NaN for one sample, which says nothing of others.
-        alpha: Where the maximum is.
-    """
-
-    value: float
-    standard_error: float
-    interval: tuple[float, float]
-    alpha: float
 
 
 def height_errors(alpha: Array, losses: Array) -> Array:
@@ -112,14 +92,13 @@ def estimate_barrier(
 ) -> Barrier | None:
     """The barrier with a standard error and an interval, from the losses of each sample.
 
-    The interval comes from a band h(α) ± c·s(α) that holds all true heights at once with 95 %
-    confidence, so that it may be read off wherever the maximum is: from max(h − c·s − r) to
-    max(h + c·s + r), r being the allowance for rounding. c is the quantile of the largest
-    |deviation|/s under a Gaussian multiplier bootstrap (Chernozhukov, Chetverikov & Kato 2013),
-    studentised: that of the largest |entry| of a multivariate t with N − 1 degrees of freedom,
+    A band h(α) ± c·s(α) holds all true heights at once with 95 % confidence, so that the interval
+    may be read off wherever the maximum is: from max(h − c·s − r) to max(h + c·s + r), r being the
+    allowance for rounding. c is the quantile of the largest |deviation|/s under a Gaussian
+    multiplier bootstrap (Chernozhukov, Chetverikov & Kato 2013), with N − 1 degrees of freedom
     since s is an estimate. Given the samples, the deviations Σ ξ_n (d_n(α) − h(α)) / √(N(N − 1))
-    are exactly Gaussian, of variances s(α)² and with the d_n's sample correlations. From these they
-    are drawn directly, in min(n, N) dimensions.
+    are exactly Gaussian with the d_n's sample covariance, and are drawn from it directly, in
+    min(n, N) dimensions.
 
     Args:
         alpha: Coordinates [n], ascending, with 0 and 1 among them.
@@ -141,13 +120,20 @@ def estimate_barrier(
     heights = heights_of(a, loss)
     top, value = highest(a, loss)
     if not np.isfinite(heights).all():
-        return Barrier(value, math.nan, (math.nan, math.nan), float(a[top]))
+        return Barrier(
+            value=value, standard_error=math.nan, interval=(math.nan, math.nan), alpha=float(a[top])
+        )
     centred, errors = _differences(a, losses[within])
     half_width = _quantile(centred, errors, seed, label) * errors
     half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference)
     # The ends have height 0 and no error, so that neither bound is negative.
     lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
-    return Barrier(value, float(errors[top]), (lower, upper), float(a[top]))
+    return Barrier(
+        value=value,
+        standard_error=float(errors[top]),
+        interval=(lower, upper),
+        alpha=float(a[top]),
+    )
 
 
 def _quantile(centred: Array, errors: Array, seed: int, label: str) -> float:

@@ -34,22 +34,21 @@ _RUNNING = ("running_mean", "running_var")
 class BatchNorm:
     """A policy for the statistics of an objective's batch norms, wherever its parameters are.
 
-    Batch norm is found by watching a pass, and switched in the call to `F.batch_norm` that modules
-    and functional code share; modules and their modes stay as they are. The arithmetic of a model
-    that normalises in another way, or in TorchScript, is not seen.
+    Batch norm is found by watching a pass, and switched in `F.batch_norm`, which modules and
+    functional code share; modules and their modes stay as they are. Other ways to normalise, and
+    TorchScript, are not seen.
 
     - `frozen`: the checkpoint's own running statistics everywhere. Nothing is done.
-    - `recompute`: at each point one more pass over the first samples of the probe set, in which
-      each layer normalises by its micro-batch's own statistics, and dropout stays off. The running
-      mean and variance become the averages of the micro-batches' means and unbiased variances,
-      weighted by their numbers of samples (as by `torch.optim.swa_utils.update_bn`, Izmailov et
-      al. 2018, which weighs micro-batches alike). They are constants to any derivative.
-    - `interpolate`: running mean and variance are those of the ends, linearly interpolated along a
-      line, barycentric on a plane through three. Beyond the ends, weights that would be negative
-      are zero and the others scaled to add up to one: a variance must not be negative.
-    - `batch`: each micro-batch is normalised by its own mean and biased variance, as in training.
-      A sample's loss then depends on the other samples of its micro-batch and on their number, and
-      derivatives go through the statistics.
+    - `recompute`: each point costs one more pass over the first samples of the probe set, by each
+      micro-batch's own statistics and without dropout. Running mean and variance become the
+      averages of the micro-batches' means and unbiased variances, weighted by their numbers of
+      samples (Izmailov et al.'s 2018 `update_bn`, in torch, weighs micro-batches alike). They are
+      constants to any derivative.
+    - `interpolate`: running mean and variance are interpolated between the ends, linearly along a
+      line, barycentrically on a plane through three. Beyond the ends negative weights become zero
+      and the others are scaled to add up to one: a variance must not be negative.
+    - `batch`: each micro-batch is normalised by its own mean and biased variance, as in training. A
+      sample's loss depends on its micro-batch, and derivatives go through the statistics.
 
     Args:
         objective: Entered.
@@ -94,7 +93,7 @@ class BatchNorm:
             self._samples = objective.samples.head(num_samples or len(objective.samples))
             self.num_samples = len(self._samples)
         elif policy == "interpolate":
-            if ends is None:
+            if not ends:
                 raise UsageError(
                     "--batchnorm interpolate: only the run's own statistics are known here, there "
                     "is nothing to interpolate between",

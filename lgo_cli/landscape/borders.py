@@ -38,11 +38,11 @@ def nearest_is_finite(
 
 
 def border(shape: tuple[int, int], known: Array, finite: Array, distance: Array) -> list[int]:
-    """Cells to measure next between finite cells and others: halfway first, side by side last.
+    """Cells to measure next between finite cells and others, farthest from measured ones first.
 
-    Until, of two neighbours along a row, a column or a diagonal that differ, both are measured.
-    Cells of one batch are no nearer to each other than to what is measured, so that a batch halves
-    what is unknown along the whole border.
+    Empty once, of any two neighbours (along a row, column or diagonal) that differ, both are
+    measured. Cells of one batch are no nearer to each other than to measured ones, so that each
+    batch halves what is unknown along the whole border.
 
     Args:
         shape: (ny, nx).

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray as Array
+
+from lgo_cli.results import FillingCheck
 
 CONFIDENCE = 0.95
 """Of all checks of a surface together. One that failed is refined and checked again, and each try
 may pass by luck: what is said after the k-th has a chance of 5 %/2^k to be wrong."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """Filled cells that were measured, drawn at random, after the filling was done.
-
-    Attributes:
-        num_cells: How many.
-        worst_error: The largest |filled − measured| / max(|measured|, floor); infinite if only one
-            of the two is finite.
-        worst_ratio: The largest |filled − measured| over the error stated for that cell.
-        share_within: Share of them within the tolerance.
-        least_share: Share of all filled cells within the tolerance, a lower bound with 95 %
-            confidence however many checks came before (Clopper & Pearson 1934).
-    """
-
-    num_cells: int
-    worst_error: float
-    worst_ratio: float
-    share_within: float
-    least_share: float
-
-
 def compare(
     filled: Array, stated: Array, measured: Array, floor: float, tolerance: float, number: int
-) -> Check:
+) -> FillingCheck:
     """Compare filled cells with what was measured there.
 
     Args:
@@ -54,7 +34,7 @@ def compare(
     relative[both] /= np.maximum(np.abs(measured[both]), floor)
     ratio[both] /= stated[both]
     num_within = int(np.sum(relative <= tolerance))
-    return Check(
+    return FillingCheck(
         num_cells=len(filled),
         worst_error=float(relative.max()),
         worst_ratio=float(ratio.max()),

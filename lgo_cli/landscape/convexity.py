@@ -134,10 +134,9 @@ def convexity_map(
 ) -> Convexity:
     """Find λmin and λmax of the Hessian at each cell of a grid.
 
-    Cells are visited in serpentine order, so that each is a neighbour of the one before, and begin
-    from its eigenvectors. The tolerance is relative to the cell's max |λ| for both ends, which is
-    what the ratio asks for: λmin sits where eigenvalues crowd, and where it is small a share of
-    itself would cost many more products.
+    Cells are visited in serpentine order, and each begins from the eigenvectors of the neighbour
+    before it. Both tolerances are relative to the cell's max |λ|, as the ratio needs: a share of a
+    small λmin, which lies among crowded eigenvalues, would cost many more products.
 
     Args:
         objective: Entered; left at its centre.
@@ -157,8 +156,8 @@ def convexity_map(
     Raises:
         UsageError: if the model has one parameter.
 
-    Cost: see theory.md, section 30. What rounding is measured by, seven products on a part of
-    a micro-batch (`measure_rounding`), takes about 5 % of a cell's time and is in no count.
+    Cost: see theory.md, section 30. Measuring rounding, seven products on a part of a micro-batch,
+    takes about 5 % of a cell's time and is not counted.
     """
     order = list(_serpentine(len(y), len(x)))
     finished = finished or Finished(np.empty((0, NUM_VALUES)))

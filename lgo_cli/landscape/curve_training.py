@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lgo_cli.buffers import buffer_tables, put_back
 from lgo_cli.gradients import gradients
-from lgo_cli.landscape.curves import Bezier, CurveKind, PolyChain, straight
+from lgo_cli.landscape.curves import Bezier, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import generator
@@ -27,6 +27,7 @@ from lgo_cli.vectors import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from lgo_cli.config import CurveKind
     from lgo_cli.objective import Objective
     from lgo_cli.results import Recipe
     from lgo_cli.samples import Samples
@@ -79,11 +80,10 @@ class TrainedCurve:
 class CurveTraining(Descent):
     """The bends of a curve descend: batches, rates, checks and resumption are those of `lgo train`.
 
-    Each step draws one t from the stream of (seed, step), puts the model at θ(t), and takes one
-    ordinary gradient g there. Since θ(t) = Σ c_i(t) w_i, the gradient by bend i is c_i(t) g; so any
-    model can be trained that can be differentiated, with one backward pass. Weight decay acts on
-    θ(t): coupled, g + ω θ(t) (as Garipov et al.'s code has it); with `adamw` decoupled, bend i
-    moving by −η ω c_i(t) θ(t) beside its step.
+    Each step draws one t from the stream of (seed, step) and takes the model's gradient g at θ(t).
+    Since θ(t) = Σ c_i(t) w_i, the gradient by bend i is c_i(t) g: one backward pass serves all.
+    Weight decay acts on θ(t): coupled, g + ω θ(t) (as in Garipov et al.'s code); decoupled, with
+    `adamw`, bend i moves by −η ω c_i(t) θ(t) beside its step.
 
     Args:
         objective: Entered. Its model is moved and put in training mode; see `train_curve`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from lgo_cli.config import CurveKind
 
 DRAWN = 101
 """Points of a curve that is drawn, which its kinks are put in between."""
@@ -175,13 +177,12 @@ class PolyChain(Curve):
 class Arc(Curve):
     """Spherical interpolation of flat vectors (Shoemake 1985), the norm growing linearly.
 
-    The direction goes along the great circle between those of the ends at constant speed, and the
-    norm from one end's to the other's. So θ(t) is never shorter than the shorter end, as the middle
-    of a line is; with ends of equal norm it is the usual formula. All parameters are one vector: by
-    tensor the weights would be turned by different angles, and no one circle be followed.
+    The direction follows the great circle between the ends' directions at constant speed, so that
+    θ(t) is never shorter than the shorter end, as the middle of a line is. With ends of equal norm
+    it is the usual formula. All parameters are turned as one vector, not tensor by tensor.
 
-    Use `between`. With ends closer than an angle of √(8ε), ε being the rounding unit of their
-    dtype, arc and line are the same to rounding and `is_straight` says that the line is taken.
+    Use `between`. Within an angle of √(8ε), ε being the rounding unit of their dtype, arc and line
+    are the same to rounding, and the line is taken (`is_straight`).
 
     Attributes:
         angle: Between the ends, in radians.
@@ -245,8 +246,6 @@ class Arc(Curve):
         norms = np.array([norm(self.start), norm(self.end)])
         return norms, ((1 - t) * norms[0] + t * norms[1])[:, None]
 
-
-CurveKind = Literal["bezier", "polychain"]
 
 CURVES: dict[CurveKind, type[Bezier] | type[PolyChain]] = {"bezier": Bezier, "polychain": PolyChain}
 """What can be trained, by name."""

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lgo_cli.curvature.analysis import CLEAR_OF_ROUNDING
 from lgo_cli.errors import InputError, NumericsError, UsageError
-from lgo_cli.objective import Objective
 from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import norm, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization
+    from lgo_cli.objective import Objective
 
 ROUNDING = torch.finfo(torch.float32).eps
 """Relative error of stored weights. A difference of two points below it is no direction, also in
@@ -92,13 +92,7 @@ def gradient_complaints(objective: Objective) -> tuple[str, ...]:
         return ()
     _, gradient = objective.loss_and_gradient()
     try:
-        with Objective(
-            objective.model,
-            objective.samples,
-            objective.loss_function,
-            micro_batch_size=objective.micro_batch_size,
-            dtype=torch.float64,
-        ) as twin:
+        with objective.replaced(dtype=torch.float64) as twin:
             _, exact = twin.loss_and_gradient()
     except (InputError, NumericsError):
         return ()

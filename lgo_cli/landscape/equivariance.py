@@ -73,6 +73,11 @@ def _broadcast(*tensors: Labels) -> Labels:
 
 
 def _pointwise(given: Arguments, shape: Shape) -> Labels:
+    """Entry by entry; or behind a statistic that asks for no order along its axes.
+
+    So are layer norm's, whose weight and bias follow the axes, and v·g/‖v‖ with a norm over all
+    axes but g's.
+    """
     return _broadcast(*_tensors(given))
 
 
@@ -285,20 +290,12 @@ def _per_channel(given: Arguments, shape: Shape) -> Labels:
     return tuple(x)
 
 
-def _layer_norm(given: Arguments, shape: Shape) -> Labels:
-    """Statistics over the last axes do not ask for an order; weight and bias follow the axes."""
-    return _broadcast(*_tensors(given))
-
-
 def _group_norm(given: Arguments, shape: Shape) -> Labels:
     """Channels change places within a group of theirs; with a channel a group, freely."""
-    x, *vectors = _tensors(given)
     groups, channels = given["group"], given["C"]
     if groups not in (1, channels):
-        unify(x[1], _free_axes(channels // groups, groups))
-    for axes in vectors:
-        unify(axes[0], x[1])
-    return tuple(x)
+        unify(_first(given)[1], _free_axes(channels // groups, groups))
+    return _per_channel(given, shape)
 
 
 def _embedding(given: Arguments, shape: Shape) -> Labels:
@@ -307,15 +304,14 @@ def _embedding(given: Arguments, shape: Shape) -> Labels:
     return (*given["indices"], columns)
 
 
-def _weight_norm(given: Arguments, shape: Shape) -> Labels:
-    """v·g/‖v‖, the norm over all axes but one, which is g's."""
-    return _broadcast(given["v"], given["g"])
-
-
 _RULES: dict[str, Rule] = {
     name: rule
     for rule, names in (
-        (_pointwise, "copy _prelu_kernel hardswish log_sigmoid_forward masked_fill"),
+        (
+            _pointwise,
+            "copy _prelu_kernel hardswish log_sigmoid_forward masked_fill native_layer_norm "
+            "_fused_rms_norm _weight_norm_interface",
+        ),
         (
             _same,
             "alias detach lift_fresh lift_fresh_copy contiguous _to_copy "
@@ -346,10 +342,8 @@ _RULES: dict[str, Rule] = {
             "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
             "_native_batch_norm_legit_no_training",
         ),
-        (_layer_norm, "native_layer_norm _fused_rms_norm"),
         (_group_norm, "native_group_norm"),
         (_embedding, "embedding"),
-        (_weight_norm, "_weight_norm_interface"),
     )
     for name in names.split()
 }

@@ -34,7 +34,6 @@ from lgo_cli.landscape.first_layer import (
     take_out,
 )
 from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
-from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
 from lgo_cli.results import counted
@@ -127,7 +126,7 @@ class Evaluator:
             found, losses = self._fast(coordinates)
             if math.isfinite(found.loss):
                 return found, losses
-        return sample_losses(self.objective, self.samples)
+        return self.objective.sample_losses(self.samples)
 
     def reference(self, *coordinates: float) -> Evaluation:
         """The same by the model itself, as `Objective.evaluate` does it."""

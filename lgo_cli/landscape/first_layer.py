@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.tracing import has_forward_hooks, tensor_of
+from lgo_cli.vectors import combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,21 +59,11 @@ class Products:
         others = [*coordinates[1:]]
         if others != self._others:
             out = torch.empty_like(origin) if self._row is origin else self._row
-            self._row = _sum(origin, along[1:], others, out)
+            self._row = combine(origin, [*zip(others, along[1:], strict=True)], out)
             self._others = others
         row = self._row[samples]
-        first = [part[samples] for part in along[:1]]
-        return _sum(row, first, coordinates[:1], self._sums[: len(row)])
-
-
-def _sum(origin: Tensor, parts: list[Tensor], factors: Sequence[float], out: Tensor) -> Tensor:
-    """Origin + Σ factorᵢ·partᵢ, into `out`."""
-    if not parts:
-        return out.copy_(origin)
-    torch.add(origin, parts[0], alpha=factors[0], out=out)
-    for part, factor in zip(parts[1:], factors[1:], strict=True):
-        out.add_(part, alpha=factor)
-    return out
+        first = [(x, part[samples]) for x, part in zip(coordinates[:1], along[:1], strict=True)]
+        return combine(row, first, self._sums[: len(row)])
 
 
 def first_linears(traced: fx.GraphModule) -> list[FirstLinear]:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy import ndarray as Array
 
-from lgo_cli.config import linspace
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.landscape.barriers import Barrier, estimate_barrier, height_errors
+from lgo_cli.landscape.barriers import estimate_barrier, height_errors
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.evaluator import Evaluator
-from lgo_cli.landscape.losses import sample_losses
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.vectors import dot
 
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lgo_cli.config import Range
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.landscape.curves import Curve
     from lgo_cli.objective import Objective
+    from lgo_cli.results import Barrier
     from lgo_cli.samples import Evaluation, Samples
 
 OWN_PASS = "the model's own pass: the path is no straight line between parameters"
@@ -102,17 +100,6 @@ class LossPath:
     warnings: tuple[str, ...] = ()
 
 
-def alpha_grid(bounds: Range, num_points: int, required: Sequence[float]) -> list[float]:
-    """Equidistant coordinates, with the required ones put in where they are missing.
-
-    Args:
-        bounds: First and last of the equidistant ones.
-        num_points: Of the equidistant ones.
-        required: Must be on the grid, also outside the bounds.
-    """
-    return sorted({*linspace(bounds, num_points), *required})
-
-
 def interpolate(
     objective: Objective,
     test: Samples | None,
@@ -158,8 +145,8 @@ def interpolate(
     if (target is None) + (direction is None) + (curve is None) != 2:
         raise TypeError("a path is given by its target, by its direction or by a curve")
     alphas = [float(alpha) for alpha in alphas]
-    required = {0.0} if direction is not None else {0.0, 1.0}
-    if alphas != sorted({*alphas}) or not required.issubset(alphas):
+    exact = {0.0} if direction is not None else {0.0, 1.0}  # measured by the model itself
+    if alphas != sorted({*alphas}) or not exact.issubset(alphas):
         raise ValueError("alphas must ascend, with 0 and, towards an end, 1 among them")
     if curve is not None:
         target = curve.end
@@ -181,8 +168,7 @@ def interpolate(
     held_out = _Points(objective, test, *evaluators[1:])
     with progress.task("line" if curve is None else "path", len(alphas), "points") as task:
         for alpha in alphas:
-            at_end = end is not None and alpha == 1.0
-            if end is not None and at_end:
+            if end is not None and alpha == 1.0:
                 objective.move(end)
             elif curve is not None:
                 objective.move(curve.point(alpha))
@@ -190,14 +176,14 @@ def interpolate(
                 objective.displace((alpha, d))
             with around(alpha) if around else statistics_at(batchnorm, alpha):
                 for points in (train, held_out):
-                    points.measure(alpha, exact=at_end or alpha == 0.0)
+                    points.measure(alpha, exact=alpha in exact)
                 if alpha == 0.0 and untouched:
                     train.evaluations[-1] = objective.center
             task.advance(1, loss=train.evaluations[-1].loss)
         objective.move(objective.theta)
     has_end = end is not None
     on_train = train.series(alphas, seed, "train", has_end=has_end)
-    on_test = held_out.series(alphas, seed, "test", has_end=has_end and test is not None)
+    on_test = held_out.series(alphas, seed, "test", has_end=has_end)
     return LossPath(
         alpha=np.array(alphas),
         train=on_train,
@@ -253,7 +239,7 @@ class _Points:
         if self.samples is None:
             return
         if exact or self.evaluator is None:
-            evaluation, losses = sample_losses(self.objective, self.samples)
+            evaluation, losses = self.objective.sample_losses(self.samples)
         else:
             evaluation, losses = self.evaluator.here(alpha)
         self.evaluations.append(evaluation)
@@ -274,7 +260,6 @@ class _Points:
         losses = np.stack(self.losses)
         self.losses.clear()  # twice the memory otherwise
         evaluator = self.evaluator
-        is_fast = evaluator is not None and evaluator.is_fast
         barrier = estimate_barrier(
             alpha,
             loss,
@@ -282,7 +267,7 @@ class _Points:
             seed=seed,
             label=label,
             dtype=self.objective.dtype,
-            fast_path_difference=evaluator.difference if evaluator and is_fast else 0.0,
+            fast_path_difference=evaluator.difference if evaluator and evaluator.is_fast else 0.0,
         )
         heights = height_errors(alpha, losses)
         return Series(loss, errors, accuracy, heights, barrier, num_nonfinite)

@@ -20,7 +20,7 @@ from lgo_cli.seeding import standard_normal
 from lgo_cli.vectors import dot, root_mean_square
 
 if TYPE_CHECKING:
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization
     from lgo_cli.objective import Objective
 
 
@@ -65,11 +65,11 @@ def line_curvature(
 ) -> LineCurvature:
     """Measure the curvature along the lines of K random planes, and check its mean.
 
-    The lines are both draws of each plane, the second before it was turned orthogonal to the
-    first: 2K independent directions d with E ddᵀ = S², ‖d‖² = tr S² and S the diagonal of
-    `root_mean_square`, whence E dᵀHd/‖d‖² = tr(SHS)/tr S² (theory.md, section 24). That trace is
-    estimated from other random numbers, by the curvature engine. Exact products at the centre, not
-    differences of the surface: kinks have no part in either.
+    The lines are both draws of each plane, before the second is made orthogonal: 2K independent
+    directions d with E ddᵀ = S², ‖d‖² = tr S² and S the diagonal of `root_mean_square`, whence
+    E dᵀHd/‖d‖² = tr(SHS)/tr S² (theory.md, section 24). The curvature engine estimates that trace
+    from other random numbers. Both use products at the centre, not differences of the surface, so
+    that kinks have no part in either.
 
     Args:
         objective: Entered.

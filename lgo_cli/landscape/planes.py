@@ -18,6 +18,7 @@ from lgo_cli.landscape.directions import (
     orthogonalize,
     random_direction,
 )
+from lgo_cli.results import Marker
 from lgo_cli.vectors import cosine, dot, norm
 
 if TYPE_CHECKING:
@@ -25,24 +26,17 @@ if TYPE_CHECKING:
 
     from numpy import ndarray as Array
 
-    from lgo_cli.config import Range
-    from lgo_cli.filters import Normalization
+    from lgo_cli.config import Normalization, Range
     from lgo_cli.objective import Objective
 
 MARGIN = 0.25
 """Room around the points that a plane was laid through, as a share of their extent."""
 
+UNIT_RANGES: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
+"""Of x and y, where nothing of the plane says how far it reaches."""
+
 OBLIQUE = 0.01
 """Cosine between given directions from which on a reader is told that a picture is skewed."""
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A named point of a plane, in the plane's coordinates."""
-
-    label: str
-    x: float
-    y: float
 
 
 @dataclass(frozen=True)
@@ -113,14 +107,10 @@ def random_plane(
     Raises:
         UsageError: if the model's filters allow one direction only.
     """
-    first, drawn = (_drawn(objective, seed, normalization, 2 * index + axis) for axis in (0, 1))
-    second = orthogonalize(first, drawn)
-    if is_line(first, second, drawn):
-        raise _one_direction_only(normalization)
+    first = _drawn(objective, seed, normalization, 2 * index)
+    second = _orthogonal(objective, first, seed, normalization, index)
     unit = DESCRIPTIONS[normalization]
-    return build_plane(
-        "random", first, second, (-1.0, 1.0), (-1.0, 1.0), (f"x: {unit}", f"y: {unit}")
-    )
+    return build_plane("random", first, second, (f"x: {unit}", f"y: {unit}"))
 
 
 def gradient_plane(
@@ -153,7 +143,7 @@ def gradient_plane(
         f"x: gradient (uphill{function}), unit norm",
         f"y: {DESCRIPTIONS[normalization]}, unit norm",
     )
-    return build_plane("gradient", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+    return build_plane("gradient", first, second, labels)
 
 
 def random_eigen_plane(
@@ -189,7 +179,7 @@ def random_eigen_plane(
         f"x: eigenvector 1 (λ = {eigenvalue:.4g}{function}), unit norm",
         f"y: {DESCRIPTIONS[normalization]}, unit norm",
     )
-    return build_plane("random+eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), labels)
+    return build_plane("random+eigen", first, second, labels)
 
 
 def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | None = None) -> Plane:
@@ -229,21 +219,22 @@ def given_plane(objective: Objective, directions: Tensor, curve: PlaneCurve | No
         f"the directions are not orthogonal (cosine {angle:.3f}): the picture's distances and "
         "angles are not those of parameter space",
     )
-    ranges: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
+    ranges = UNIT_RANGES
     markers: list[Marker] = []
     if curve is not None:
         _, *bends, end = curve.points.tolist()
         names = ["bend"] if len(bends) == 1 else [f"bend {k + 1}" for k in range(len(bends))]
         markers = [
-            Marker(name, *at) for name, at in zip([*names, "other end"], [*bends, end], strict=True)
+            Marker(label=name, x=x, y=y)
+            for name, (x, y) in zip([*names, "other end"], [*bends, end], strict=True)
         ]
         ranges = range_around([(0.0, 0.0), *curve.path.tolist(), *curve.points.tolist()])
     return build_plane(
         "file",
         first,
         second,
-        *ranges,
         (f"x: given direction 1, norm {lengths[0]}", f"y: given direction 2, norm {lengths[1]}"),
+        ranges,
         curve=curve,
         markers=tuple(markers),
         warnings=warnings if abs(angle) > OBLIQUE else (),
@@ -266,7 +257,7 @@ def eigen_plane(
         f"{axis}: eigenvector {rank} (λ = {value:.4g}{function}), unit norm"
         for axis, rank, value in zip("xy", (1, 2), eigenvalues[:2].tolist(), strict=True)
     )
-    return build_plane("eigen", first, second, (-1.0, 1.0), (-1.0, 1.0), (labels[0], labels[1]))
+    return build_plane("eigen", first, second, (labels[0], labels[1]))
 
 
 def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
@@ -306,12 +297,12 @@ def checkpoints_plane(objective: Objective, a: Tensor, b: Tensor) -> Plane:
         "checkpoints",
         first,
         second,
-        *range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         (f"x: towards A, {unit}", "y: orthogonal, towards B, same unit"),
+        range_around([(0.0, 0.0), (1.0, 0.0), (x_of_b, y_of_b)]),
         markers=(
-            Marker("run", 0.0, 0.0),
-            Marker("A", 1.0, 0.0),
-            Marker("B", x_of_b, y_of_b),
+            Marker(label="run", x=0.0, y=0.0),
+            Marker(label="A", x=1.0, y=0.0),
+            Marker(label="B", x=x_of_b, y=y_of_b),
         ),
     )
 
@@ -320,9 +311,8 @@ def build_plane(
     kind: str,
     first: Tensor,
     second: Tensor,
-    x_range: Range,
-    y_range: Range,
     axis_labels: tuple[str, str],
+    ranges: tuple[Range, Range] = UNIT_RANGES,
     **extra: object,
 ) -> Plane:
     """A plane of two directions as they are, with their cosine."""
@@ -330,8 +320,8 @@ def build_plane(
         kind=kind,
         directions=torch.stack([first, second]),
         axis_cosine=cosine(first, second),
-        x_range=x_range,
-        y_range=y_range,
+        x_range=ranges[0],
+        y_range=ranges[1],
         axis_labels=axis_labels,
         **extra,  # type: ignore[arg-type]
     )
@@ -343,23 +333,31 @@ def _drawn(objective: Objective, seed: int, normalization: Normalization, number
     )
 
 
+def _orthogonal(
+    objective: Objective, first: Tensor, seed: int, normalization: Normalization, index: int
+) -> Tensor:
+    """What is left of a random direction without its part along `first`.
+
+    Raises:
+        UsageError: if that is nothing.
+    """
+    drawn = _drawn(objective, seed, normalization, 2 * index + 1)
+    second = orthogonalize(first, drawn)
+    if is_line(first, second, drawn):
+        what = "directions" if normalization == "none" else f"{normalization}-normalised directions"
+        raise UsageError(
+            f"the model's weights span no plane of {what}",
+            hint="take a line instead: lgo interp --direction random",
+        )
+    return second
+
+
 def _beside(
     objective: Objective, first: Tensor, seed: int, normalization: Normalization, index: int
 ) -> Tensor:
     """A random direction orthogonal to `first` and as long."""
-    drawn = _drawn(objective, seed, normalization, 2 * index + 1)
-    second = orthogonalize(first, drawn)
-    if is_line(first, second, drawn):
-        raise _one_direction_only(normalization)
+    second = _orthogonal(objective, first, seed, normalization, index)
     return second * (norm(first) / norm(second))
-
-
-def _one_direction_only(normalization: Normalization) -> UsageError:
-    what = "directions" if normalization == "none" else f"{normalization}-normalised directions"
-    return UsageError(
-        f"the model's weights span no plane of {what}",
-        hint="take a line instead: lgo interp --direction random",
-    )
 
 
 def range_around(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:

@@ -47,10 +47,10 @@ def auto_range(loss: Callable[[float, float], float], center: float, ratio: floa
     """Find on each side of both axes where the loss reaches `ratio` times the centre's.
 
     Doubling or halving brackets a crossing between two powers of two, bisection narrows it down.
-    Each side starts from the power at which the one before it ended. A loss that is not finite
-    counts as above. The coordinates asked for depend on nothing but the losses, so that a journal
-    answers them a second time. The loss need not be monotonous: what is found is a crossing, and
-    one that comes back within a doubling is missed.
+    Each side starts at the power where the side before it ended. A loss that is not finite counts
+    as above. What is asked for depends on the losses alone, so that a journal can answer it again.
+    The loss need not be monotonic: any crossing may be found, and a dip or bump within a doubling
+    is missed.
 
     Args:
         loss: At coordinates (x, y).

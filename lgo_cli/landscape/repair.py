@@ -55,10 +55,10 @@ class Moments(NamedTuple):
 class Repair:
     """REPAIR at every point of a path, as something to be in force around its passes.
 
-    Layers are calls of `F.linear` and `F.conv*`, by modules or by a forward itself. Those that put
-    out the network's outputs are no hidden ones. A layer to which samples are routed, such as an
-    expert of a mixture, has the moments of those that reach it, and is left alone at all points if
-    there are fewer than two of them at an end, or at one point if there are there.
+    Layers are calls of `F.linear` and `F.conv*`, by modules or by a forward itself, but for those
+    that give the network's outputs. A layer to which samples are routed, such as an expert of a
+    mixture, has the moments of those that reach it. Fewer than two of them at an end leave it alone
+    at all points, fewer than two at a point leave it alone there.
 
     Args:
         objective: Entered; its centre is the path's start.
@@ -110,11 +110,11 @@ class Repair:
         """Rescale the hidden units of the network where the objective stands, for a while.
 
         Each unit's mean and standard deviation become (1 − α) times the start's plus α times the
-        end's. Layer follows layer, each measured behind those that are repaired already, so that
-        micro-batches do not matter to the result: for each a pass as far as it, and with batch norm
-        a whole one to recompute the statistics that it is measured under. A unit that is
-        constant over the samples is only shifted. A layer that has no moments here is left alone,
-        which is noted in `not_repaired`. Afterwards all is what it was, to the bit.
+        end's. Layers are repaired in order, each measured behind those repaired already, so that
+        micro-batches do not matter to the result. This costs a pass as far as each layer, and with
+        batch norm a whole one to recompute the statistics that it is measured under. A unit that is
+        constant over the samples is only shifted. A layer that has no moments here is left alone
+        and noted in `not_repaired`. Afterwards all is what it was, to the bit.
 
         Args:
             alpha: Where on the path it stands.

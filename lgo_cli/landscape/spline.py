@@ -50,11 +50,11 @@ class Spline:
     _grid: Array
 
     def rank(self, limit: Array, num_cells: int) -> list[int]:
-        """Cells to measure next: each the one where the error is largest, were those before known.
+        """Cells to measure next, each where the error would be largest if those before were known.
 
-        Knowing a cell takes C(x, cell)² / C(cell, cell) off the variance at x, whatever the value
-        turns out to be, so that a batch spreads out by itself (the P-greedy points of De Marchi,
-        Schaback & Wendland 2005, with the local scale as weight).
+        Knowing a cell takes C(x, cell)² / C(cell, cell) off the variance at x, whatever its value,
+        so that a batch spreads out (the P-greedy points of De Marchi, Schaback & Wendland 2005,
+        with the local scale as weight).
 
         Args:
             limit: What the deviation may be [m]; infinite where nothing is wanted.
@@ -92,12 +92,12 @@ def fit(
 ) -> Spline:
     """Lay a polyharmonic spline through measured cells (Duchon 1977).
 
-    With A the bordered matrix of the interpolation conditions, [[φ(x_i − x_j), p], [pᵀ, 0]]:
-    the residual of the spline that leaves point i out is c_i / (A⁻¹)_ii, for all i from one inverse
-    (Rippa 1999). Read as kriging with the generalised covariance φ (Matheron 1973), the spline is
-    the best linear predictor and the variance of its error is σ²(φ(0) − b(x)ᵀA⁻¹b(x)), where b(x)
-    are the kernels and monomials at x; each left-out residual is one draw of variance σ²/(A⁻¹)_ii,
-    which gives σ², here around each cell rather than once for all.
+    With the bordered matrix A = [[φ(x_i − x_j), p], [pᵀ, 0]], the residual of the spline that
+    leaves point i out is c_i / (A⁻¹)_ii, for all i from one inverse (Rippa 1999). As kriging with
+    the generalised covariance φ (Matheron 1973), the spline is the best linear predictor, and the
+    variance of its error is σ²(φ(0) − b(x)ᵀA⁻¹b(x)) with b(x) the kernels and monomials at x. Each
+    left-out residual is one draw of variance σ²/(A⁻¹)_ii, from which σ² is estimated around each
+    cell.
 
     Args:
         points: Coordinates [n, 2], distinct, of order one.

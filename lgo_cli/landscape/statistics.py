@@ -11,6 +11,9 @@ from numpy import ndarray as Array
 NUM_ANGLES = 96
 """Points on a circle of a profile; more than a 51 × 51 grid has cells on its largest."""
 
+NUM_RADII = 25
+"""Circles of a profile beside the centre, up to the largest within the grid."""
+
 
 @dataclass(frozen=True)
 class Band:
@@ -70,10 +73,9 @@ def band(values: Array) -> Band:
 def profile(x: Array, y: Array, loss: Array, radii: Array, center: float) -> Array:
     """Mean loss over circles about the centre [n], interpolated between cells.
 
-    By Keys' cubic convolution (1981) of asinh(loss / centre), which is nearly the logarithm: a
-    minimum about as wide as a cell has no parabolas, and the loss itself between straight lines is
-    twice too high there. Beside cells that are not finite the interpolation is linear, and a circle
-    that touches one has an infinite mean.
+    By Keys' cubic convolution (1981) of asinh(loss / centre), nearly the logarithm: linear
+    interpolation of the loss is twice too high in a minimum as wide as a cell. Beside cells that
+    are not finite the interpolation is linear, and a circle that touches one has an infinite mean.
 
     Args:
         x: Coordinates [nx], ascending.
@@ -105,9 +107,7 @@ def profile(x: Array, y: Array, loss: Array, radii: Array, center: float) -> Arr
     return np.where(radii == 0, center if math.isfinite(center) else np.inf, mean)
 
 
-def plane_statistics(
-    x: Array, y: Array, losses: Array, center: float, num_radii: int = 25
-) -> PlaneStatistics:
+def plane_statistics(x: Array, y: Array, losses: Array, center: float) -> PlaneStatistics:
     """Median and band of each statistic over surfaces on one grid.
 
     Args:
@@ -115,7 +115,6 @@ def plane_statistics(
         y: Coordinates [ny], likewise.
         losses: [K, ny, nx].
         center: The loss at the centre.
-        num_radii: Of the profile, up to the largest circle within the grid.
 
     Raises:
         ValueError: if the centre is not inside the grid.
@@ -123,7 +122,7 @@ def plane_statistics(
     reach = min(-x[0], x[-1], -y[0], y[-1])
     if reach <= 0:
         raise ValueError("a profile needs the centre inside the grid")
-    radii = reach * np.arange(num_radii + 1) / num_radii
+    radii = reach * np.arange(NUM_RADII + 1) / NUM_RADII
     finite = np.where(np.isfinite(losses), losses, np.inf)
     return PlaneStatistics(
         num_planes=len(losses),

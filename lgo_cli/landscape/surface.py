@@ -14,6 +14,7 @@ from lgo_cli.landscape.adaptive import Filled, fill_surface
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.progress import SILENT, Progress
+from lgo_cli.results import RecomputedCell
 from lgo_cli.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -29,22 +30,6 @@ SMALL_SHARE = 16
 
 LONG_S = 60.0
 """A surface that takes longer is worth a hint."""
-
-
-@dataclass(frozen=True)
-class RecomputedCell:
-    """One cell measured a second time, by the naive way.
-
-    Attributes:
-        row: i, of y.
-        column: j, of x.
-        difference: |a − b| / max(|a|, |b|) of its two losses; 0 if both are the same non-finite
-            value, infinite if only one is finite.
-    """
-
-    row: int
-    column: int
-    difference: float
 
 
 @dataclass(frozen=True)
@@ -339,7 +324,8 @@ def _recompute(grid: _Grid, seed: int) -> RecomputedCell:
         for parameter, view in zip(objective.parameters, views, strict=True):
             parameter.data = view
     objective.move(objective.theta)
-    return RecomputedCell(i, j, relative_difference(float(grid.values[0, i, j]), again))
+    difference = relative_difference(float(grid.values[0, i, j]), again)
+    return RecomputedCell(row=i, column=j, difference=difference)
 
 
 def relative_difference(a: float, b: float) -> float:

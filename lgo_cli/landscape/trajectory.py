@@ -109,11 +109,11 @@ def pca_plane(
         "pca",
         directions[0],
         directions[1],
-        *range_around(points),
         (
             f"x: principal axis 1 ({percent(share[0])} of the trajectory), unit norm",
             f"y: principal axis 2 ({percent(share[1])}), unit norm",
         ),
+        range_around(points),
         trajectory=tuple(points),
         trajectory_labels=(*labels, "end"),
         trajectory_distances=(*(distance for _, distance in found), 0.0),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Activation = Literal["relu", "tanh", "gelu"]
+    from lgo_cli.models.registry import Activation
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,

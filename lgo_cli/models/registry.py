@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from lgo_cli.arguments import find_named, resolve_arguments
-from lgo_cli.config import Strict
+from lgo_cli.config import Augmentation, OptimizerName, Schedule, Strict
 from lgo_cli.factories import parse_factory
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
+Activation = Literal["relu", "tanh", "gelu"]
 
 
 class LogisticArgs(Strict):
@@ -32,7 +33,7 @@ class MlpArgs(Strict):
     hidden: tuple[Width, ...] = Field(
         (256, 128), description="widths of the hidden layers; empty for a linear model"
     )
-    activation: Literal["relu", "tanh", "gelu"] = Field("relu", description="relu, tanh or gelu")
+    activation: Activation = Field("relu", description="relu, tanh or gelu")
     batch_norm: bool = Field(False, description="batch norm before each activation")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="probability of dropping a hidden unit in training"
@@ -78,14 +79,14 @@ class PublishedRecipe:
 
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: OptimizerName
     lr: float
     momentum: float
     weight_decay: float
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Schedule
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Augmentation = "none"
 
 
 GENERIC = PublishedRecipe(

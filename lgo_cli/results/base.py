@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from lgo_cli.config import Strict
+from lgo_cli.config import Augmentation, LossName, OptimizerName, Schedule, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,17 +34,17 @@ class Recipe(Strict):
 
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: OptimizerName
     lr: float
     momentum: float
     nesterov: bool
     weight_decay: float
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Schedule
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
     warmup_epochs: int
-    augment: Literal["none", "crop-flip"]
-    loss: Literal["cross_entropy", "squared_error"]
+    augment: Augmentation
+    loss: LossName
     label_smoothing: float
 
 

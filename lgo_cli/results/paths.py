@@ -6,7 +6,7 @@ import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
-from lgo_cli.config import Strict
+from lgo_cli.config import CurveKind, Strict
 from lgo_cli.results.base import AnalysisResults, Real, Recipe, counted
 
 if TYPE_CHECKING:
@@ -42,11 +42,16 @@ def route(along: str, shape: str, *, is_repaired: bool) -> str:
 
 
 class Barrier(Strict):
-    """Height above the straight line between the end losses, at its largest over [0, 1].
+    """The largest height on a grid, with its paired standard error.
 
-    The standard error is paired, of the height at `alpha`; the interval has 95 % confidence,
-    accounts for `alpha` being where the samples have the maximum, and allows for rounding. Both are
-    NaN for one sample.
+    Attributes:
+        value: max over α in [0, 1] of L(α) − [(1−α)L(0) + αL(1)].
+        standard_error: Of the height at the α of the maximum, the samples taken as independent
+            draws; 0 where that is an end. The choice of the maximum is in the interval alone.
+        interval: Holds the barrier that infinitely many samples would give on the same grid, with
+            95 % confidence, wherever rounding has put the losses. Not symmetric, and never below 0;
+            NaN for one sample, which says nothing of others.
+        alpha: Where the maximum is.
     """
 
     value: Real
@@ -126,7 +131,7 @@ class CurveResults(Strict):
     distance between the ends.
     """
 
-    kind: Literal["bezier", "polychain"]
+    kind: CurveKind
     num_bends: int
     recipe: Recipe
     num_steps: int
@@ -137,21 +142,23 @@ class CurveResults(Strict):
 
 
 class InterpResults(AnalysisResults):
-    """`lgo interp`.
+    """`lgo interp`. What a path of its kind does not have is `None`.
 
-    The fields of the barrier are those of `Barrier`, on the probe set and on the test samples.
-    Beside a curve stands its straight line, beside an aligned end the one that it was, beside a
-    repaired path the same without REPAIR. What a path of this kind does not have is `None`: a
-    barrier, along a direction and where no point between the ends was measured.
-    Without a layer to rescale there is no such other path: batch norm has the same statistics on
-    all. `point_plan` is which way the path's points took, `is_fast` whether none but the ends took
-    the model's own pass, `fast_path_difference` the largest
-    relative difference from the model's own pass that was found of a fast path among them, of any
-    path of a matrix, and `fast_path_difference_beside` that of the paths beside it.
-    `num_nonfinite` counts the points whose loss is not, of the path and of those beside it; a
-    matrix has NaN for such pairs. `unconverged` is what did not converge of an eigenvector that
-    gives the direction, that the gradient which does is lost in rounding, or that the samples see
-    each other, so that the loss is no mean over them.
+    Attributes:
+        barrier: With the three behind it the fields of `Barrier`; `None` along a direction, and
+            where no point between the ends was measured.
+        barrier_line: Of the straight line beside a trained curve.
+        barrier_unaligned: Of the path to the other end as it was before it was aligned.
+        barrier_unrepaired: Of the path without REPAIR, if that has a layer to rescale.
+        unconverged: Why the direction is not to be relied on (an eigenvector that did not converge,
+            a gradient lost in rounding), or the loss is no mean (samples that see each other).
+        point_plan: Which way the path's points took.
+        is_fast: Whether none but the ends took the model's own pass.
+        fast_path_difference: Largest relative difference of a fast path from the model's own pass,
+            on the path or on any of a matrix.
+        fast_path_difference_beside: The same on the paths beside it.
+        num_nonfinite: Points whose loss is not finite, of the path and of those beside it; `None`
+            of a matrix, which has NaN for such pairs.
     """
 
     along: str

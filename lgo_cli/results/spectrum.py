@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lgo_cli.config import Strict
+from lgo_cli.config import Scaling, Strict
 from lgo_cli.results.base import AnalysisResults, Real
 
 
@@ -139,17 +139,19 @@ class AuditResults(Strict):
 class HessianResults(AnalysisResults):
     """`lgo hessian`.
 
-    `gradient_share` is null where the gradient is not ten times what float32 rounds it by on some
-    samples. Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their
-    bounds. `preconditioned` is the largest eigenvalue of D⁻¹(H + ωI) with D of the run's own Adam
-    and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
-    AdamW has none there. `unconverged` is which of the warnings are of eigenvalues that did not
-    converge. `num_largest_matvecs` is how many of the eigenvalues' products all of the largest
-    took, where the smallest were wanted too.
+    Attributes:
+        gradient_share: `None` if the gradient is less than ten times its rounding in float32.
+        clusters: Ranks, from 1, of eigenvalues that their bounds do not tell apart.
+        num_largest_matvecs: After how many of the eigenvalues' products all of the largest had
+            converged, where the smallest were wanted too.
+        unconverged: Those of the warnings that are of eigenvalues that did not converge.
+        preconditioned: Largest eigenvalue of D⁻¹(H + ωI), D of the run's own Adam.
+        preconditioned_weight_decay: ω, the coupled decay in the gradient that Adam preconditions;
+            AdamW has none there.
     """
 
     operator: str
-    scaling: Literal["none", "elementwise", "adam"]
+    scaling: Scaling
     layers: list[str] | None
     weight_decay: float | None
     loss: Real

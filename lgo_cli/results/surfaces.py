@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from lgo_cli.config import Strict
+from lgo_cli.config import Normalization, Strict
 from lgo_cli.results.base import AnalysisResults, Real
 
 
 class Marker(Strict):
-    """A named point on a plane."""
+    """A named point of a plane, in the plane's coordinates."""
 
     label: str
     x: float
@@ -17,7 +15,14 @@ class Marker(Strict):
 
 
 class RecomputedCell(Strict):
-    """One cell computed a second time by the naive way."""
+    """One cell measured a second time, by the naive way.
+
+    Attributes:
+        row: i, of y.
+        column: j, of x.
+        difference: |a − b| / max(|a|, |b|) of its two losses; 0 if both are the same non-finite
+            value, infinite if only one is finite.
+    """
 
     row: int
     column: int
@@ -35,7 +40,17 @@ class SelfCheck(Strict):
 
 
 class FillingCheck(Strict):
-    """Filled cells that were measured after all; errors relative to max(|loss|, floor)."""
+    """Filled cells that were measured, drawn at random, after the filling was done.
+
+    Attributes:
+        num_cells: How many.
+        worst_error: The largest |filled − measured| / max(|measured|, floor); infinite if only one
+            of the two is finite.
+        worst_ratio: The largest |filled − measured| over the error stated for that cell.
+        share_within: Share of them within the tolerance.
+        least_share: Share of all filled cells within the tolerance, a lower bound with 95 %
+            confidence however many checks came before (Clopper & Pearson 1934).
+    """
 
     num_cells: int
     worst_error: Real
@@ -156,7 +171,14 @@ class ConvexityResults(Strict):
 
 
 class Movement(Strict):
-    """What a random direction does to a parameter, in words, and why if it is `held`."""
+    """What a random direction does to one parameter.
+
+    Attributes:
+        name: The parameter's.
+        shape: The parameter's.
+        treatment: In words.
+        held: Why the direction leaves it where it is; `None` if it moves.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -167,14 +189,16 @@ class Movement(Strict):
 class ContourResults(AnalysisResults):
     """`lgo contour`.
 
-    `curve_distance` is how far a curve that came with the directions, `plane_path` of the arrays,
-    is off the plane at most, in the unit of the coordinates. `cell_plan` is which way cells took,
-    `is_fast` whether that is not the model's own pass.
+    Attributes:
+        cell_plan: Which way cells took.
+        is_fast: Whether that is not the model's own pass.
+        curve_distance: How far a curve that came with the directions (`plane_path` of the arrays)
+            is off the plane at most, in the unit of the coordinates.
     """
 
     complaints: list[str]
     plane: str
-    normalization: Literal["filter", "layer", "none"] | None
+    normalization: Normalization | None
     movements: list[Movement]
     loss_at_center: Real
     loss_min: Real | None

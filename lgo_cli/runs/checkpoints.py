@@ -13,6 +13,7 @@ from lgo_cli.config import DEFAULT_RUN
 from lgo_cli.errors import InputError, NoManifestError, UsageError
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.results import TrainResults
 from lgo_cli.runs.names import holds_weights
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class Checkpoint:
     def produced_by(self) -> str | None:
         """Fingerprint of the training that made these weights."""
         return self.trained[0].fingerprint if self.trained else None
+
+    @property
+    def training(self) -> TrainResults | None:
+        """Results of the training that made these weights."""
+        results = self.trained[0].results if self.trained else None
+        assert isinstance(results, TrainResults | None)
+        return results
 
 
 def find_checkpoint(named: Path) -> Checkpoint:

@@ -42,8 +42,8 @@ def read_ours(path: Path, *, force: bool) -> Manifest | None:
     """A step's manifest; `None` if there is none, or a file of that name that is no manifest.
 
     Raises:
-        DamagedError: if it was damaged or edited since, and cannot be read;
-        OutputError: or if its request was: no step shall replace either unasked.
+        DamagedError: if it cannot be read since it was damaged or edited, unless forced.
+        OutputError: if its request was edited, unless forced.
     """
     if not path.is_file():
         return None
@@ -89,9 +89,8 @@ def own_files(
     The manifest may be the one that a killed step had set aside.
 
     Raises:
-        OutputError: if a file of one of the new names is neither in the old manifest nor in an old
-            claim, nor what the step's record says that it wrote, or the old manifest is of a later
-            version or was edited.
+        OutputError: if a file of one of the new names is in neither the old manifest, an old claim
+            nor the step's record; if the old manifest is of a later version, or was edited.
         DamagedError: if the old manifest is this lgo's and cannot be read.
     """
     path = plan.manifest_path
@@ -113,9 +112,9 @@ def own_files(
 def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[Manifest | OtherVersion | None]:
     """Say which files this step is about to write, and set the old manifest aside.
 
-    Until the new manifest stands, the claim is what tells our files from somebody else's; it is
-    written before anything is taken away, and lists the old files too. Those that the new request
-    does not write again go when it is done.
+    The claim tells our files from somebody else's until the new manifest stands: it is written
+    before anything is removed, and lists the old files too. When the step is done, those that it
+    did not write again are removed.
 
     Yields:
         The old manifest, if there is one.

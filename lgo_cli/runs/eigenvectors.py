@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.config import HessianConfig, parse_config
+from lgo_cli.config import OBJECTIVE_FIELDS, HessianConfig
 from lgo_cli.manifest import ALGORITHM_VERSIONS
+from lgo_cli.parsing import parse_config
 from lgo_cli.results import HessianResults
 
 if TYPE_CHECKING:
     from lgo_cli.manifest import Manifest, Request
-
-INHERITED = ("model", "dataset", "train_samples", "loss", "label_smoothing")
 
 PLANE_VECTOR_RTOL = 1e-3
 """Residual of an eigenvector that is good enough to go along, relative to max(|λ|, 0.01·max|θ|)."""
@@ -27,7 +26,7 @@ def serves(found: Manifest, request: Request, num_vectors: int) -> bool:
     if not plain or asked.layers or asked.include_weight_decay:
         return False
     floor = results.residual_floor / asked.rtol
-    same = (*INHERITED, "model_arg", "dataset_arg", "analysis_samples", "dtype")
+    same = (*OBJECTIVE_FIELDS, "analysis_samples", "dtype")
     beside = ("state.pth", "warm_start.npz")
     return (
         len(results.largest) >= num_vectors

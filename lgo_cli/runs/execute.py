@@ -19,7 +19,6 @@ from lgo_cli.manifest import (
     Manifest,
     damaged_outputs,
     file_ref,
-    results_mapping,
 )
 from lgo_cli.progress import SILENT, Progress
 from lgo_cli.provenance import Stopwatch, environment
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lgo_cli.manifest import FileRef
+    from lgo_cli.results import Results
     from lgo_cli.runs.steps import Context
 
 
@@ -257,7 +257,7 @@ def _compute(plan: Plan, figure: FigureConfig, context: Context) -> Outcome:
             _note_other_checkpoint(context, old)
         results = step.compute(context)
         with stopwatch.phase("figures"):
-            drawn_names = _write_figures(plan, figure, results.model_dump(mode="json"))
+            drawn_names = _write_figures(plan, figure, results)
         manifest = Manifest(
             fingerprint=plan.fingerprint,
             request=plan.request,
@@ -296,7 +296,7 @@ def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
     payloads = [name for name in done.outputs if name not in old]
     names = figure_names(plan.request, figure)
     with claim(plan, [*payloads, *names], force=False):
-        written = _write_figures(plan, figure, results_mapping(done))
+        written = _write_figures(plan, figure, done.results)
         manifest = done.model_copy(
             update={"figure": figure, "outputs": _refs(plan.out, [*payloads, *written])}
         )
@@ -304,12 +304,12 @@ def _redraw(plan: Plan, done: Manifest, figure: FigureConfig) -> Manifest:
     return manifest
 
 
-def _write_figures(plan: Plan, figure: FigureConfig, results: dict[str, object]) -> list[str]:
+def _write_figures(plan: Plan, figure: FigureConfig, found: Results) -> list[str]:
     from lgo_cli.figures.captions import describe
     from lgo_cli.figures.catalogue import draw
     from lgo_cli.figures.files import save_figure
 
-    command = plan.command
+    command, results = plan.command, found.model_dump(mode="json")
     arrays = _drawn_arrays(plan.out / PAYLOADS[command][-1])
     drawings = draw(drawn(plan.request, figure), arrays, results, figure)
     names = []

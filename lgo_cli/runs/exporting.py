@@ -21,7 +21,6 @@ from lgo_cli.files import (
     sha256_file,
     step_lock,
 )
-from lgo_cli.manifest import results_mapping
 from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.inspect import StepState, inspect_run
 from lgo_cli.runs.names import PAYLOADS
@@ -96,7 +95,8 @@ def export(
             continue
         payload = PAYLOADS[state.command][-1]
         arrays = load_arrays(run / payload)
-        files = make(state.command, arrays, results_mapping(state.manifest))
+        results = state.manifest.results.model_dump(mode="json")
+        files = make(state.command, arrays, results)
         contents |= files
         digest = state.manifest.outputs[payload].sha256
         for name, data in files.items():

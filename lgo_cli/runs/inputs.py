@@ -42,9 +42,9 @@ def refuse_other(
     """Refuse inputs that are not what was recorded.
 
     Args:
-        inputs: As of `differing`.
+        inputs: As for `differing`.
         files: Where they are.
-        wanted: As of `differing`.
+        wanted: As for `differing`.
         recorded: What they are to be, in words; `{name}` stands for an input's name.
         hint: What to do.
 

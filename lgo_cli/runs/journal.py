@@ -42,10 +42,9 @@ _SIZE = _RECORD.size + _CHECKSUM.size
 class Journal(Cells):
     """Cells in an append-only file, one record each with a checksum of its own.
 
-    It is a cache: what it holds saves measuring a cell again, and never decides which cells are
-    asked for. A record is written when its cell is done, so that a killed run goes on behind its
-    last one; a record that was cut short, and all after it, are dropped. Several processes may fill
-    one surface, each with a file of its own: all files of a key are read, one is written.
+    A cache: it saves measuring a cell again, and never decides which cells are asked for. A killed
+    run goes on after its last record; one that was cut short, and all after it, are dropped.
+    Several processes may fill one surface: each reads all files of a key and writes one.
 
     Args:
         out: The run's directory; files lie in its `.lgo/cells/`.
@@ -119,10 +118,8 @@ def _records(data: bytes) -> Iterator[tuple[Key, Evaluation]]:
 class ConvexityFile:
     """The finished cells of a convexity map, in one file that is replaced after each of them.
 
-    A cell begins from the eigenvectors of the one before, so that the last ones are kept too: cells
-    and vectors belong together and change together. They are 2·P numbers, which a Krylov run took
-    at least six products with all samples to find; when the map is done, they go. The memory budget
-    moves no bit, and is no part of the key.
+    With them the last cell's eigenvectors, 2·P numbers from which the next one begins, until the
+    map is done. The memory budget moves no bit, and is no part of the key.
 
     Args:
         out: The run's directory.

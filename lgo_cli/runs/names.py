@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, get_args
 
-from lgo_cli.config import FigureConfig
+from lgo_cli.config import FigureFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lgo_cli.config import FigureConfig
     from lgo_cli.manifest import Request
 
 PAYLOADS: dict[str, tuple[str, ...]] = {
@@ -34,7 +35,6 @@ FIGURES: dict[str, tuple[str, ...]] = {
 CAPTIONS = {"interp": "interp_caption.txt", "contour": "contour_caption.txt"}
 """Text files beside the figures, written with them."""
 
-_FORMATS = get_args(FigureConfig.model_fields["format"].annotation)
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
 
 
@@ -96,7 +96,7 @@ def writable(command: str, names: Iterable[str]) -> set[str]:
     ours to replace or remove.
     """
     fixed = {f"{command}.json", *PAYLOADS[command]}
-    fixed |= {f"{name}.{form}" for name in FIGURES[command] for form in _FORMATS}
+    fixed |= {f"{name}.{form}" for name in FIGURES[command] for form in get_args(FigureFormat)}
     fixed |= {CAPTIONS[command]} if command in CAPTIONS else set()
     return {
         name

@@ -17,7 +17,6 @@ from lgo_cli.config import (
     InterpConfig,
     StepConfig,
     TrainConfig,
-    parse_config,
 )
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
@@ -33,7 +32,7 @@ from lgo_cli.manifest import (
     read_manifest,
 )
 from lgo_cli.models.registry import resolve_model
-from lgo_cli.results import TrainResults
+from lgo_cli.parsing import parse_config
 from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lgo_cli.config import Execution
+    from lgo_cli.results import TrainResults
 
 
 @dataclass
@@ -157,31 +157,17 @@ class _Builder:
         )
 
 
-def plan_training(config: TrainConfig, out: Path, execution: Execution) -> Plan:
-    """Resolve `lgo train`.
-
-    Raises:
-        UsageError: if a name or an argument is unknown.
-        InputError: if a file is missing.
-    """
+def _plan_training(config: TrainConfig, execution: Execution) -> Plan:
     builder = _Builder(execution)
     builder.name_model(config.model, config.model_arg)
     builder.name_dataset(config.dataset, config.dataset_arg)
-    return builder.plan(config, out)
+    return builder.plan(config, execution.out or DEFAULT_RUN)
 
 
-def plan_analysis(
-    config: AnalysisConfig, run: Path, out: Path | None, execution: Execution
-) -> Plan:
-    """Resolve an analysis of the checkpoint that `run` names.
-
-    Model, data and loss are the run's; what the config says itself overrides.
-
-    Raises:
-        UsageError: if a name or an argument is unknown, or something must be said.
-        InputError: if an input is missing or not what its manifest says.
-    """
-    checkpoint = find_checkpoint(run)
+def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Execution) -> Plan:
+    """Model, data and loss are the run's; what the config says itself overrides."""
+    out = execution.out
+    checkpoint = find_checkpoint(default_run(config.command, out) if run is None else run)
     builder = _Builder(execution)
     builder.add_checkpoint("model.pth", checkpoint)
     _inherit(builder, config, checkpoint)
@@ -193,7 +179,7 @@ def plan_analysis(
     if isinstance(config, HessianConfig):
         _add_optimizer(builder, config, checkpoint)
         _add_warm_start(builder, config, out)
-    plan = builder.plan(config, out, _training(checkpoint) if checkpoint.trained else None)
+    plan = builder.plan(config, out, checkpoint.training)
     if plan.trained is not None:
         plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
     along = plan.request.config.get("plane") or plan.request.config.get("direction")
@@ -318,24 +304,17 @@ def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint,
     elif plane == "pca":
         hint = "train with --save-every N, which keeps checkpoints on the way"
         builder.add_checkpoint("init.pth", own_output(checkpoint, "init.pth", hint))
-        kept = _training(checkpoint).checkpoints
+        assert checkpoint.training is not None  # it has an init.pth
+        kept = checkpoint.training.checkpoints
         if not kept:
             raise InputError(f"the run of {checkpoint.path} kept no checkpoints", hint=hint)
         for name in kept:
             builder.add_checkpoint(name, own_output(checkpoint, name, hint))
 
 
-def _training(checkpoint: Checkpoint) -> TrainResults:
-    """Results of the training that made a checkpoint."""
-    results = checkpoint.trained[0].results if checkpoint.trained else None
-    if not isinstance(results, TrainResults):
-        raise UsageError(f"{checkpoint.path} belongs to no run")
-    return results
-
-
 def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpoint) -> None:
     """Adam's second moments, where the run has saved them with these very weights."""
-    trained = _training(checkpoint) if checkpoint.trained else None
+    trained = checkpoint.training
     optimizer = trained.recipe.optimizer if trained else "unknown"
     if config.include_weight_decay and optimizer in ("unknown", "adamw"):
         raise UsageError(
@@ -406,10 +385,13 @@ def plan_step(config: StepConfig, run: Path | None, execution: Execution) -> Pla
         config: What is asked.
         run: For an analysis, the run or checkpoint.
         execution: How and where.
+
+    Raises:
+        UsageError: if a name or an argument is unknown, or something must be said.
+        InputError: if an input is missing or not what its manifest says.
     """
     if isinstance(config, TrainConfig):
-        return plan_training(config, execution.out or DEFAULT_RUN, execution)
+        return _plan_training(config, execution)
     if isinstance(config, AnalysisConfig):
-        run = default_run(config.command, execution.out) if run is None else run
-        return plan_analysis(config, run, execution.out, execution)
+        return _plan_analysis(config, run, execution)
     raise TypeError(f"no step takes a {type(config).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.errors import AuditError, ConvergenceError, NumericsError
+from lgo_cli.errors import NumericsError
 from lgo_cli.results import ContourResults, HessianResults, InterpResults
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def refuse_failed(results: Results) -> None:
     if not isinstance(results, HessianResults):
         return
     if results.audit is not None and results.audit.complaints:
-        raise AuditError(results.audit.complaints)
+        raise NumericsError(f"the audit found: {'; '.join(results.audit.complaints)}")
     halves = results.halves
     for trace in (results.trace, *((halves.first.trace, halves.second.trace) if halves else ())):
         if trace is None or trace.converged:
@@ -34,4 +34,4 @@ def refuse_failed(results: Results) -> None:
             hint="lgo hessian with a larger --trace-rtol",
         )
     if results.unconverged:
-        raise ConvergenceError(results.unconverged)
+        raise NumericsError("; ".join(results.unconverged))

@@ -38,8 +38,8 @@ from surface_peers import PEERS, clone_and_copy
 
 from lgo_cli import checkpoint
 from lgo_cli.cli.allocator import keep_memory
-from lgo_cli.config import linspace
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.landscape.planes import Plane, random_plane
 from lgo_cli.landscape.surface import Surface, measure_surface
 from lgo_cli.models.building import build_model

@@ -15,15 +15,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from torch import Tensor
+
     from lgo_cli.config import Execution
     from lgo_cli.progress import Progress
     from lgo_cli.provenance import Stopwatch
     from lgo_cli.results import Results
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
-    from lgo_cli.runs.steps.hessian import TopEigenpairs
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class TopEigenpairs:
+    """The top of the spectrum, for a step that goes along it.
+
+    Attributes:
+        values: The largest eigenvalues [k].
+        vectors: Their eigenvectors [k, P], unit norm.
+        num_matvecs: Products spent here; 0 if they were read.
+        unconverged: What did not converge, which `--strict` does not let pass.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    num_matvecs: int
+    unconverged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

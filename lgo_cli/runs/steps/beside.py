@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.config import linspace
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.results import (
     ConvexityResults,
     Filling,
-    FillingCheck,
     LineCurvatureResults,
     Planes,
     Quadratic,
@@ -165,7 +164,7 @@ def filling_results(filled: Filled | None, config: ContourConfig) -> Filling | N
         largest_error_estimate=float(estimates.max()),
         largest_relative_estimate=float((estimates / scale).max()),
         share_above=float(np.mean(estimates > config.tolerance * scale)),
-        check=None if filled.check is None else FillingCheck(**asdict(filled.check)),
+        check=filled.check,
         num_checks=filled.num_checks,
         converged=filled.converged,
     )

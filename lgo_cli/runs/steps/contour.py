@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.errors import NumericsError
-from lgo_cli.results import ContourResults, Marker, Movement, percent
+from lgo_cli.results import ContourResults, percent
 from lgo_cli.runs.directions import CURVE_ARRAYS
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays
 from lgo_cli.runs.steps.beside import (
@@ -21,6 +20,7 @@ from lgo_cli.runs.steps.beside import (
 )
 from lgo_cli.runs.steps.frozen import frozen_warnings
 from lgo_cli.runs.steps.surfaces import ARRAYS, open_work
+from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lgo_cli.landscape.surface import SelfCheck, Surface
     from lgo_cli.results import Filling, Planes, TestSurface
     from lgo_cli.results import SelfCheck as SelfCheckResults
-    from lgo_cli.runs.steps.surfaces import Work
 
 
 class ContourStep(Step):
@@ -37,6 +36,7 @@ class ContourStep(Step):
     def compute(self, context: Context) -> ContourResults:
         """Losses on a plane, and what else is asked about it."""
         from lgo_cli.curvature.embeddings import false_derivatives
+        from lgo_cli.vectors import movements
 
         with context.stopwatch.phase("compute"), open_work(context) as work:
             surface = work.measure(work.evaluator)
@@ -61,16 +61,17 @@ class ContourStep(Step):
                 work.description = work.description.model_copy(update=samples)
         filling = filling_results(surface.filled, config)
         complaints = [*work.complaints, *_complaints(surface, filling, planes, test)]
-        if context.execution.strict and complaints:
-            raise NumericsError("; ".join(complaints))
-        save_arrays(context, "contour.npz", arrays)
-        return ContourResults(
+        results = ContourResults(
             **common(context, [*warnings, *complaints]),
             complaints=complaints,
             measured=work.description,
             plane=plane.kind,
             normalization=config.normalization if work.named.draw is not None else None,
-            movements=_movements(work) if work.named.draw is not None else [],
+            movements=(
+                movements(work.problem.layout, config.normalization)
+                if work.named.draw is not None
+                else []
+            ),
             loss_at_center=surface.loss_at_center,
             loss_min=surface.loss_min,
             loss_max=surface.loss_max,
@@ -85,7 +86,7 @@ class ContourStep(Step):
             x_range=work.x_range,
             y_range=work.y_range,
             num_range_evaluations=work.num_range_evaluations,
-            markers=[Marker(**asdict(marker)) for marker in plane.markers],
+            markers=list(plane.markers),
             trajectory=trajectory,
             curve_distance=float(curve.distances.max()) if curve else None,
             explained_variance=plane.explained_variance,
@@ -95,6 +96,10 @@ class ContourStep(Step):
             test=test,
             num_matvecs=num_matvecs,
         )
+        if context.execution.strict:
+            refuse_failed(results)
+        save_arrays(context, "contour.npz", arrays)
+        return results
 
     def published(self, context: Context) -> None:
         """Forget how the shares were measured: another set of them may follow."""
@@ -135,14 +140,6 @@ class ContourStep(Step):
                     if not is_complete(work.x, work.y, num_samples, cells):
                         return False
             return True
-
-
-def _movements(work: Work) -> list[Movement]:
-    """What the normalisation does to each parameter."""
-    from lgo_cli.vectors import movements
-
-    found = movements(work.problem.layout, work.config.normalization)
-    return [Movement.model_validate(each, from_attributes=True) for each in found]
 
 
 def _complaints(

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from lgo_cli.curvature.audit import Audit
     from lgo_cli.curvature.density import SpectralDensity
     from lgo_cli.curvature.eigenpairs import Eigenpairs
-    from lgo_cli.curvature.layers import LayerCurvature
     from lgo_cli.curvature.spectrum import Half as MeasuredHalf
-    from lgo_cli.curvature.spectrum import Spectrum
+    from lgo_cli.curvature.spectrum import LayerCurvature, Spectrum
     from lgo_cli.curvature.spectrum import Trace as MeasuredTrace
     from lgo_cli.vectors import Block
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ class Ends:
     """
 
     def __init__(self, context: Context, config: InterpConfig, problem: Objective) -> None:
-        from lgo_cli.landscape.interpolation import alpha_grid
+        from lgo_cli.landscape.grids import alpha_grid
 
         between = config.matrix or config.spherical or config.repair or config.curve is not None
         within = (0.0, 1.0) if between else (-0.5, 1.5)
@@ -73,32 +73,37 @@ class Ends:
 
         return measured(self.problem, self.context.loaded, len(self.test), self.policy(state))
 
-    def curve(self, state: Mapping[str, Tensor], curve: Curve) -> LossPath:
-        """Measure a curve to an end."""
-        return self._path(state, None, curve=curve)
+    def path(
+        self,
+        state: Mapping[str, Tensor],
+        *,
+        curve: Curve | None = None,
+        repair: Repair | None = None,
+    ) -> LossPath:
+        """Measure the line to an end, or the arc where arcs are asked for, or a curve.
 
-    def straight(self, state: Mapping[str, Tensor], repair: Repair | None = None) -> LossPath:
-        """Measure the line to an end, or the arc where arcs are asked for."""
+        Args:
+            state: The end's tensors.
+            curve: That leads there.
+            repair: In force at each point.
+        """
         from lgo_cli.landscape.curves import Arc
-
-        target = self.weights(state)
-        if self.config.spherical:
-            return self._path(state, repair, curve=Arc.between(self.problem.theta, target))
-        return self._path(state, repair, target=target)
-
-    def _path(self, state: Mapping[str, Tensor], repair: Repair | None, **route: Any) -> LossPath:
         from lgo_cli.landscape.interpolation import interpolate
 
+        target = self.weights(state)
+        if curve is None and self.config.spherical:
+            curve = Arc.between(self.problem.theta, target)
         return interpolate(
             self.problem,
             self.test,
             self.alphas,
+            target=target if curve is None else None,
+            curve=curve,
             batchnorm=None if repair else self.policy(state),
             around=repair.at if repair else None,
             seed=self.config.seed,
             memory_bytes=self.context.execution.memory_bytes,
             progress=self.context.progress,
-            **route,
         )
 
 

@@ -1,27 +1,23 @@
-"""The step of `lgo hessian`, and eigenvectors for the steps that need some."""
+"""The step of `lgo hessian`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lgo_cli.config import HessianConfig
-from lgo_cli.errors import ConvergenceError, InputError
+from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING
 from lgo_cli.results import HessianResults, counted
-from lgo_cli.runs.eigenvectors import PLANE_VECTOR_RTOL
 from lgo_cli.runs.evidence import load_arrays
-from lgo_cli.runs.inputs import refuse_changed
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.described import arrays_of, describe_spectrum, eigenvalues
 from lgo_cli.runs.strict import refuse_failed
 from lgo_cli.training.recipe import learning_rate
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lgo_cli.curvature.spectrum import Setting, Spectrum
     from lgo_cli.curvature.stability import Preconditioner
     from lgo_cli.objective import Objective
@@ -166,22 +162,15 @@ def _stability(
     # Adam's coupled decay is held by the preconditioned one.
     coupled = recipe.optimizer == "sgd" and not config.include_weight_decay
     preconditioned = spectrum.preconditioned
+    decay = recipe.weight_decay if recipe.optimizer == "adam" else 0.0
     return {
         "stability_threshold": threshold,
         "stability_threshold_note": note,
-        "sharpness_ratio": (
-            None
-            if sharpest is None
-            else sharpness_ratio(sharpest, threshold, recipe.weight_decay, coupled=coupled)
+        "sharpness_ratio": sharpness_ratio(
+            sharpest, threshold, recipe.weight_decay, coupled=coupled
         ),
-        "preconditioned": (
-            None if preconditioned is None else eigenvalues(preconditioned)["largest"][0]
-        ),
-        "preconditioned_weight_decay": (
-            None
-            if preconditioned is None
-            else (recipe.weight_decay if recipe.optimizer == "adam" else 0.0)
-        ),
+        "preconditioned": preconditioned and eigenvalues(preconditioned)["largest"][0],
+        "preconditioned_weight_decay": preconditioned and decay,
     }
 
 
@@ -194,64 +183,3 @@ def _sharpest(spectrum: Spectrum, config: HessianConfig, *, adaptive: bool) -> f
     if config.scaling == ("adam" if adaptive else "none"):
         return float(spectrum.eigenpairs.largest[0])
     return None
-
-
-@dataclass(frozen=True)
-class TopEigenpairs:
-    """The top of the spectrum, for a step that goes along it.
-
-    Attributes:
-        values: The largest eigenvalues [k].
-        vectors: Their eigenvectors [k, P], unit norm.
-        num_matvecs: Products spent here; 0 if they were read.
-        unconverged: What did not converge, which `--strict` does not let pass.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    num_matvecs: int
-    unconverged: tuple[str, ...] = ()
-
-
-def top_eigenpairs(context: Context, problem: Objective, top_k: int) -> TopEigenpairs:
-    """Read the top eigenpairs from `hessian.npz` if it was planned so, else compute them once.
-
-    What counts as converged allows for the rounding of products, measured as `lgo hessian` does.
-
-    Raises:
-        ConvergenceError: with `--strict`, if they do not converge.
-    """
-    import torch
-
-    from lgo_cli.curvature.audit import measure_rounding
-    from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
-    from lgo_cli.curvature.folding import fold
-    from lgo_cli.curvature.networks import HessianOperator
-    from lgo_cli.curvature.search import Wanted
-
-    if "hessian.npz" in context.plan.files:
-        plan, name = context.plan, "hessian.npz"
-        arrays = load_arrays(plan.files[name])
-        # lgo hessian may run beside this step, and put others in their place.
-        refuse_changed({name: plan.request.inputs[name]}, plan.files)
-        vectors = torch.from_numpy(arrays["eigenvectors"][:top_k])
-        values = torch.from_numpy(arrays["largest"][:top_k])
-        return TopEigenpairs(values, vectors.to(problem.device, problem.dtype), 0)
-    if top_k in context.eigenpairs:
-        return context.eigenpairs[top_k]
-    rtol, seed, model = PLANE_VECTOR_RTOL, context.plan.config.seed, fold(problem)
-    # Before the operator holds graphs.
-    rounding = measure_rounding(problem, HessianOperator, model, difference=False, seed=seed)
-    memory_bytes = context.execution.memory_bytes
-    operator = HessianOperator(problem, model=model, memory_bytes=memory_bytes)
-    operator.measured_rounding = rounding.units
-    pairs = extreme_eigenpairs(
-        operator,
-        Wanted(top_k, rtol=rtol, vector_rtol=rtol, seed=seed),
-        progress=context.progress,
-    )
-    if context.execution.strict and not pairs.converged:
-        raise ConvergenceError(pairs.unconverged)
-    found = TopEigenpairs(pairs.largest, pairs.eigenvectors, pairs.num_matvecs, pairs.unconverged)
-    context.eigenpairs[top_k] = found
-    return found

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lgo_cli import checkpoint
 from lgo_cli.config import InterpConfig
-from lgo_cli.errors import NumericsError
-from lgo_cli.results import Barrier, InterpResults
+from lgo_cli.results import AlignmentResults, InterpResults, RepairResults
 from lgo_cli.runs.evidence import direction_norm
-from lgo_cli.runs.steps.aligned import aligned, alignment_results, repair_results
 from lgo_cli.runs.steps.base import Context, Step, common, save_arrays, typed
 from lgo_cli.runs.steps.curve import (
     FROZEN_CURVE,
@@ -19,13 +16,15 @@ from lgo_cli.runs.steps.curve import (
     curve_state,
     trained_curve,
 )
+from lgo_cli.runs.steps.eigenpairs import top_eigenpairs
 from lgo_cli.runs.steps.ends import Ends, largest_difference
-from lgo_cli.runs.steps.hessian import top_eigenpairs
+from lgo_cli.runs.strict import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lgo_cli.landscape.interpolation import LossPath
+    from lgo_cli.landscape.repair import Repair
 
 
 class InterpStep(Step):
@@ -41,8 +40,8 @@ class InterpStep(Step):
         else:
             measure = _to_other
         results, arrays = measure(context, config)
-        if context.execution.strict and results.complaints:
-            raise NumericsError("; ".join(results.complaints))
+        if context.execution.strict:
+            refuse_failed(results)
         save_arrays(context, "interp.npz", arrays)
         return results
 
@@ -61,7 +60,8 @@ def _along_direction(
         gradient_direction,
         random_direction,
     )
-    from lgo_cli.landscape.interpolation import alpha_grid, interpolate
+    from lgo_cli.landscape.grids import alpha_grid
+    from lgo_cli.landscape.interpolation import interpolate
     from lgo_cli.runs.loaded import measured, objective
 
     plan, loaded = context.plan, context.loaded
@@ -117,33 +117,39 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
     with context.stopwatch.phase("compute"):
         other = checkpoint.load_fitting(plan.files["to"], loaded.model)
         if config.align:
-            alignment = aligned(context, config, other)
+            from lgo_cli.landscape.alignment import align  # imports PyTorch's compiler
+
+            inputs = loaded.samples("train", config.analysis_samples).inputs
+            own = loaded.model.state_dict()
+            alignment = align(
+                loaded.model, own, other, inputs, seed=config.seed, progress=context.progress
+            )
             warnings += alignment.warnings
         with objective(plan, loaded) as problem:
             complaints = problem.complaints
             ends = Ends(context, config, problem)
             if alignment is not None:
-                beside["unaligned"] = ends.straight(other)
+                beside["unaligned"] = ends.path(other)
                 other = alignment.state
-            path = ends.straight(other)
+            path = ends.path(other)
             if config.curve is not None:
                 beside["line"] = path
                 trained = trained_curve(context, config, problem, ends.weights(other))
-                path = ends.curve(other, trained.curve)
+                path = ends.path(other, curve=trained.curve)
             if config.repair:
                 repair = ends.repair(other)
                 if repair.ends:  # the statistics of batch norm alone are recomputed in any case
                     beside["unrepaired"] = path
-                    path = ends.straight(other, repair)
+                    path = ends.path(other, repair=repair)
             description = ends.measured(other)
-            own = unmoved(problem, ends.policy(other), other)
-            if own:
+            kinds = unmoved(problem, ends.policy(other), other)
+            if kinds:
                 loss_of_other = loss_of(problem, other)
     paths = (path, *beside.values())
     warnings += dict.fromkeys(text for each in paths for text in each.warnings)
     if loss_of_other is not None:
         warnings += unmoved_warnings(
-            own, "along the path", "the other end's", loss_of_other, path.loss_at_end
+            kinds, "along the path", "the other end's", loss_of_other, path.loss_at_end
         )
     if trained is not None and trained.uses_batch_statistics and description.batchnorm == "frozen":
         warnings.append(FROZEN_CURVE)
@@ -160,13 +166,24 @@ def _to_other(context: Context, config: InterpConfig) -> tuple[InterpResults, di
         along=str(plan.request.config["to"][0]),  # type: ignore[index]
         shape=config.curve or ("arc" if config.spherical else "line"),
         loss_of_other=loss_of_other,
-        alignment=alignment_results(alignment) if alignment else None,
-        repair=repair_results(repair) if repair else None,
+        alignment=(
+            AlignmentResults.model_validate(alignment, from_attributes=True) if alignment else None
+        ),
+        repair=_repair_results(repair) if repair else None,
         curve=curve_results(context, config, trained) if trained else None,
         num_evaluations=sum(each.num_evaluations for each in paths),
         num_matvecs=sum(each.num_matvecs for each in paths),
     )
     return results, arrays
+
+
+def _repair_results(repair: Repair) -> RepairResults:
+    """What REPAIR rescales and what it cannot."""
+    return RepairResults(
+        layers=list(repair.ends),
+        batch_norms=list(repair.batch_norms),
+        not_repaired=repair.not_repaired,
+    )
 
 
 def path_arrays(path: LossPath, prefix: str = "") -> dict[str, Any]:
@@ -181,7 +198,7 @@ def path_results(path: LossPath, beside: Mapping[str, LossPath] | None = None) -
     paths = [path, *(beside or {}).values()]
     for name, other in (beside or {}).items():
         for prefix, found in (("", other.train.barrier), ("test_", other.test.barrier)):
-            fields[f"{prefix}barrier_{name}"] = found and Barrier(**asdict(found))
+            fields[f"{prefix}barrier_{name}"] = found
     for prefix, found in (("", path.train.barrier), ("test_", path.test.barrier)):
         fields |= {
             f"{prefix}barrier": found and found.value,

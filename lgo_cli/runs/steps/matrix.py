@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from lgo_cli import checkpoint
-from lgo_cli.results import BarrierMatrix, InterpResults
+from lgo_cli.results import Barrier, BarrierMatrix, InterpResults
 from lgo_cli.runs.checkpoints import distinct_names
 from lgo_cli.runs.evidence import MATRIX_FIELDS
 from lgo_cli.runs.steps.base import Context, common
@@ -56,7 +56,7 @@ def measure_matrix(context: Context, config: InterpConfig) -> tuple[InterpResult
                         description = ends.measured(states[1])
                     for second in range(first + 1, len(states)):
                         if math.isfinite(losses[second]):
-                            paths[first, second] = ends.straight(states[second])
+                            paths[first, second] = ends.path(states[second])
         finally:
             loaded.model.load_state_dict(states[0])
     if config.batchnorm != "frozen":  # as the paths have them; from one's own model first
@@ -108,12 +108,12 @@ def _arrays(
     paths: Mapping[tuple[int, int], LossPath], alphas: list[float], size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `interp.npz` holds, and fields of `BarrierMatrix`; NaN where there is no path."""
-    from lgo_cli.landscape.barriers import Barrier
     from lgo_cli.landscape.interpolation import Series
 
     pairs = np.array([*combinations(range(size), 2)])
     blank = np.full(len(alphas), math.nan)
-    unknown = Series(blank, blank, blank, blank, Barrier(math.nan, math.nan, (math.nan,) * 2, 0.0))
+    none = Barrier(value=math.nan, standard_error=math.nan, interval=(math.nan,) * 2, alpha=0.0)
+    unknown = Series(blank, blank, blank, blank, none)
     arrays: dict[str, Any] = {"alpha": np.array(alphas), "pairs": pairs}
     fields: dict[str, Any] = {}
     for split, prefix in (("train", ""), ("test", "test_")):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lgo_cli import checkpoint
 from lgo_cli.errors import UsageError
 from lgo_cli.runs.names import checkpoint_step
-from lgo_cli.runs.steps.hessian import top_eigenpairs
+from lgo_cli.runs.steps.eigenpairs import top_eigenpairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

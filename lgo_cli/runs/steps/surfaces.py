@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from lgo_cli.config import ContourConfig, FigureConfig, linspace
+from lgo_cli import checkpoint
+from lgo_cli.config import ContourConfig, FigureConfig
 from lgo_cli.errors import MachineError
+from lgo_cli.landscape.grids import linspace
 from lgo_cli.runs.steps.base import common, typed
 from lgo_cli.runs.steps.planes import named_plane
 
@@ -198,11 +200,13 @@ def open_work(context: Context, share: str = "") -> Iterator[Work]:
     _refuse_vast_grid(config)
     with objective(context.plan, context.loaded) as problem:
         named = named_plane(context, problem, config)
+        files, model = context.plan.files, context.loaded.model
+        interpolated = named.ends if config.batchnorm == "interpolate" else ()
         batchnorm = BatchNorm(
             problem,
             config.batchnorm,
             num_samples=config.batchnorm_samples,
-            ends=_ends(context, named) if config.batchnorm == "interpolate" else None,
+            ends={at: checkpoint.load_fitting(files[name], model) for at, name in interpolated},
         )
         work = Work(
             context=context,
@@ -220,7 +224,7 @@ def open_work(context: Context, share: str = "") -> Iterator[Work]:
 
 def _refuse_vast_grid(config: ContourConfig) -> None:
     """Say what is too large before hours are spent, and before the system kills the process."""
-    from lgo_cli.curvature.networks import total_memory_bytes
+    from lgo_cli.memory import total_memory_bytes
 
     nx, ny = config.shape
     several = config.num_planes > 1
@@ -259,17 +263,6 @@ def _grids(config: ContourConfig) -> tuple[str, str]:
     return f"{'a grid' if number == 1 else f'{number} grids'} of {nx} x {ny} cells", hint
 
 
-def _ends(context: Context, named: Named) -> dict[tuple[float, ...], Any] | None:
-    """Tensors of the checkpoints that a plane was laid through, by their coordinates."""
-    from lgo_cli import checkpoint
-
-    model, files = context.loaded.model, context.plan.files
-    ends: dict[tuple[float, ...], Any] = {
-        place: checkpoint.load_fitting(files[name], model) for place, name in named.ends
-    }
-    return ends or None
-
-
 def _preview(work: Work) -> Preview:
     """Draw the surface as it stands, unmeasured cells taken from their nearest neighbours."""
     from lgo_cli.figures.files import save_figure
@@ -282,7 +275,7 @@ def _preview(work: Work) -> Preview:
         "measured": work.description.model_dump(mode="json"),
         "axis_labels": plane.axis_labels,
         "loss_at_center": work.problem.center.loss,
-        "markers": [asdict(marker) for marker in plane.markers],
+        "markers": [marker.model_dump() for marker in plane.markers],
         "trajectory": None,
         "num_cells": len(work.x) * len(work.y),
     }
