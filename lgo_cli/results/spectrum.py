@@ -140,12 +140,13 @@ class HessianResults(AnalysisResults):
     """`lgo hessian`.
 
     `gradient_share` is null where the gradient is not ten times what float32 rounds it by on some
-    samples. Ranks in `clusters` count from 1; eigenvalues of a cluster are not told apart by their
-    bounds. `preconditioned` is the largest eigenvalue of D⁻¹(H + ωI) with D of the run's own Adam
-    and ω, `preconditioned_weight_decay`, the coupled decay in the gradient that it preconditions;
-    AdamW has none there. `unconverged` is which of the warnings are of eigenvalues that did not
-    converge. `num_largest_matvecs` is how many of the eigenvalues' products all of the largest
-    took, where the smallest were wanted too.
+    samples, and where bounds do not tell the next eigenvalue from the last of the largest;
+    `gradient_share_note` says which. Ranks in `clusters` count from 1; eigenvalues of a cluster are
+    not told apart by their bounds. `preconditioned` is the largest eigenvalue of D⁻¹(H + ωI) with D
+    of the run's own Adam and ω, `preconditioned_weight_decay`, the coupled decay in the gradient
+    that it preconditions; AdamW has none there. `unconverged` is which of the warnings are of
+    eigenvalues that did not converge. `num_largest_matvecs` is how many of the eigenvalues'
+    products all of the largest took, where the smallest were wanted too.
     """
 
     operator: str
@@ -155,6 +156,7 @@ class HessianResults(AnalysisResults):
     loss: Real
     gradient_norm: Real
     gradient_share: Real | None
+    gradient_share_note: str | None = None
     largest: list[Eigenvalue]
     smallest: list[Eigenvalue]
     clusters: dict[Literal["largest", "smallest"], list[list[int]]]
