@@ -101,6 +101,24 @@ def test_bounds_hold_on_float32_networks(name: str) -> None:
             assert (distances <= pairs.residual_bounds).all()
 
 
+def test_close_eigenvalues_are_passed_over_unless_multiplicity_is_asked_for() -> None:
+    """Where the smallest comes up with the largest, a run that wants it too is no longer."""
+    missed = {False: 0, True: 0}
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        others = 2.4 * torch.rand(3, generator=generator, dtype=torch.float64)
+        outliers = torch.cat([torch.tensor([3.18, 3.13, 3.13 * (1 - 1e-4)]).double(), others])
+        values = torch.cat([outliers, -0.98 * outliers, torch.zeros(88, dtype=torch.float64)])
+        gradient = values.abs() * torch.randn(100, generator=generator, dtype=torch.float64)
+        for multiplicity in missed:
+            wanted = Wanted(3, 1, seed=seed, guess=gradient, multiplicity=multiplicity)
+            pairs = extreme_eigenpairs(DenseOperator(torch.diag(values)), wanted)
+            assert pairs.converged
+            missed[multiplicity] += bool((pairs.largest - outliers[:3]).abs().max() > 0.01)
+    assert missed[False] >= 3
+    assert missed[True] == 0
+
+
 def test_repeated_eigenvalues_are_found_only_when_asked() -> None:
     matrix = with_spectrum(SPECTRA["repeated"], 0)
     once = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 1))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.basis import Basis
+from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
@@ -141,6 +142,25 @@ def test_gradient_that_is_all_rounding_has_no_share(operator: OperatorName) -> N
             assert found.gradient_share is None
         else:
             assert found.gradient_share == pytest.approx(known.gradient_share, rel=1e-4)
+
+
+def test_share_of_the_gradient_is_of_a_space_that_is_known() -> None:
+    """Each eigenvalue is there three times: a space of two is any two of the copies."""
+    model, samples, loss = make("linear, squared error")
+    with Objective(model, samples, loss) as objective:
+        cut, whole = (
+            analyze_spectrum(objective, HessianConfig(top_k=top_k, multiplicity=True, audit=False))
+            for top_k in (2, 3)
+        )
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        vectors = torch.linalg.eigh(dense_hessian(objective)).eigenvectors[:, -3:]
+        gradient = HessianOperator(objective).gradient()
+    assert cut.gradient_share is None
+    assert cut.gradient_share_note is not None
+    assert "not told apart" in cut.gradient_share_note
+    known = float((vectors.T @ gradient).square().sum() / gradient.square().sum())
+    assert whole.gradient_share == pytest.approx(known, rel=1e-4)
+    assert whole.gradient_share_note is None
 
 
 def _minimize(model: nn.Module, samples: Samples, loss: LossFunction) -> None:

@@ -54,7 +54,8 @@ def spectrum_rows(results: HessianResults) -> Rows:
     if share is not None:
         rows.append(("gradient", f"{percent(share)} {span}"))
     elif results.largest and results.gradient_norm > 0:
-        rows.append(("gradient", f"the share {span} is lost in rounding: --dtype float64"))
+        why = results.gradient_share_note or "lost in rounding: --dtype float64"
+        rows.append(("gradient", f"the share {span} is {why}"))
     rows += _moments(results)
     rows += _layers(results)
     rows += _halves(results)

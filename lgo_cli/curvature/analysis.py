@@ -138,7 +138,8 @@ class _Analysis:
         return Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
-            gradient_share=_share(scaled, pairs) if is_clear else None,
+            gradient_share=_share(scaled, pairs) if is_clear and pairs.has_top_space else None,
+            gradient_share_note=_why_no_share(pairs, is_clear=is_clear),
             eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors)),
             preconditioned=preconditioned,
             trace=trace,
@@ -402,3 +403,11 @@ def _share(gradient: Tensor, pairs: Eigenpairs) -> float | None:
     if not pairs.top_k or square == 0:
         return None
     return sum(dot(vector, gradient) ** 2 for vector in pairs.eigenvectors[: pairs.top_k]) / square
+
+
+def _why_no_share(pairs: Eigenpairs, *, is_clear: bool) -> str | None:
+    if not is_clear:
+        return "lost in rounding: --dtype float64"
+    if not pairs.has_top_space:
+        return "not known, as the next eigenvalue is not told apart from theirs: another --top-k"
+    return None

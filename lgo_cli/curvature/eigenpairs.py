@@ -27,6 +27,7 @@ from lgo_cli.vectors import fix_sign_
 
 if TYPE_CHECKING:
     from lgo_cli.curvature.basis import Basis
+    from lgo_cli.curvature.lanczos import Ritz
     from lgo_cli.curvature.operators import Operator
 
 NOISE = 1.0
@@ -51,6 +52,8 @@ class Eigenpairs:
         eigenvectors: [k + j, P]; the entry of largest magnitude is positive.
         clusters: Ranks, from 0 in the order above, of eigenvalues that their residuals do not tell
             apart: the space that they span means something, a single vector of it does not.
+        has_top_space: Whether the next Ritz value is told apart from the last of the largest: if
+            not, which of the two belongs to them is not known, and neither is the space they span.
         num_matvecs: Products spent on finding them.
         num_multiplicity_matvecs: Of these, on the search for further copies.
         num_largest_matvecs: After how many of them all of the largest had converged, for good;
@@ -71,6 +74,7 @@ class Eigenpairs:
     error_estimates: Tensor
     eigenvectors: Tensor
     clusters: tuple[tuple[int, ...], ...]
+    has_top_space: bool
     num_matvecs: int
     num_multiplicity_matvecs: int
     num_recheck_matvecs: int
@@ -140,7 +144,7 @@ def extreme_eigenpairs(
     if wanted.num_pairs == 0:
         none = torch.zeros(0, dtype=torch.float64)
         vectors = torch.zeros(0, operator.dim, dtype=operator.dtype, device=operator.device)
-        return Eigenpairs(0, none, none, none, vectors, (), 0, 0, 0, wanted.multiplicity, 0.0)
+        return Eigenpairs(0, none, none, none, vectors, (), True, 0, 0, 0, wanted.multiplicity, 0.0)
     process = Lanczos(operator, _start(operator, wanted), wanted.seed, basis)
     with progress.task("eigenvalues", limit, "products") as task:
         max_basis = basis_limit(operator.dim, operator.dtype, wanted)
@@ -197,6 +201,7 @@ def _collect(process: Lanczos, found: Found, wanted: Wanted) -> Eigenpairs:
         error_estimates=torch.from_numpy(found.errors),
         eigenvectors=fix_sign_(vectors),
         clusters=_clusters(found.values, ritz.residuals[order], wanted.top_k),
+        has_top_space=_has_top_space(ritz, wanted.top_k, process.operator.dim),
         num_matvecs=0,
         num_multiplicity_matvecs=0,
         num_recheck_matvecs=0,
@@ -224,6 +229,16 @@ def _clusters(values: Array, residuals: Array, top_k: int) -> tuple[tuple[int, .
             run.append(index)
         clusters.append(run)
     return tuple(tuple(run) for run in clusters if len(run) > 1)
+
+
+def _has_top_space(ritz: Ritz, top_k: int, dim: int) -> bool:
+    """Whether the intervals of the last of the largest and of the next do not overlap."""
+    if top_k in (0, dim):
+        return True
+    last = len(ritz.values) - top_k
+    neighbours = slice(last - 1, last + 1)
+    gap, residuals = np.diff(ritz.values[neighbours]), ritz.residuals[neighbours]
+    return bool(np.all(gap > residuals.sum())) if last else False
 
 
 def _rechecked(

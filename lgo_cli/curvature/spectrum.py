@@ -146,7 +146,8 @@ class Spectrum:
         gradient_norm: ‖∇L‖ there, of the parameters that are measured and with weight decay if the
             operator has it.
         gradient_share: Share of ‖∇L‖² in the space of the k largest eigenvectors, where ∇L is clear
-            of its rounding.
+            of its rounding, and the k-th eigenvalue of the next.
+        gradient_share_note: Why there is none, if it is one of these.
         eigenpairs: Both ends of the spectrum; vectors over all P parameters.
         preconditioned: The largest eigenvalue after Adam's preconditioning, if that is known.
         trace: With the Frobenius norm, if asked.
@@ -167,6 +168,7 @@ class Spectrum:
     loss: float
     gradient_norm: float
     gradient_share: float | None
+    gradient_share_note: str | None
     eigenpairs: Eigenpairs
     preconditioned: Eigenpairs | None
     trace: Trace | None

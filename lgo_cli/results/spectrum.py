@@ -140,7 +140,9 @@ class HessianResults(AnalysisResults):
     """`lgo hessian`.
 
     Attributes:
-        gradient_share: `None` if the gradient is less than ten times its rounding in float32.
+        gradient_share: `None` if the gradient is less than ten times its rounding in float32, or if
+            bounds do not tell the next eigenvalue from the last of the largest.
+        gradient_share_note: Which of the two.
         clusters: Ranks, from 1, of eigenvalues that their bounds do not tell apart.
         num_largest_matvecs: After how many of the eigenvalues' products all of the largest had
             converged, where the smallest were wanted too.
@@ -157,6 +159,7 @@ class HessianResults(AnalysisResults):
     loss: Real
     gradient_norm: Real
     gradient_share: Real | None
+    gradient_share_note: str | None = None
     largest: list[Eigenvalue]
     smallest: list[Eigenvalue]
     clusters: dict[Literal["largest", "smallest"], list[list[int]]]

@@ -73,6 +73,7 @@ def describe_spectrum(spectrum: Spectrum, config: HessianConfig) -> dict[str, An
         "loss": spectrum.loss,
         "gradient_norm": spectrum.gradient_norm,
         "gradient_share": spectrum.gradient_share,
+        "gradient_share_note": spectrum.gradient_share_note,
         **ends,
         "clusters": _clusters(pairs),
         "multiplicity_checked": pairs.checked_multiplicity,
