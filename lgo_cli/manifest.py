@@ -78,7 +78,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 5, "hessian": 14, "interp": 15, "contour": 15}
+ALGORITHM_VERSIONS = {"train": 6, "hessian": 15, "interp": 16, "contour": 16}
 """Raised when a command's results can change for an equal config."""
 
 

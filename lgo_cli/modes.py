@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
 def own_modes() -> Iterator[None]:
     """Gradients on, autocast off and float32 computed in float32, whatever a caller has chosen.
 
-    Gradients and autocast of the calling thread, float32 of the process; what a model's forward
+    And transformer layers are what they are in training: without gradients PyTorch runs them as one
+    operation that puts out zeros where `src_key_padding_mask` masks a position, another function
+    than the one that is trained and differentiated.
+
+    Gradients and autocast of the calling thread, all else of the process; what a model's forward
     chooses for itself stays as it is.
     """
     with ExitStack() as stack:
-        stack.enter_context(_true_float32())
+        stack.enter_context(_own_switches())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
@@ -47,46 +51,61 @@ def _precision_switches() -> list[Any]:
     return [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
 
-def _precision() -> tuple[str, bool, list[str]]:
-    """How precisely the process computes in float32."""
+def _restored_precision() -> Callable[[], None]:
+    """What makes the process compute in float32 as precisely as it does now."""
     values = [switch.fp32_precision for switch in _precision_switches()]
     try:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, values
+        found = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
         # They are not to be read where the newer were used; then they are at their defaults.
-        return "highest", True, values
+        found = "highest", True
+
+    def put_back() -> None:
+        matmul, torch.backends.cudnn.allow_tf32 = found
+        torch.set_float32_matmul_precision(matmul)
+        for switch, value in zip(_precision_switches(), values, strict=True):
+            switch.fp32_precision = value
+
+    return put_back
 
 
-_FOUND: dict[object, tuple[str, bool, list[str]]] = {}
-"""What those who are inside `_true_float32` have to put back, in the order in which they came."""
+def _choose() -> Callable[[], None]:
+    """Set the process's switches; returns what puts back those that were found."""
+    restore = ExitStack()
+    restore.callback(_restored_precision())
+    use_true_float32()
+    mha = torch.backends.mha
+    restore.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+    mha.set_fastpath_enabled(False)
+    return restore.close
+
+
+_FOUND: dict[object, Callable[[], None]] = {}
+"""What those who are inside `_own_switches` have to put back, in the order in which they came."""
 
 _LOCK = threading.Lock()
 
 
 @contextmanager
-def _true_float32() -> Iterator[None]:
-    """Float32 as of `use_true_float32`, and at the end what was found is put back.
+def _own_switches() -> Iterator[None]:
+    """The process's switches as of `_choose`, and at the end what was found is put back.
 
     Of two threads the first to come may leave first: the other still computes, and puts it back.
     """
     me = object()
     with _LOCK:
-        _FOUND[me] = _precision()
-        use_true_float32()
+        _FOUND[me] = _choose()
     try:
         yield
     finally:
         with _LOCK:
             inside = list(_FOUND)
             after_me = inside[inside.index(me) + 1 :]
-            found = _FOUND.pop(me)
+            put_back = _FOUND.pop(me)
             if after_me:
-                _FOUND[after_me[0]] = found
+                _FOUND[after_me[0]] = put_back
             else:
-                matmul, torch.backends.cudnn.allow_tf32, values = found
-                torch.set_float32_matmul_precision(matmul)
-                for switch, value in zip(_precision_switches(), values, strict=True):
-                    switch.fp32_precision = value
+                put_back()
 
 
 @contextmanager

@@ -196,6 +196,37 @@ def test_float32_is_float32_inside() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+class _Padded(nn.Module):
+    """The mean over all positions, of which a mask hides some from attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.encoder(self.embedding(tokens), src_key_padding_mask=tokens == 0)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+def test_what_is_measured_is_what_is_differentiated() -> None:
+    """Without gradients PyTorch's encoder puts out zeros at masked positions, and with them not."""
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 9, (12, 6))
+    tokens[::2, 4:] = 0
+    mha = torch.backends.mha
+    with Objective(_Padded(), Samples(tokens, torch.arange(12) % 3)) as objective:
+        measured, (differentiated, _) = objective.evaluate().loss, objective.loss_and_gradient()
+        assert not mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(True)
+        assert abs(objective.evaluate().loss - measured) > 1e-3  # the other function
+    assert mha.get_fastpath_enabled()
+    assert measured == pytest.approx(differentiated, rel=1e-6)  # float32, two orders of sums
+
+
 def test_vectors_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:
     expected = standard_normal(5, 0, "test"), rademacher(5, 0, "test")
     with torch.device("meta"):
