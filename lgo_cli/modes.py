@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -80,32 +81,54 @@ def _choose() -> Callable[[], None]:
     return restore.close
 
 
-_FOUND: dict[object, Callable[[], None]] = {}
-"""What those who are inside `_own_switches` have to put back, in the order in which they came."""
+def _run_eagerly() -> Callable[[], None]:
+    """Run what torch.compile made as it was written; returns what ends that.
 
-_LOCK = threading.Lock()
-
-
-@contextmanager
-def _own_switches() -> Iterator[None]:
-    """The process's switches as of `_choose`, and at the end what was found is put back.
-
-    Of two threads the first to come may leave first: the other still computes, and puts it back.
+    Compiled functions have no second derivative, and cannot be traced. Where nothing was compiled
+    the compiler is not imported, for a second.
     """
-    me = object()
-    with _LOCK:
-        _FOUND[me] = _choose()
-    try:
-        yield
-    finally:
-        with _LOCK:
-            inside = list(_FOUND)
-            after_me = inside[inside.index(me) + 1 :]
-            put_back = _FOUND.pop(me)
-            if after_me:
-                _FOUND[after_me[0]] = put_back
-            else:
-                put_back()
+    if "torch._dynamo" not in sys.modules:
+        return lambda: None
+    eager = ExitStack()
+    eager.push(torch.compiler.set_stance("force_eager"))
+    eager.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+    return eager.close
+
+
+class _OfProcess:
+    """A choice for the whole process while anybody is inside, undone when the last one leaves.
+
+    Of two threads the first to come may leave first: the other still computes, and puts back what
+    the first one found.
+    """
+
+    def __init__(self, choose: Callable[[], Callable[[], None]]) -> None:
+        self._choose = choose
+        self._found: dict[object, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        me = object()
+        with self._lock:
+            self._found[me] = self._choose()
+        try:
+            yield
+        finally:
+            with self._lock:
+                inside = list(self._found)
+                after_me = inside[inside.index(me) + 1 :]
+                put_back = self._found.pop(me)
+                if after_me:
+                    self._found[after_me[0]] = put_back
+                else:
+                    put_back()
+
+
+_own_switches = _OfProcess(_choose)
+
+uncompiled = _OfProcess(_run_eagerly)
+"""A context manager in which what torch.compile made runs as it was written (`_run_eagerly`)."""
 
 
 @contextmanager

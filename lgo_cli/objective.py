@@ -18,7 +18,7 @@ from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
-from lgo_cli.modes import own_modes
+from lgo_cli.modes import own_modes, uncompiled
 from lgo_cli.outputs import call
 from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
 from lgo_cli.second_derivatives import twice_differentiable
@@ -47,7 +47,7 @@ class Objective:
     buffers, modes, `requires_grad` and the random generators' states are exactly what they were
     (the model's own tensors are set aside, never written). Batch norm uses its running statistics
     wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while. Gradients
-    are on and autocast is off, whatever surrounds it.
+    are on, autocast is off, and nothing runs compiled, whatever surrounds it.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
@@ -122,6 +122,7 @@ class Objective:
         self._rng_states = (torch.get_rng_state(), on_gpus)
         self._surroundings = ExitStack()
         self._surroundings.enter_context(own_modes())
+        self._surroundings.enter_context(uncompiled())
         try:
             self._prepare(tensors)
         except BaseException:

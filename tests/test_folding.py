@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.objective import Objective
 from lgo_cli.results import counted
 from lgo_cli.samples import Samples
@@ -155,6 +159,43 @@ def test_frozen_convolution_in_the_middle() -> None:
         found = HessianOperator(objective)
         assert "folded into" in found.model.note
         torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["whole", "inner", "in place"])
+def test_what_was_compiled_runs_as_it_was_written(part: str) -> None:
+    """Compiled functions have no second derivative: such models were refused, and never traced."""
+    compiled_calls = []
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled_calls.append(graph)
+        return graph.forward
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh()), nn.Flatten(),
+            nn.Linear(12, 3),
+        )  # fmt: skip
+        inputs = torch.randn(6, 1, 4, 4)
+    samples = Samples(inputs, torch.arange(6) % 3)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        v = torch.ones(objective.dim, dtype=torch.float64)
+        expected = HessianOperator(objective).matvec(v)
+    compiled: Any = model
+    if part == "whole":
+        compiled = torch.compile(model, backend=backend)
+    elif part == "inner":
+        model[0] = torch.compile(model[0], backend=backend)  # type: ignore[assignment]
+    else:
+        model[0].compile(backend=backend)
+    with Objective(compiled, samples, dtype=torch.float64) as objective:
+        found = HessianOperator(objective)
+        assert found.model.note.startswith("1 batch norm folded into 1 convolution, ")
+        torch.testing.assert_close(found.matvec(v), expected, rtol=1e-12, atol=1e-14)
+    assert len(find_symmetries(compiled, inputs).groups) == 1
+    assert not compiled_calls
+    compiled.eval()(inputs)
+    assert compiled_calls  # and it is compiled again for its owner
 
 
 @pytest.mark.parametrize("dims", [1, 3])

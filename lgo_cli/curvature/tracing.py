@@ -46,7 +46,8 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
     """A model's forward as a graph that shares its parameters, or why there is none."""
     try:
         with strange_forward():
-            return fx.symbolic_trace(model)
+            # What torch.compile wraps has a forward of its class, and it has none.
+            return fx.symbolic_trace(getattr(model, "_orig_mod", model))
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
 

@@ -37,6 +37,7 @@ from lgo_cli.landscape.blocks import (
     resolve,
 )
 from lgo_cli.landscape.equivariance import ALIKE, Labelled, keeps_alike, rule_of
+from lgo_cli.modes import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -209,7 +210,7 @@ def _trace(model: nn.Module, tensors: State, inputs: Tensor) -> fx.GraphModule:
         return run(model, tensors, inputs)
 
     # The kernels that fuse a recurrent layer or attention have no rule; what they fuse has.
-    with evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
+    with uncompiled(), evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
         try:
             with strange_forward():
                 traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])
