@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from lgo_cli.curvature.convolutions import can_fuse
+from lgo_cli.curvature.convolutions import SLOPE, can_fuse
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
 
-VERSION = 3
+VERSION = 4
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
 
 TOLERANCE = 1e-5
@@ -50,6 +50,9 @@ TOLERANCE = 1e-5
 LEAST_FEATURES = 32
 """Inputs of a linear layer from which on keeping its products pays: a point reads k + 1 numbers for
 each output in place of that many multiplications."""
+
+NEGLIGIBLE = 1e6 * SLOPE
+"""Outputs below which may be what oneDNN's leaky ReLU has in place of zero."""
 
 MOST_BYTES = 2**30
 """Memory for the kept products of all layers. A constant, since the choice moves the last bits."""
@@ -181,10 +184,9 @@ class Evaluator:
                 for parts, buffer in zip(self._products, self._buffers, strict=True)
             ]
             found = self._call(*weights, *kept, self._inputs[rows])
-            # What is written anew for the next micro-batch may be the output itself.
-            storage = found.untyped_storage().data_ptr()
-            aliased = any(storage == b.untyped_storage().data_ptr() for b in self._buffers)
-            outputs.append(found.clone() if aliased else found)
+            # Where all classes are at a ReLU's zero, what stands for it must not decide.
+            found = torch.where(found.abs() < NEGLIGIBLE, 0.0, found)
+            outputs.append(found)
         recording = Recording(self.objective.loss_function)
         totals = loss_totals(torch.cat(outputs), self.samples.labels, recording)
         return evaluation_of(totals, len(self.samples)), recording.losses
