@@ -21,7 +21,7 @@ from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes, uncompiled
 from lgo_cli.outputs import call
 from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
-from lgo_cli.second_derivatives import twice_differentiable
+from lgo_cli.second_derivatives import ByDefinition, twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
@@ -144,8 +144,14 @@ class Objective:
             self._measure_center()
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
+        needs_definition = False
         for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
             parameter.data = view
+            # Of real and imaginary parts, which the model may want to view as complex numbers.
+            is_pairs = view.shape[-1:] == (2,)
+            needs_definition |= is_pairs and bool(view.storage_offset() % 2)
+        if needs_definition:
+            self._surroundings.enter_context(ByDefinition())
 
     def _restore(self) -> None:
         for tensor, data in self._own_data:
