@@ -44,10 +44,12 @@ def strange_forward() -> Iterator[None]:
 
 def trace(model: nn.Module) -> fx.GraphModule | str:
     """A model's forward as a graph that shares its parameters, or why there is none."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, which does have a class
+    if "forward" in vars(model):  # of which fx would trace the forward
+        return "the model cannot be traced (its forward is not its class's)"
     try:
         with strange_forward():
-            # What torch.compile wraps has a forward of its class, and it has none.
-            return fx.symbolic_trace(getattr(model, "_orig_mod", model))
+            return fx.symbolic_trace(model)
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
 
@@ -65,8 +67,9 @@ def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling a module does more, or other, than its class's forward."""
+    replaced = "forward" in vars(module)
+    return replaced or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def is_customised(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:
