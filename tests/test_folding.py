@@ -91,6 +91,19 @@ class Asking(nn.BatchNorm2d):
         return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)
 
 
+class Counting(nn.Module):
+    """Asks a tensor for its number of samples as of any sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x.reshape(len(x), -1, 8, 8))).relu()
+        return self.head(x.reshape(len(x), -1) + x.new_zeros(len(x), 1))
+
+
 def _plain(*layers: nn.Module, width: int = 4) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
@@ -118,6 +131,7 @@ MODELS = {
             nn.Conv2d(2, 4, 3), Asking(4), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Identity(), Asking(4),
         ), 2, 2,
     ),
+    "len": (Counting, 1, 1),
     "no gradient into the input of the second": (
         lambda: _plain(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Tanh()),
         0, 2,

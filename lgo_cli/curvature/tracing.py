@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import threading
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
@@ -47,11 +48,31 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, which does have a class
     if "forward" in vars(model):  # of which fx would trace the forward
         return "the model cannot be traced (its forward is not its class's)"
+    tracer = fx.Tracer()
     try:
         with strange_forward():
-            return fx.symbolic_trace(model)
+            with _recorded_lengths():
+                graph = tracer.trace(model)
+            return fx.GraphModule(tracer.root, graph)
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
+
+
+@contextmanager
+def _recorded_lengths() -> Iterator[None]:
+    """Record `len(x)` of what is traced: fx does so only where a file of the user's asks for it."""
+    length = len
+
+    def recorded(value: Any, /) -> Any:
+        if isinstance(value, fx.Proxy):
+            return value.tracer.create_proxy("call_function", length, (value,), {})
+        return length(value)
+
+    builtins.len = recorded
+    try:
+        yield
+    finally:
+        builtins.len = length
 
 
 def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
