@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
+from lgo_cli.buffers import (
+    buffer_tables,
+    forget,
+    keeps_in_eval_mode,
+    moved_buffers,
+    put_back,
+)
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
@@ -142,6 +148,10 @@ class Objective:
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             self._measure_center()
+            if keeps_in_eval_mode(self.model):
+                self._surroundings.callback(forget, self.model)
+                hook = self.model.register_forward_pre_hook(forget)
+                self._surroundings.callback(hook.remove)
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         needs_definition = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from lgo_cli.buffers import forget
 from lgo_cli.errors import first_sentence, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
     if "forward" in vars(model):  # of which fx would trace the forward
         return "the model cannot be traced (its forward is not its class's)"
     tracer = fx.Tracer()
+    forget(model)  # or the graph would have it as a constant
     try:
         with strange_forward():
             with _recorded_lengths():
@@ -56,6 +58,8 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
             return fx.GraphModule(tracer.root, graph)
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
+    finally:
+        forget(model)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lgo_cli.buffers import forget
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -133,6 +134,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
+        forget(model)
         for module, training in modes:
             module.training = training
 
@@ -168,6 +170,7 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tens
             *module.named_buffers(recurse=False, remove_duplicate=False),
         )
     }
+    forget(model)  # what it made of its own
     outputs: Tensor = functional_call(model, places, (inputs,), tie_weights=False)
     return outputs
 
