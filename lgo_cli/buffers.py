@@ -54,3 +54,39 @@ def moved_buffers(
             and torch.equal(now, held[id(before)].to(now))
         )
     ]
+
+
+def keeps_in_eval_mode(model: nn.Module) -> bool:
+    """Whether a model in eval mode, once called, keeps what it forgets in training mode.
+
+    As LeViT keeps what it makes of its parameters, to be used again however these are moved.
+    """
+    before = _attributes(model)
+    forget(model)
+    after = _attributes(model)
+    return any(
+        old.keys() != new.keys()
+        or any(old[name][0] is not new[name][0] or old[name][1] != new[name][1] for name in old)
+        for old, new in zip(before, after, strict=True)
+    )
+
+
+def _attributes(model: nn.Module) -> list[dict[str, tuple[object, int]]]:
+    """What each module has beside its mode, and how much is in it."""
+    return [
+        {
+            name: (value, len(value) if isinstance(value, dict | list | set) else 0)
+            for name, value in vars(module).items()
+            if name != "training"
+        }
+        for module in model.modules()
+    ]
+
+
+def forget(model: nn.Module, *_: object) -> None:
+    """Have a model forget what it keeps in eval mode; a hook before its forward."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.eval()
+    for module, training in modes:
+        module.training = training

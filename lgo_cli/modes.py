@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
 def own_modes() -> Iterator[None]:
     """Gradients on, autocast off and float32 computed in float32, whatever a caller has chosen.
 
-    Gradients and autocast of the calling thread, float32 of the process; what a model's forward
+    And transformer layers are what they are in training: without gradients PyTorch runs them as one
+    operation that puts out zeros where `src_key_padding_mask` masks a position, another function
+    than the one that is trained and differentiated.
+
+    Gradients and autocast of the calling thread, all else of the process; what a model's forward
     chooses for itself stays as it is.
     """
     with ExitStack() as stack:
-        stack.enter_context(_true_float32())
+        stack.enter_context(_own_switches())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
@@ -47,46 +52,83 @@ def _precision_switches() -> list[Any]:
     return [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
 
-def _precision() -> tuple[str, bool, list[str]]:
-    """How precisely the process computes in float32."""
+def _restored_precision() -> Callable[[], None]:
+    """What makes the process compute in float32 as precisely as it does now."""
     values = [switch.fp32_precision for switch in _precision_switches()]
     try:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, values
+        found = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
         # They are not to be read where the newer were used; then they are at their defaults.
-        return "highest", True, values
+        found = "highest", True
+
+    def put_back() -> None:
+        matmul, torch.backends.cudnn.allow_tf32 = found
+        torch.set_float32_matmul_precision(matmul)
+        for switch, value in zip(_precision_switches(), values, strict=True):
+            switch.fp32_precision = value
+
+    return put_back
 
 
-_FOUND: dict[object, tuple[str, bool, list[str]]] = {}
-"""What those who are inside `_true_float32` have to put back, in the order in which they came."""
+def _choose() -> Callable[[], None]:
+    """Set the process's switches; returns what puts back those that were found."""
+    restore = ExitStack()
+    restore.callback(_restored_precision())
+    use_true_float32()
+    mha = torch.backends.mha
+    restore.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+    mha.set_fastpath_enabled(False)
+    return restore.close
 
-_LOCK = threading.Lock()
 
+def _run_eagerly() -> Callable[[], None]:
+    """Run what torch.compile made as it was written; returns what ends that.
 
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Float32 as of `use_true_float32`, and at the end what was found is put back.
-
-    Of two threads the first to come may leave first: the other still computes, and puts it back.
+    Compiled functions have no second derivative, and cannot be traced. Where nothing was compiled
+    the compiler is not imported, for a second.
     """
-    me = object()
-    with _LOCK:
-        _FOUND[me] = _precision()
-        use_true_float32()
-    try:
-        yield
-    finally:
-        with _LOCK:
-            inside = list(_FOUND)
-            after_me = inside[inside.index(me) + 1 :]
-            found = _FOUND.pop(me)
-            if after_me:
-                _FOUND[after_me[0]] = found
-            else:
-                matmul, torch.backends.cudnn.allow_tf32, values = found
-                torch.set_float32_matmul_precision(matmul)
-                for switch, value in zip(_precision_switches(), values, strict=True):
-                    switch.fp32_precision = value
+    if "torch._dynamo" not in sys.modules:
+        return lambda: None
+    eager = ExitStack()
+    eager.push(torch.compiler.set_stance("force_eager"))
+    eager.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+    return eager.close
+
+
+class _OfProcess:
+    """A choice for the whole process while anybody is inside, undone when the last one leaves.
+
+    Of two threads the first to come may leave first: the other still computes, and puts back what
+    the first one found.
+    """
+
+    def __init__(self, choose: Callable[[], Callable[[], None]]) -> None:
+        self._choose = choose
+        self._found: dict[object, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        me = object()
+        with self._lock:
+            self._found[me] = self._choose()
+        try:
+            yield
+        finally:
+            with self._lock:
+                inside = list(self._found)
+                after_me = inside[inside.index(me) + 1 :]
+                put_back = self._found.pop(me)
+                if after_me:
+                    self._found[after_me[0]] = put_back
+                else:
+                    put_back()
+
+
+_own_switches = _OfProcess(_choose)
+
+uncompiled = _OfProcess(_run_eagerly)
+"""A context manager in which what torch.compile made runs as it was written (`_run_eagerly`)."""
 
 
 @contextmanager

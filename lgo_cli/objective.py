@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.buffers import buffer_tables, moved_buffers, put_back
+from lgo_cli.buffers import (
+    buffer_tables,
+    forget,
+    keeps_in_eval_mode,
+    moved_buffers,
+    put_back,
+)
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
-from lgo_cli.modes import own_modes
+from lgo_cli.modes import own_modes, uncompiled
 from lgo_cli.outputs import call
 from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
-from lgo_cli.second_derivatives import twice_differentiable
+from lgo_cli.second_derivatives import ByDefinition, twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
 if TYPE_CHECKING:
@@ -47,7 +53,7 @@ class Objective:
     buffers, modes, `requires_grad` and the random generators' states are exactly what they were
     (the model's own tensors are set aside, never written). Batch norm uses its running statistics
     wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while. Gradients
-    are on and autocast is off, whatever surrounds it.
+    are on, autocast is off, and nothing runs compiled, whatever surrounds it.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
@@ -134,6 +140,7 @@ class Objective:
         self._rng_states = (torch.get_rng_state(), on_gpus)
         self._surroundings = ExitStack()
         self._surroundings.enter_context(own_modes())
+        self._surroundings.enter_context(uncompiled())
         try:
             self._prepare(tensors)
         except BaseException:
@@ -153,10 +160,20 @@ class Objective:
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             self._measure_center()
+            if keeps_in_eval_mode(self.model):
+                self._surroundings.callback(forget, self.model)
+                hook = self.model.register_forward_pre_hook(forget)
+                self._surroundings.callback(hook.remove)
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
+        needs_definition = False
         for parameter, view in zip(self.parameters, self.layout.split(self._buffer), strict=True):
             parameter.data = view
+            # Of real and imaginary parts, which the model may want to view as complex numbers.
+            is_pairs = view.shape[-1:] == (2,)
+            needs_definition |= is_pairs and bool(view.storage_offset() % 2)
+        if needs_definition:
+            self._surroundings.enter_context(ByDefinition())
 
     def _restore(self) -> None:
         for tensor, data in self._own_data:

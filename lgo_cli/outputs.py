@@ -135,8 +135,11 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
             "leave out --dtype float64, or " if in_float64 else ""
         ) + "keep every tensor of the model as a parameter or a buffer, which change dtype with it"
     # Of the model's own forward, not of a layer's that it calls.
-    if any(f"{kind.__name__}.forward() missing " in str(error) for kind in type(model).__mro__):
+    forwards = [f"{kind.__name__}.forward()" for kind in type(model).__mro__]
+    if any(f"{forward} missing " in str(error) for forward in forwards):
         return "a model is called with one tensor: wrap it in a module whose forward splits that"
+    if any(f"{forward} takes 1 positional argument but 2 " in str(error) for forward in forwards):
+        return "wrap it in a module whose forward takes one tensor and passes that on by its name"
     if inputs.is_floating_point():
         hint = "give the data set it was made for: --dataset"
         if inputs.ndim > 2 and "cannot be multiplied" in str(error):  # by a dense layer

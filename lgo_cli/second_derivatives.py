@@ -51,9 +51,9 @@ differentiated only once, of a forward that overwrites what backward needs, and 
 def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
     """Whatever a model calls in here has a second derivative that is right.
 
-    Attention runs under its math kernel, LSTM and GRU without cuDNN, weight normalisation and the
-    hard sigmoid by their definitions. Derivatives are taken in here too, since a part of a model
-    under torch.utils.checkpoint runs again then, and has to be what it was.
+    Attention runs under its math kernel, LSTM and GRU without cuDNN, weight normalisation, the hard
+    sigmoid and complex views by their definitions. Derivatives are taken in here too, since a part
+    of a model under torch.utils.checkpoint runs again then, and has to be what it was.
 
     Args:
         is_recurrent: Whether there is an LSTM or GRU; all else may have cuDNN.
@@ -62,7 +62,7 @@ def twice_differentiable(*, is_recurrent: bool) -> Iterator[None]:
         InputError: if the model has no second derivative that PyTorch can take.
     """
     cudnn = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
-    with _refusing("second derivative"), sdpa_kernel(SDPBackend.MATH), cudnn, _ByDefinition():
+    with _refusing("second derivative"), sdpa_kernel(SDPBackend.MATH), cudnn, ByDefinition():
         yield
 
 
@@ -125,13 +125,19 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(result) if inplace else result
 
 
+def _view_as_complex(input: Tensor) -> Tensor:
+    """x[..., 0] + i·x[..., 1]; the view takes no tensor that begins at an odd place in memory."""
+    return torch.complex(input[..., 0], input[..., 1])
+
+
 _DEFINITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.hardsigmoid: _hardsigmoid,
+    torch.view_as_complex: _view_as_complex,
 }
 
 
-class _ByDefinition(TorchFunctionMode):
+class ByDefinition(TorchFunctionMode):
     """Calls an operator's definition in its place."""
 
     def __torch_function__(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
@@ -25,6 +27,7 @@ from symmetric_networks import (
     trained_on_digits,
 )
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError
@@ -280,6 +283,72 @@ class PickedUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.hidden(x)
         return self.head(hidden * self.scale) + hidden[:, 2:3]
+
+
+class _Swish(Function):
+    """As published for memory's sake, the context among the arguments of forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        assert ctx.needs_input_grad in ((True,), (False,))
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * s * (1 + x * (1 - s))
+
+
+class _Sine(Function):
+    """Of the newer form."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class OwnDerivatives(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 5), nn.Linear(5, 6)
+        self.third = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(_Sine.apply(self.second(_Swish.apply(self.first(x)))))
+
+
+def test_functions_with_derivatives_of_their_own_are_what_they_compute() -> None:
+    """Such a model was said to be one whose course depends on values."""
+    torch.manual_seed(0)
+    model, inputs = OwnDerivatives(), torch.randn(7, 12)
+    assert [group.size for group in find_symmetries(model, inputs).groups] == [5, 6]
+    expected = _outputs(model, snapshot(model), inputs)
+    found = _outputs(model, _shuffled(model, inputs), inputs)
+    torch.testing.assert_close(found, expected, rtol=FLOAT64, atol=FLOAT64)
+    # They have their derivatives again.
+    model(inputs).sum().backward()
+    assert model.first.weight.grad is not None
+
+
+def test_scripted_model_is_told_what_to_give() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of their being deprecated
+        model = torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    with pytest.raises(InputError) as error:
+        find_symmetries(model, torch.randn(7, 4))
+    assert (
+        error.value.hint == "give the model as it was before torch.jit, which has the same weights"
+    )
 
 
 @pytest.mark.parametrize(

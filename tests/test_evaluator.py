@@ -113,6 +113,12 @@ def _check(evaluator: Evaluator, room: float) -> None:
             lambda: nn.Sequential(nn.Conv2d(3, 3, 4), nn.BatchNorm2d(3), nn.Flatten()),
             "1 batch norm folded into 1 convolution, channels last",
         ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(3, 3, 4), nn.BatchNorm2d(3), nn.Identity(), nn.ReLU(), nn.Flatten()
+            ),
+            "1 batch norm folded into 1 convolution, channels last",
+        ),
     ],
 )
 def test_fast_path_is_the_model(

@@ -21,6 +21,7 @@ from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.reads import matrix_squares
 from lgo_cli.curvature.spectrum import MAX_DEVIATION, Setting, Spectrum, Trace
 from lgo_cli.curvature.trace import TraceEstimate
+from lgo_cli.curvature.tracing import trace
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples
@@ -625,6 +626,21 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_what_cannot_be_proved_is_refused(name: str, operator: OperatorName) -> None:
     build, reason = REFUSED[name]
     assert refusal(build, operator).startswith(reason)
+
+
+def test_replaced_forward_proves_nothing() -> None:
+    """What is set on one module, as libraries do that wrap others' models, is not its class's."""
+
+    def build() -> nn.Module:
+        model = PIECEWISE["mlp"]()
+        relu = next(module for module in model.modules() if isinstance(module, nn.ReLU))
+        relu.forward = torch.tanh  # type: ignore[method-assign, assignment]
+        return model
+
+    assert refusal(build).endswith("(ReLU) is not known to be piecewise linear")
+    model = PIECEWISE["mlp"]()
+    model.forward = torch.tanh  # type: ignore[method-assign, assignment]
+    assert trace(model) == "the model cannot be traced (its forward is not its class's)"
 
 
 def test_many_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

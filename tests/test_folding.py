@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torchvision.models import mobilenet_v3_small
 
 from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.objective import Objective
 from lgo_cli.results import counted
 from lgo_cli.samples import Samples
@@ -76,6 +81,29 @@ class Branching(nn.Module):
         return out if out.sum() > 0 else 2 * out
 
 
+class Asking(nn.BatchNorm2d):
+    """As timm writes it: a function, after a look at the number of axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"{x.ndim} axes")
+        torch._assert(x.dim() == 4, "other axes")
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)
+
+
+class Counting(nn.Module):
+    """Asks a tensor for its number of samples as of any sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x.reshape(len(x), -1, 8, 8))).relu()
+        return self.head(x.reshape(len(x), -1) + x.new_zeros(len(x), 1))
+
+
 def _plain(*layers: nn.Module, width: int = 4) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
@@ -98,6 +126,12 @@ MODELS = {
             nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
         ), 1, 1,
     ),
+    "a user's norm that asks for the axes, identities": (
+        lambda: _plain(
+            nn.Conv2d(2, 4, 3), Asking(4), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Identity(), Asking(4),
+        ), 2, 2,
+    ),
+    "len": (Counting, 1, 1),
     "no gradient into the input of the second": (
         lambda: _plain(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Tanh()),
         0, 2,
@@ -155,6 +189,62 @@ def test_frozen_convolution_in_the_middle() -> None:
         found = HessianOperator(objective)
         assert "folded into" in found.model.note
         torch.testing.assert_close(found.matvec(v), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_products_that_float32_loses_are_compared_in_float64() -> None:
+    """Before training, activations shrink until rounding carries them over their kinks.
+
+    Outputs were equal to 1e-6 and products off by 0.46, or by 0.2, in float32 and 2e-10 in float64;
+    the model was not rewritten.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = mobilenet_v3_small(num_classes=4)
+        samples = Samples(torch.randn(8, 3, 64, 64), torch.arange(8) % 4)
+    with Objective(model, samples) as objective:
+        found = fold(objective)
+        assert found.note.startswith("34 batch norms folded into 52 convolutions, outputs equal")
+        assert found.note.endswith(" (float64)")
+        # Each dtype's own tensors are back.
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        assert folding._differences(objective, found.call)[1] > folding.PRODUCT_TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["whole", "inner", "in place"])
+def test_what_was_compiled_runs_as_it_was_written(part: str) -> None:
+    """Compiled functions have no second derivative: such models were refused, and never traced."""
+    compiled_calls = []
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled_calls.append(graph)
+        return graph.forward
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh()), nn.Flatten(),
+            nn.Linear(12, 3),
+        )  # fmt: skip
+        inputs = torch.randn(6, 1, 4, 4)
+    samples = Samples(inputs, torch.arange(6) % 3)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        v = torch.ones(objective.dim, dtype=torch.float64)
+        expected = HessianOperator(objective).matvec(v)
+    compiled: Any = model
+    if part == "whole":
+        compiled = torch.compile(model, backend=backend)
+    elif part == "inner":
+        model[0] = torch.compile(model[0], backend=backend)  # type: ignore[assignment]
+    else:
+        model[0].compile(backend=backend)
+    with Objective(compiled, samples, dtype=torch.float64) as objective:
+        found = HessianOperator(objective)
+        assert found.model.note.startswith("1 batch norm folded into 1 convolution, ")
+        torch.testing.assert_close(found.matvec(v), expected, rtol=1e-12, atol=1e-14)
+    assert len(find_symmetries(compiled, inputs).groups) == 1
+    assert not compiled_calls
+    compiled.eval()(inputs)
+    assert compiled_calls  # and it is compiled again for its owner
 
 
 @pytest.mark.parametrize("dims", [1, 3])

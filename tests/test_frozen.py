@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lgo_cli import checkpoint
 from lgo_cli.cli.root import app
+from lgo_cli.landscape.unmoved import unmoved_warnings
 from lgo_cli.manifest import read_manifest
 from lgo_cli.results import ContourResults, InterpResults
 
@@ -65,6 +66,17 @@ def test_other_checkpoints_are_shown_with_the_runs_statistics(normed: Path, lgo:
     # Under a policy that gives each point its own, there is nothing to warn of.
     for policy in ("interpolate", "recompute"):
         assert _contour(lgo, *line, "--batchnorm", policy)[1] == []
+
+
+def test_losses_that_differ_are_printed_so() -> None:
+    """They were 1.102, not 1.102."""
+    kinds = {"buffers": True}
+    (warning,) = unmoved_warnings(kinds, "along the path", "B's", 1.10204, 1.10206)
+    assert warning.endswith("B's loss is 1.10204, not 1.10206")
+    (warning,) = unmoved_warnings(kinds, "along the path", "B's", 9.99996, 9.99984)
+    assert warning.endswith("B's loss is 9.99996, not 9.99984")
+    (warning,) = unmoved_warnings(kinds, "along the path", "B's", 1.2, 538.312)
+    assert warning.endswith("B's loss is 1.2, not 538.3")
 
 
 def test_checkpoints_with_the_runs_statistics_need_no_word(normed: Path, lgo: Lgo) -> None:

@@ -3,14 +3,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from typing import Self
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import NETWORKS, fit, make
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.curvature.tracing import trace
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.gradients import gradients
@@ -194,6 +196,84 @@ def test_float32_is_float32_inside() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+class _Padded(nn.Module):
+    """The mean over all positions, of which a mask hides some from attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.encoder(self.embedding(tokens), src_key_padding_mask=tokens == 0)
+        return self.head(x.mean(dim=1))
+
+
+class _Keeping(nn.Module):
+    """As LeViT does: in eval mode, what was made of parameters is kept until the next training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(3))
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or "bias" not in self.kept:
+            self.kept["bias"] = self.bias.exp()
+        return F.linear(x, self.weight) + self.kept["bias"]
+
+
+def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
+    """Losses did not move with them, gradients were zero, and a trace left its proxies behind."""
+    torch.manual_seed(0)
+    model = _Keeping().eval()
+    samples = Samples(torch.randn(8, 4), torch.arange(8) % 3)
+    outputs = model(samples.inputs).detach()
+    bias, weight = (parameter.detach().double() for parameter in (model.bias, model.weight))
+
+    def loss(theta: Tensor) -> Tensor:
+        z = F.linear(samples.inputs.double(), theta[3:].view(3, 4)) + theta[:3].exp()
+        return F.cross_entropy(z, samples.labels)
+
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        theta = torch.cat([bias, weight.flatten()])
+        assert isinstance(trace(model), fx.GraphModule)
+        elsewhere = theta + 0.1
+        elsewhere[0] += 1
+        assert objective.loss(elsewhere) == pytest.approx(float(loss(elsewhere)), rel=1e-12)
+        vector = torch.randn(15, dtype=torch.float64)
+        _, expected = torch.autograd.functional.hvp(loss, theta, vector)
+        operator = HessianOperator(objective)
+        torch.testing.assert_close(operator.matvec(vector), expected)
+        objective.move(elsewhere)
+    torch.testing.assert_close(model(samples.inputs), outputs)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+def test_what_is_measured_is_what_is_differentiated() -> None:
+    """Without gradients PyTorch's encoder puts out zeros at masked positions, and with them not."""
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 9, (12, 6))
+    tokens[::2, 4:] = 0
+    mha = torch.backends.mha
+    with Objective(_Padded(), Samples(tokens, torch.arange(12) % 3)) as objective:
+        measured, (differentiated, _) = objective.evaluate().loss, objective.loss_and_gradient()
+        assert not mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(True)
+        assert abs(objective.evaluate().loss - measured) > 1e-3  # the other function
+    assert mha.get_fastpath_enabled()
+    assert measured == pytest.approx(differentiated, rel=1e-6)  # float32, two orders of sums
 
 
 def test_vectors_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_networks import make
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from lgo_cli.config import HessianConfig, OperatorName
@@ -18,6 +19,7 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.errors import InputError
 from lgo_cli.objective import Objective
+from lgo_cli.samples import Samples
 from lgo_cli.second_derivatives import twice_differentiable
 
 
@@ -32,6 +34,7 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "of filters": (torch._weight_norm, (_drawn(4, 3, 2), _drawn(4, 1, 1))),
     "of the whole": (lambda v, g: torch._weight_norm(v, g, -1), (_drawn(4, 3), _drawn(1))),
     "hard sigmoid": (lambda x: F.hardsigmoid(4 * x), (_drawn(30),)),
+    "complex view": (lambda x: torch.view_as_complex(x).exp().abs(), (_drawn(3, 2),)),
     "in place": (lambda x: F.hardsigmoid(4 * x, inplace=True), (_drawn(30),)),
 }
 
@@ -51,6 +54,51 @@ def test_in_place_is_in_place() -> None:
     with twice_differentiable(is_recurrent=False):
         assert F.hardsigmoid(x, inplace=True) is x
     assert x.tolist() == [0.0, 0.5, 1.0]
+
+
+class _Spectral(nn.Module):
+    """Fourier coefficients as pairs of real numbers, behind some odd number of others."""
+
+    def __init__(self, num_before: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(num_before))
+        self.pairs = nn.Parameter(torch.randn(3, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        filtered = (
+            torch.fft.rfft(x + self.shift.mean()) * torch.view_as_complex(self.pairs)[:, None]
+        )
+        return torch.tanh(torch.fft.irfft(filtered, n=8)).sum(2).T
+
+
+@pytest.mark.parametrize("num_before", [1, 2])
+def test_complex_views_of_numbers_at_odd_places(num_before: int) -> None:
+    """Of the parameters, and of the vectors that products are taken with: a traceback of lgo's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _Spectral(num_before)
+        samples = Samples(torch.randn(6, 8), torch.arange(6) % 3)
+    config = HessianConfig(top_k=2, bottom_k=0, trace=True)
+    with Objective(model, samples) as objective:
+        found = analyze_spectrum(objective, config)
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        theta = objective.theta.clone()
+        twin = _Spectral(num_before).double()
+
+        def loss(vector: Tensor) -> Tensor:
+            state = {"shift": vector[:num_before], "pairs": vector[num_before:].view(3, 5, 2)}
+            state = {name: 1.0 * value for name, value in state.items()}
+            outputs = functional_call(twin, state, samples.inputs.double())
+            return F.cross_entropy(outputs, samples.labels)
+
+        assert objective.evaluate().loss == pytest.approx(float(loss(theta)), rel=1e-12)
+    dense = torch.autograd.functional.hessian(loss, theta)
+    expected = torch.linalg.eigvalsh(dense).flip(0)[:2]
+    eigenpairs = found.eigenpairs
+    values, bounds = eigenpairs.values[:2], eigenpairs.residual_bounds[:2]
+    assert bool(((values - expected).abs() <= bounds).all())
+    assert found.trace is not None
+    assert found.trace.value == pytest.approx(float(dense.trace()), rel=1e-4)  # the whole space
 
 
 class _ByHand(nn.Module):

@@ -52,6 +52,9 @@ class Two(Plain):
 
 class TwoToo(Two): pass
 
+class Named(Plain):
+    def forward(self, *, pixel_values): return super().forward(pixel_values)
+
 class Within(Plain):
     def forward(self, x): return Two()(x)
 
@@ -188,6 +191,8 @@ CASES = [
     ("train", "Two", TRAIN, 3, f"{CANNOT}Two.forward() missing 1 required positional argument",
      "a model is called with one tensor: wrap it in a module whose forward splits that"),
     ("train", "TwoToo", TRAIN, 3, f"{CANNOT}Two.forward() missing 1", "a model is called with one"),
+    ("train", "Named", TRAIN, 3, f"{CANNOT}Named.forward() takes 1 positional argument but 2 were",
+     "wrap it in a module whose forward takes one tensor and passes that on by its name"),
     ("train", "Within", TRAIN, 3, f"{CANNOT}Two.forward() missing 1", "give the data set it was"),
     ("train", "Teacher", TRAIN, 3, "the model fails in training mode: KeyError: 'teacher'",
      RAISED),
@@ -223,7 +228,7 @@ CASES = [
     ("train", "Complex", TRAIN, 3, "whose parameter spectrum is complex64, in which no loss",
      "keep it as real numbers"),
     ("train", "Extra", TRAIN, 3, "whose state_dict holds a dict as _extra_state",
-     "leave out get_extra_state"),
+     "leave out get_extra_state, or quantisation"),
     ("hessian", "Overlapping", HESSIAN.replace("w0", "w2"), 3,
      "w2.pth cannot be put into the model: Error(s) in loading state_dict for Overlapping: ",
      "it was raised at "),

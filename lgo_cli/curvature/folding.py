@@ -23,13 +23,12 @@ from lgo_cli.curvature.convolutions import Geometry, convolution
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.models.building import refuse_sparse_gradients
+from lgo_cli.objective import Objective
 from lgo_cli.results import counted
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from lgo_cli.objective import Objective
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLUTION_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -83,7 +82,7 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
 
     The result shares the model's parameters and buffers. It is used only if it is found to be the
     same function of them: outputs on some samples and on one alone, and a Hessian product on those
-    samples, are compared with the model's own.
+    samples, are compared with the model's own; the product in float64 too, if float32 leaves doubt.
 
     Args:
         objective: Entered.
@@ -116,16 +115,20 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
             failure = str(error)
     else:
         return Rewritten(model, f"not rewritten: the rewritten model fails ({failure})")
+    where = ""
+    if outputs <= OUTPUT_TOLERANCE and not product <= PRODUCT_TOLERANCE:
+        product, where = _difference_in_float64(objective, call), " (float64)"
     if not (outputs <= OUTPUT_TOLERANCE and product <= PRODUCT_TOLERANCE):
         return Rewritten(
             model,
-            f"not rewritten: it would move outputs by {outputs:.1e}, products by {product:.1e}",
+            f"not rewritten: it would move outputs by {outputs:.1e}, products by {product:.1e}"
+            f"{where}",
         )
     return Rewritten(
         call,
         f"{counted(num_folded, 'batch norm')} folded into "
         f"{counted(num_convolutions, 'convolution')}, "
-        f"outputs equal to {outputs:.0e}, a product to {product:.0e}",
+        f"outputs equal to {outputs:.0e}, a product to {product:.0e}{where}",
     )
 
 
@@ -169,15 +172,39 @@ def _differences(objective: Objective, call: Callable[[Tensor], Tensor]) -> tupl
     return outputs, norm(rewritten - plain) / scale if scale > 0 else norm(rewritten)
 
 
+def _difference_in_float64(objective: Objective, call: Callable[[Tensor], Tensor]) -> float:
+    """That of products, where float32 may have lost them; infinite if the model does not run there.
+
+    Such as those of a network before training, whose activations shrink from layer to layer until
+    the least rounding carries many of them over a kink.
+    """
+    few = objective.samples.head(8)
+    try:
+        with (
+            Objective(
+                objective.model, few, objective.loss_function, dtype=torch.float64, checked=True
+            ) as twin,
+            strange_forward(),
+        ):
+            return _differences(twin, call)[1]
+    except ForwardError:
+        return math.inf
+
+
 def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tuple[int, int]:
     """Rewrite in place; return how many batch norms were folded and convolutions seen."""
     modules = dict(traced.named_modules())
     num_folded = num_convolutions = 0
     for node in list(traced.graph.nodes):
+        if _is_identity(node, modules):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    for node in list(traced.graph.nodes):
         found = as_convolution(node, modules)
         if found is None:
             continue
         num_convolutions += 1
+        _ask_the_input(node, found[0])
         users = list(node.users)
         norm = _as_batch_norm(users[0], node, modules) if len(users) == 1 else None
         replaced = node if norm is None else users[0]
@@ -200,6 +227,23 @@ def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tu
     traced.graph.lint()
     traced.recompile()
     return num_folded, num_convolutions
+
+
+def _is_identity(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return False
+    return not is_customised(modules[str(node.target)], (nn.Identity,))
+
+
+def _ask_the_input(node: fx.Node, inputs: Any) -> None:
+    """Have a convolution's input say what its output would say too, which nothing else then reads.
+
+    A batch norm of a user's own may begin by asking for the number of axes.
+    """
+    for user in list(node.users):
+        asks = user.target is getattr and user.args[1] in ("ndim", "dtype", "device")
+        if asks or (user.op == "call_method" and user.target == "dim"):
+            user.replace_input_with(node, inputs)
 
 
 def _node(traced: fx.GraphModule, value: Any) -> Any:

@@ -76,7 +76,7 @@ def _functions(names: Collection[str]) -> set[Any]:
 _FUNCTIONS_OF_ONE = _functions(_OF_ONE)
 _FUNCTIONS_OF_MANY = _functions(_OF_MANY)
 _PRODUCT_FUNCTIONS = _functions(_PRODUCTS)
-_SHAPE_FUNCTIONS = _functions(_SHAPES)
+_SHAPE_FUNCTIONS = _functions(_SHAPES) | {len}
 
 
 def what_bends(traced: fx.GraphModule, reads: dict[fx.Node, Operation]) -> str | None:

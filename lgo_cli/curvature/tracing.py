@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import threading
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from lgo_cli.buffers import forget
 from lgo_cli.errors import first_sentence, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -44,11 +46,37 @@ def strange_forward() -> Iterator[None]:
 
 def trace(model: nn.Module) -> fx.GraphModule | str:
     """A model's forward as a graph that shares its parameters, or why there is none."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, which does have a class
+    if "forward" in vars(model):  # of which fx would trace the forward
+        return "the model cannot be traced (its forward is not its class's)"
+    tracer = fx.Tracer()
+    forget(model)  # or the graph would have it as a constant
     try:
         with strange_forward():
-            return fx.symbolic_trace(model)
+            with _recorded_lengths():
+                graph = tracer.trace(model)
+            return fx.GraphModule(tracer.root, graph)
     except ForwardError as error:
         return f"the model cannot be traced ({error})"
+    finally:
+        forget(model)
+
+
+@contextmanager
+def _recorded_lengths() -> Iterator[None]:
+    """Record `len(x)` of what is traced: fx does so only where a file of the user's asks for it."""
+    length = len
+
+    def recorded(value: Any, /) -> Any:
+        if isinstance(value, fx.Proxy):
+            return value.tracer.create_proxy("call_function", length, (value,), {})
+        return length(value)
+
+    builtins.len = recorded
+    try:
+        yield
+    finally:
+        builtins.len = length
 
 
 def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
@@ -64,8 +92,9 @@ def tensor_of(value: object, traced: fx.GraphModule) -> Tensor | None:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling a module does more, or other, than its class's forward."""
+    replaced = "forward" in vars(module)
+    return replaced or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def is_customised(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:

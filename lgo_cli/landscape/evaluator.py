@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from lgo_cli.curvature.convolutions import can_fuse
+from lgo_cli.curvature.convolutions import SLOPE, can_fuse
 from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lgo_cli.objective import Objective
     from lgo_cli.samples import Samples
 
-VERSION = 4
+VERSION = 5
 """Raised when a cell's bits can change for an equal model: kept cells of another are not used."""
 
 TOLERANCE = 1e-5
@@ -55,6 +55,9 @@ TOLERANCE = 1e-5
 LEAST_FEATURES = 32
 """Inputs of a linear layer from which on keeping its products pays: a point reads k + 1 numbers for
 each output in place of that many multiplications."""
+
+NEGLIGIBLE = 1e6 * SLOPE
+"""Outputs below which may be what oneDNN's leaky ReLU has in place of zero."""
 
 MOST_BYTES = 2**30
 """Memory for the kept products of all layers. A constant, since the choice moves the last bits."""
@@ -92,6 +95,7 @@ class Evaluator:
         self._products: list[Products] = []
         self._inputs = self.samples.inputs
         self._channels_last = False
+        self._has_fused_relus = False
         self.plan = self._choose()
         if self._call is not None:
             self._prepare()
@@ -186,6 +190,9 @@ class Evaluator:
             rows = slice(start, start + size)
             kept = [products.at(coordinates, rows) for products in self._products]
             found = self._call(*weights, *kept, self._inputs[rows])
+            if self._has_fused_relus:
+                # Where all classes are at a ReLU's zero, what stands for it must not decide.
+                found = torch.where(found.abs() < NEGLIGIBLE, 0.0, found)
             # What is written anew for the next micro-batch may be the output itself.
             storage = found.untyped_storage().data_ptr()
             aliased = any(storage == one.untyped_storage().data_ptr() for one in kept)
@@ -232,6 +239,7 @@ class Evaluator:
         reuse_memory(traced)
         if self._channels_last and objective.dtype == torch.float32 and can_fuse():
             num_fused = fuse_convolutions(traced)
+            self._has_fused_relus = num_fused > 0
             if num_fused:
                 done.append(f"ReLU or sum in {num_fused} of them")
         self._weights = take_out_weights(traced, objective.micro_batch_size)

@@ -10,16 +10,20 @@ only ever takes freedom away, so that whatever is left over is a symmetry (theor
 from __future__ import annotations
 
 import operator
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lgo_cli.buffers import forget
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -37,6 +41,7 @@ from lgo_cli.landscape.blocks import (
     resolve,
 )
 from lgo_cli.landscape.equivariance import ALIKE, Labelled, keeps_alike, rule_of
+from lgo_cli.modes import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -129,6 +134,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
+        forget(model)
         for module, training in modes:
             module.training = training
 
@@ -164,6 +170,7 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tens
             *module.named_buffers(recurse=False, remove_duplicate=False),
         )
     }
+    forget(model)  # what it made of its own
     outputs: Tensor = functional_call(model, places, (inputs,), tie_weights=False)
     return outputs
 
@@ -209,14 +216,16 @@ def _trace(model: nn.Module, tensors: State, inputs: Tensor) -> fx.GraphModule:
         return run(model, tensors, inputs)
 
     # The kernels that fuse a recurrent layer or attention have no rule; what they fuse has.
-    with evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
+    with uncompiled(), evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
         try:
-            with strange_forward():
+            with strange_forward(), _forward_alone():
                 traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])
         except ForwardError as error:
             raise InputError(
                 f"the model cannot be traced, so its symmetries are unknown: {error}",
-                hint="a forward whose course depends on values cannot be aligned",
+                hint="give the model as it was before torch.jit, which has the same weights"
+                if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+                else "a forward whose course depends on values cannot be aligned",
             ) from error
     traced.graph.eliminate_dead_code()
     return traced
@@ -313,6 +322,30 @@ def _without_mkldnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.enabled = enabled
+
+
+@contextmanager
+def _forward_alone() -> Iterator[None]:
+    """Functions with derivatives of their own run as what they compute, in this thread.
+
+    `functionalize` takes none whose forward has the context among its arguments, as most have.
+    """
+    plain, me = Function.__dict__["apply"], threading.get_ident()
+
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != me:
+            return plain.__get__(None, cls)(*args, **kwargs)
+        if cls.setup_context is not Function.setup_context:
+            return cls.forward(*args, **kwargs)
+        context: Any = FunctionCtx()
+        context.needs_input_grad = (False,) * len(args)
+        return cls.forward(context, *args, **kwargs)
+
+    Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        Function.apply = plain
 
 
 def _collect(

@@ -82,7 +82,8 @@ def unmoved_warnings(
     differing = [kind for kind, differs in kinds.items() if differs]
     if not differing or math.isclose(own_loss, loss, rel_tol=1e-5):
         return []
+    digits = 4 if f"{own_loss:.4g}" != f"{loss:.4g}" else 6  # which show any change that is said
     return [
         f"{' and '.join(differing)} are the run's own all {where}: with its own, {whose} loss is "
-        f"{own_loss:.4g}, not {loss:.4g}"
+        f"{own_loss:.{digits}g}, not {loss:.{digits}g}"
     ]

@@ -99,7 +99,7 @@ def _checked(model: str, returned: object) -> nn.Module:
         if not isinstance(value, Tensor):
             raise InputError(
                 f"{model} returned a module whose state_dict holds {a_kind(value)} as {name}",
-                hint="leave out get_extra_state: weights are kept as tensors alone",
+                hint="leave out get_extra_state, or quantisation: weights are tensors alone",
             )
     return returned
 
