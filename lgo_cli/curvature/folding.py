@@ -126,10 +126,17 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         )
     return Rewritten(
         call,
-        f"{counted(num_folded, 'batch norm')} folded into "
-        f"{counted(num_convolutions, 'convolution')}, "
+        f"{in_words(num_folded, num_convolutions)}, "
         f"outputs equal to {outputs:.0e}, a product to {product:.0e}{where}",
     )
+
+
+def in_words(num_folded: int, num_convolutions: int) -> str:
+    """What `rewrite_convolutions` did."""
+    convolutions = counted(num_convolutions, "convolution")
+    if not num_folded:
+        return f"{convolutions} rewritten"
+    return f"{counted(num_folded, 'batch norm')} folded into {convolutions}"
 
 
 def wants_channels_last(objective: Objective) -> bool:

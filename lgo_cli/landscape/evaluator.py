@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from lgo_cli.curvature.convolutions import SLOPE, can_fuse
-from lgo_cli.curvature.folding import rewrite_convolutions, wants_channels_last
+from lgo_cli.curvature.folding import in_words, rewrite_convolutions, wants_channels_last
 from lgo_cli.curvature.tracing import ForwardError, strange_forward, trace
 from lgo_cli.landscape.batchnorm import statistics_at
 from lgo_cli.landscape.first_layer import (
@@ -36,7 +36,6 @@ from lgo_cli.landscape.first_layer import (
 from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
-from lgo_cli.results import counted
 from lgo_cli.samples import Evaluation, evaluation_of, loss_totals
 
 if TYPE_CHECKING:
@@ -225,10 +224,7 @@ class Evaluator:
         if num_convolutions:
             self._channels_last = wants_channels_last(objective)
             last = ", channels last" if self._channels_last else ""
-            done.append(
-                f"{counted(num_folded, 'batch norm')} folded into "
-                f"{counted(num_convolutions, 'convolution')}{last}"
-            )
+            done.append(f"{in_words(num_folded, num_convolutions)}{last}")
         if self._linears:
             sizes = (f"{w.shape[1]} to {w.shape[0]}" for _, _, w, _ in self._linears)
             done.append(f"products of the first linear layer kept ({', '.join(sizes)})")
