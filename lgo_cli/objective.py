@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lgo_cli.buffers import (
     buffer_tables,
     forget,
-    keeps_in_eval_mode,
+    keepers,
     moved_buffers,
     put_back,
 )
 from lgo_cli.determinism import coupling, nondeterministic_module
-from lgo_cli.errors import NumericsError, UsageError, a_kind
+from lgo_cli.errors import LgoError, NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes, uncompiled
@@ -111,6 +111,7 @@ class Objective:
         self.device = self.parameters[0].device
         self.samples = samples.to(self.device, dtype)
         self._own_data: list[tuple[Tensor, Tensor]] = []
+        self._has_keepers = False
 
     @property
     def dim(self) -> int:
@@ -152,7 +153,8 @@ class Objective:
         self._restore()
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
-        self.model.eval()
+        if not self._is_checked:  # or it is in the modes that were found to be right
+            self.model.eval()
         for tensor in tensors:
             dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
             moves = isinstance(tensor, nn.Parameter) and tensor.requires_grad  # to the buffer
@@ -160,10 +162,7 @@ class Objective:
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             self._measure_center()
-            if keeps_in_eval_mode(self.model):
-                self._surroundings.callback(forget, self.model)
-                hook = self.model.register_forward_pre_hook(forget)
-                self._surroundings.callback(hook.remove)
+            self._follow_parameters()
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         needs_definition = False
@@ -179,6 +178,8 @@ class Objective:
         for tensor, data in self._own_data:
             tensor.data = data
         self._own_data = []
+        if self._has_keepers:
+            forget(self.model)
         for module, training in self._modes:
             module.training = training
         cpu_state, cuda_states = self._rng_states
@@ -187,6 +188,33 @@ class Objective:
             torch.cuda.set_rng_state_all(cuda_states)
         put_back(self._own_buffers)
         self._surroundings.close()
+
+    @torch.no_grad()
+    def _follow_parameters(self) -> None:
+        """Have what modules keep of their parameters in eval mode made anew at each call.
+
+        Such a module is in training mode, without what it contains, where outputs stay the same:
+        what it keeps may have been made without gradients. Where not, it forgets before each call.
+        """
+        found = keepers(self.model)
+        self._has_keepers = bool(found)
+        if not found:
+            return
+        inputs = self.samples.head(self.micro_batch_size).inputs
+        expected = call(self.model, inputs)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        for module in found:
+            module.training = True
+        try:
+            if torch.equal(call(self.model, inputs, training=True), expected):
+                return
+        except LgoError:  # such as for outputs of training alone
+            pass
+        for module in found:
+            module.training = False
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        self._surroundings.callback(self.model.register_forward_pre_hook(forget).remove)
 
     @torch.no_grad()
     def _measure_center(self) -> None:

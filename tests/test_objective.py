@@ -234,10 +234,44 @@ class _Keeping(nn.Module):
         return F.linear(x, self.weight) + self.kept["bias"]
 
 
-def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
+class _Dropping(_Keeping):
+    """Is not to be in training mode, and has to forget before each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+class _Assigning(_Keeping):
+    """As LeViT's authors' own code: kept without gradients, by the change of mode itself."""
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Self:
+        nn.Module.train(self, mode)
+        if mode and hasattr(self, "ab"):
+            del self.ab
+        else:
+            self.keep(torch.rand(1) * 0 + self.bias.exp())  # which moves the generator too
+        return self
+
+    def keep(self, value: Tensor) -> None:
+        self.ab = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) + (self.bias.exp() if self.training else self.ab)
+
+
+class _Registering(_Assigning):
+    """As MobileSAM's TinyViT."""
+
+    def keep(self, value: Tensor) -> None:
+        self.register_buffer("ab", value, persistent=False)
+
+
+@pytest.mark.parametrize("kind", [_Keeping, _Dropping, _Assigning, _Registering])
+def test_what_a_model_keeps_in_eval_mode_follows_its_parameters(kind: type[_Keeping]) -> None:
     """Losses did not move with them, gradients were zero, and a trace left its proxies behind."""
     torch.manual_seed(0)
-    model = _Keeping().eval()
+    model = kind().eval()
     samples = Samples(torch.randn(8, 4), torch.arange(8) % 3)
     outputs = model(samples.inputs).detach()
     bias, weight = (parameter.detach().double() for parameter in (model.bias, model.weight))
@@ -246,9 +280,12 @@ def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
         z = F.linear(samples.inputs.double(), theta[3:].view(3, 4)) + theta[:3].exp()
         return F.cross_entropy(z, samples.labels)
 
+    drawn = torch.get_rng_state()
     with Objective(model, samples, dtype=torch.float64) as objective:
         theta = torch.cat([bias, weight.flatten()])
         assert isinstance(trace(model), fx.GraphModule)
+        with Objective(model, samples, dtype=torch.float64, checked=True) as part:
+            assert part.loss_and_gradient()[1][:3].all()
         elsewhere = theta + 0.1
         elsewhere[0] += 1
         assert objective.loss(elsewhere) == pytest.approx(float(loss(elsewhere)), rel=1e-12)
@@ -257,6 +294,7 @@ def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
         operator = HessianOperator(objective)
         torch.testing.assert_close(operator.matvec(vector), expected)
         objective.move(elsewhere)
+    assert torch.equal(torch.get_rng_state(), drawn)
     torch.testing.assert_close(model(samples.inputs), outputs)
 
 

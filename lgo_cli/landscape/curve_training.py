@@ -240,7 +240,8 @@ def train_curve(
 
 @contextmanager
 def _borrowed(objective: Objective) -> Iterator[None]:
-    """Put an objective back at its centre, in eval mode, its buffers what they were."""
+    """Put an objective back at its centre, its modes and buffers what they were."""
+    modes = [(module, module.training) for module in objective.model.modules()]
     tables = buffer_tables(objective.model)
     buffers = [(buffer, buffer.clone()) for buffer in objective.model.buffers()]
     try:
@@ -248,6 +249,8 @@ def _borrowed(objective: Objective) -> Iterator[None]:
     finally:
         objective.move(objective.theta)
         objective.model.eval()
+        for module, training in modes:
+            module.training = training
         put_back(tables)
         with torch.no_grad():
             for buffer, saved in buffers:

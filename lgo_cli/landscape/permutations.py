@@ -129,14 +129,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and the random generators held, for a while."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        model.eval()
+        try:
             yield
-    finally:
-        forget(model)
-        for module, training in modes:
-            module.training = training
+        finally:
+            forget(model)
+            for module, training in modes:
+                module.training = training
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
