@@ -58,14 +58,15 @@ def moved_buffers(
 
 
 def keepers(model: nn.Module) -> list[nn.Module]:
-    """Modules that keep something in eval mode, once called, which they forget in training mode.
+    """Modules of a model in eval mode, once called, whose training mode changes more than the mode.
 
-    As LeViT's attention keeps what it makes of its parameters, and uses it again however these are
-    moved.
+    As LeViT's attention keeps what it makes of its parameters, and loralib's layers add theirs to
+    the weights, and use it again however these are moved.
     """
     before = _attributes(model)
-    forget(model)
+    model.train()
     after = _attributes(model)
+    model.eval()
     return [
         module
         for module, old, new in zip(model.modules(), before, after, strict=True)
@@ -97,5 +98,13 @@ def forget(model: nn.Module, *_: object) -> None:
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     model.eval()
+    set_modes(modes)
+
+
+def set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Put all modules of a model, each after those around it, in modes that may differ."""
+    for module, training in modes:
+        if module.training != training:
+            module.train(training)
     for module, training in modes:
         module.training = training

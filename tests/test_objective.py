@@ -267,6 +267,51 @@ class _Registering(_Assigning):
         self.register_buffer("ab", value, persistent=False)
 
 
+class _Merging(nn.Module):
+    """As a layer of loralib: in eval mode its own product is added to frozen weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.randn(3, 5), requires_grad=False)
+        self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(3, 2))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_merged is mode:
+            self.frozen.data += (-1 if mode else 1) * (self.b @ self.a).detach()
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = F.linear(x, self.frozen)
+        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_weights_that_are_merged_in_eval_mode_are_measured_apart(mode: bool) -> None:
+    """Nothing moved, and the gradient of what was merged was zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(_Merging(), nn.Linear(3, 3)).train(mode)
+    layer = model[0]
+    samples = _samples(32)
+    before = layer.frozen.detach().clone()
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        direction = standard_normal(objective.dim, 0).double()
+        with objective.replaced(dtype=torch.float64):
+            pass
+        trace(model)
+        step = 1e-5 * direction
+        loss, gradient = objective.loss_and_gradient()
+        assert loss == pytest.approx(objective.center.loss, rel=1e-6)  # merged in float32
+        assert gradient.all()
+        rise = objective.loss(objective.theta + step) - objective.loss(objective.theta - step)
+        assert rise / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
+    assert layer.is_merged is not mode
+    assert layer.training is mode
+    torch.testing.assert_close(layer.frozen.detach(), before)
+
+
 @pytest.mark.parametrize("kind", [_Keeping, _Dropping, _Assigning, _Registering])
 def test_what_a_model_keeps_in_eval_mode_follows_its_parameters(kind: type[_Keeping]) -> None:
     """Losses did not move with them, gradients were zero, and a trace left its proxies behind."""

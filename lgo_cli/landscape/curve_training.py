@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.buffers import buffer_tables, put_back
+from lgo_cli.buffers import buffer_tables, put_back, set_modes
 from lgo_cli.gradients import gradients
 from lgo_cli.landscape.curves import Bezier, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
@@ -249,8 +249,7 @@ def _borrowed(objective: Objective) -> Iterator[None]:
     finally:
         objective.move(objective.theta)
         objective.model.eval()
-        for module, training in modes:
-            module.training = training
+        set_modes(modes)
         put_back(tables)
         with torch.no_grad():
             for buffer, saved in buffers:

@@ -23,7 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lgo_cli.buffers import forget
+from lgo_cli.buffers import forget, set_modes
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -135,8 +135,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             forget(model)
-            for module, training in modes:
-                module.training = training
+            set_modes(modes)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
