@@ -52,12 +52,13 @@ that; attention over the batch and normalisation by its statistics have 5e-3 to 
 class Objective:
     """Mean loss over fixed samples as a function of the flat parameter vector θ [P].
 
-    A context manager: inside, the model is in eval mode and its trainable parameters are views of
-    one flat contiguous buffer, so that moving to a point is one fused pass; on leaving, parameters,
-    buffers, modes, `requires_grad` and the random generators' states are exactly what they were
-    (the model's own tensors are set aside, never written). Batch norm uses its running statistics
-    wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while. Gradients
-    are on, autocast is off, and nothing runs compiled, whatever surrounds it.
+    A context manager: inside, the model is in eval mode (but see `_follow_parameters`), and its
+    trainable parameters are views of one flat contiguous buffer: moving to a point is one fused
+    pass. On leaving, parameters, buffers, modes, `requires_grad` and the random generators' states
+    are exactly what they were (the model's own tensors are set aside, never written). Batch norm
+    uses its running statistics wherever θ goes, unless landscape/batchnorm.py puts others in their
+    place for a while. Gradients are on, autocast is off, and nothing runs compiled, whatever
+    surrounds it.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from typing import Self
 
@@ -18,6 +20,7 @@ from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
+from lgo_cli.modes import uncompiled
 from lgo_cli.objective import COUPLED, Objective, default_micro_batch_size
 from lgo_cli.samples import Samples
 from lgo_cli.seeding import rademacher, standard_normal
@@ -196,6 +199,30 @@ def test_float32_is_float32_inside() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_threads_that_leave_in_any_order_put_back_what_was() -> None:
+    """PyTorch keeps some of its switches for each thread: another's could not be put back."""
+    import torch._dynamo
+    from torch._dynamo import eval_frame
+
+    found = str(eval_frame._stance), torch._dynamo.config.error_on_nested_fx_trace
+    entered = [threading.Event(), threading.Event()]
+
+    def first() -> None:
+        with uncompiled():
+            entered[0].set()
+            assert entered[1].wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(first)
+        assert entered[0].wait(30)
+        with uncompiled():
+            entered[1].set()
+            leaving.result()
+            assert not torch._dynamo.config.error_on_nested_fx_trace
+            assert eval_frame._stance.stance == "force_eager"
+    assert (str(eval_frame._stance), torch._dynamo.config.error_on_nested_fx_trace) == found
 
 
 class _Padded(nn.Module):
