@@ -5,12 +5,13 @@ A table is a module's own buffers by their names.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -56,31 +57,40 @@ def moved_buffers(
     ]
 
 
-def keeps_in_eval_mode(model: nn.Module) -> bool:
-    """Whether a model in eval mode, once called, keeps what it forgets in training mode.
+def keepers(model: nn.Module) -> list[nn.Module]:
+    """Modules of a model in eval mode, once called, whose training mode changes more than the mode.
 
-    As LeViT keeps what it makes of its parameters, to be used again however these are moved.
+    As LeViT's attention keeps what it makes of its parameters, and loralib's layers add theirs to
+    the weights, and use it again however these are moved.
     """
     before = _attributes(model)
-    forget(model)
+    model.train()
     after = _attributes(model)
-    return any(
-        old.keys() != new.keys()
-        or any(old[name][0] is not new[name][0] or old[name][1] != new[name][1] for name in old)
-        for old, new in zip(before, after, strict=True)
-    )
+    model.eval()
+    return [
+        module
+        for module, old, new in zip(model.modules(), before, after, strict=True)
+        if old.keys() != new.keys() or any(map(operator.is_not, old.values(), new.values()))
+    ]
 
 
-def _attributes(model: nn.Module) -> list[dict[str, tuple[object, int]]]:
-    """What each module has beside its mode, and how much is in it."""
+def _attributes(model: nn.Module) -> list[dict[object, object]]:
+    """What each module has beside its mode, and what is in its dictionaries and lists."""
     return [
         {
-            name: (value, len(value) if isinstance(value, dict | list | set) else 0)
-            for name, value in vars(module).items()
+            key: value
+            for name, held in vars(module).items()
             if name != "training"
+            for key, value in [(name, held), *_contents(name, held)]
         }
         for module in model.modules()
     ]
+
+
+def _contents(name: str, held: object) -> Iterator[tuple[object, object]]:
+    if isinstance(held, dict | list):
+        for key, value in held.items() if isinstance(held, dict) else enumerate(held):
+            yield (name, key), value
 
 
 def forget(model: nn.Module, *_: object) -> None:
@@ -88,5 +98,13 @@ def forget(model: nn.Module, *_: object) -> None:
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     model.eval()
+    set_modes(modes)
+
+
+def set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Put all modules of a model, each after those around it, in modes that may differ."""
+    for module, training in modes:
+        if module.training != training:
+            module.train(training)
     for module, training in modes:
         module.training = training

@@ -82,16 +82,11 @@ def _choose() -> Callable[[], None]:
 
 
 def _run_eagerly() -> Callable[[], None]:
-    """Run what torch.compile made as it was written; returns what ends that.
-
-    Compiled functions have no second derivative, and cannot be traced. Where nothing was compiled
-    the compiler is not imported, for a second.
-    """
+    """Run what torch.compile made as it was written; returns what ends that."""
     if "torch._dynamo" not in sys.modules:
         return lambda: None
     eager = ExitStack()
     eager.push(torch.compiler.set_stance("force_eager"))
-    eager.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
     return eager.close
 
 
@@ -127,8 +122,22 @@ class _OfProcess:
 
 _own_switches = _OfProcess(_choose)
 
-uncompiled = _OfProcess(_run_eagerly)
-"""A context manager in which what torch.compile made runs as it was written (`_run_eagerly`)."""
+_eager_stance = _OfProcess(_run_eagerly)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What torch.compile made runs as it was written, and can be traced, in this thread at least.
+
+    Compiled functions have no second derivative. Where nothing was compiled the compiler is not
+    imported, for a second.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_eager_stance())
+        if "torch._dynamo" in sys.modules:
+            # Of each thread in new releases, where another cannot put it back.
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+        yield
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from lgo_cli.buffers import (
     buffer_tables,
     forget,
-    keeps_in_eval_mode,
+    keepers,
     moved_buffers,
     put_back,
+    set_modes,
 )
 from lgo_cli.determinism import coupling, nondeterministic_module
-from lgo_cli.errors import NumericsError, UsageError, a_kind
+from lgo_cli.errors import LgoError, NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes, uncompiled
@@ -39,6 +40,9 @@ NUM_CALLS = 8
 CALL_SIZE = 4
 """Samples in each of them."""
 
+SAME = 1e-5
+"""Difference, relative to the largest output, up to which two ways to compute them are one."""
+
 COUPLED = 1e-3
 """Coupling from which on samples see each other. Kernels that depend on the size of a call move
 outputs by 1e-7, in float64 too where a part of a model computes in float32, and models may amplify
@@ -48,12 +52,13 @@ that; attention over the batch and normalisation by its statistics have 5e-3 to 
 class Objective:
     """Mean loss over fixed samples as a function of the flat parameter vector θ [P].
 
-    A context manager: inside, the model is in eval mode and its trainable parameters are views of
-    one flat contiguous buffer, so that moving to a point is one fused pass; on leaving, parameters,
-    buffers, modes, `requires_grad` and the random generators' states are exactly what they were
-    (the model's own tensors are set aside, never written). Batch norm uses its running statistics
-    wherever θ goes, unless landscape/batchnorm.py puts others in their place for a while. Gradients
-    are on, autocast is off, and nothing runs compiled, whatever surrounds it.
+    A context manager: inside, the model is in eval mode (but see `_follow_parameters`), and its
+    trainable parameters are views of one flat contiguous buffer: moving to a point is one fused
+    pass. On leaving, parameters, buffers, modes, `requires_grad` and the random generators' states
+    are exactly what they were (the model's own tensors are set aside, never written). Batch norm
+    uses its running statistics wherever θ goes, unless landscape/batchnorm.py puts others in their
+    place for a while. Gradients are on, autocast is off, and nothing runs compiled, whatever
+    surrounds it.
 
     Args:
         model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
@@ -111,6 +116,7 @@ class Objective:
         self.device = self.parameters[0].device
         self.samples = samples.to(self.device, dtype)
         self._own_data: list[tuple[Tensor, Tensor]] = []
+        self._has_keepers = False
 
     @property
     def dim(self) -> int:
@@ -152,7 +158,8 @@ class Objective:
         self._restore()
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
-        self.model.eval()
+        if not self._is_checked:  # or it is in the modes that were found to be right
+            self.model.eval()
         for tensor in tensors:
             dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
             moves = isinstance(tensor, nn.Parameter) and tensor.requires_grad  # to the buffer
@@ -160,10 +167,7 @@ class Objective:
         if not self._is_checked:
             check_outputs(self.model, self.samples)
             self._measure_center()
-            if keeps_in_eval_mode(self.model):
-                self._surroundings.callback(forget, self.model)
-                hook = self.model.register_forward_pre_hook(forget)
-                self._surroundings.callback(hook.remove)
+            self._follow_parameters()
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
         self._buffer = self.theta.clone()
         needs_definition = False
@@ -176,9 +180,14 @@ class Objective:
             self._surroundings.enter_context(ByDefinition())
 
     def _restore(self) -> None:
+        if self._has_keepers:
+            self.model.eval()  # as it was when they were set aside
         for tensor, data in self._own_data:
             tensor.data = data
         self._own_data = []
+        if self._has_keepers:
+            self.model.train()
+            set_modes(self._modes)
         for module, training in self._modes:
             module.training = training
         cpu_state, cuda_states = self._rng_states
@@ -187,6 +196,34 @@ class Objective:
             torch.cuda.set_rng_state_all(cuda_states)
         put_back(self._own_buffers)
         self._surroundings.close()
+
+    @torch.no_grad()
+    def _follow_parameters(self) -> None:
+        """Have what modules keep of their parameters in eval mode made anew at each call.
+
+        Such a module is in training mode, without what it contains, where outputs stay the same:
+        what it keeps may have been made without gradients. Where not, it forgets before each call.
+        """
+        keeping = keepers(self.model)
+        self._has_keepers = bool(keeping)
+        if not keeping:
+            return
+        inputs = self.samples.head(self.micro_batch_size).inputs
+        expected = call(self.model, inputs)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        set_modes([(module, module in keeping) for module in self.model.modules()])
+        try:
+            found = call(self.model, inputs, training=True)
+            if found.shape == expected.shape and bool(
+                (found - expected).abs().max() <= SAME * expected.abs().max()
+            ):
+                return
+        except LgoError:  # such as for outputs of training alone
+            pass
+        self.model.eval()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        self._surroundings.callback(self.model.register_forward_pre_hook(forget).remove)
 
     @torch.no_grad()
     def _measure_center(self) -> None:

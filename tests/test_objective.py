@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from typing import Self
 
@@ -18,6 +20,7 @@ from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
+from lgo_cli.modes import uncompiled
 from lgo_cli.objective import COUPLED, Objective, default_micro_batch_size
 from lgo_cli.samples import Samples
 from lgo_cli.seeding import rademacher, standard_normal
@@ -198,6 +201,30 @@ def test_float32_is_float32_inside() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+def test_threads_that_leave_in_any_order_put_back_what_was() -> None:
+    """PyTorch keeps some of its switches for each thread: another's could not be put back."""
+    import torch._dynamo
+    from torch._dynamo import eval_frame
+
+    found = str(eval_frame._stance), torch._dynamo.config.error_on_nested_fx_trace
+    entered = [threading.Event(), threading.Event()]
+
+    def first() -> None:
+        with uncompiled():
+            entered[0].set()
+            assert entered[1].wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(first)
+        assert entered[0].wait(30)
+        with uncompiled():
+            entered[1].set()
+            leaving.result()
+            assert not torch._dynamo.config.error_on_nested_fx_trace
+            assert eval_frame._stance.stance == "force_eager"
+    assert (str(eval_frame._stance), torch._dynamo.config.error_on_nested_fx_trace) == found
+
+
 class _Padded(nn.Module):
     """The mean over all positions, of which a mask hides some from attention."""
 
@@ -234,10 +261,89 @@ class _Keeping(nn.Module):
         return F.linear(x, self.weight) + self.kept["bias"]
 
 
-def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
+class _Dropping(_Keeping):
+    """Is not to be in training mode, and has to forget before each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+class _Assigning(_Keeping):
+    """As LeViT's authors' own code: kept without gradients, by the change of mode itself."""
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Self:
+        nn.Module.train(self, mode)
+        if mode and hasattr(self, "ab"):
+            del self.ab
+        else:
+            self.keep(torch.rand(1) * 0 + self.bias.exp())  # which moves the generator too
+        return self
+
+    def keep(self, value: Tensor) -> None:
+        self.ab = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) + (self.bias.exp() if self.training else self.ab)
+
+
+class _Registering(_Assigning):
+    """As MobileSAM's TinyViT."""
+
+    def keep(self, value: Tensor) -> None:
+        self.register_buffer("ab", value, persistent=False)
+
+
+class _Merging(nn.Module):
+    """As a layer of loralib: in eval mode its own product is added to frozen weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.randn(3, 5), requires_grad=False)
+        self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(3, 2))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_merged is mode:
+            self.frozen.data += (-1 if mode else 1) * (self.b @ self.a).detach()
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = F.linear(x, self.frozen)
+        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_weights_that_are_merged_in_eval_mode_are_measured_apart(mode: bool) -> None:
+    """Nothing moved, and the gradient of what was merged was zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(_Merging(), nn.Linear(3, 3)).train(mode)
+    layer = model[0]
+    samples = _samples(32)
+    before = layer.frozen.detach().clone()
+    with Objective(model, samples, dtype=torch.float64) as objective:
+        direction = standard_normal(objective.dim, 0).double()
+        with objective.replaced(dtype=torch.float64):
+            pass
+        trace(model)
+        step = 1e-5 * direction
+        loss, gradient = objective.loss_and_gradient()
+        assert loss == pytest.approx(objective.center.loss, rel=1e-6)  # merged in float32
+        assert gradient.all()
+        rise = objective.loss(objective.theta + step) - objective.loss(objective.theta - step)
+        assert rise / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
+    assert layer.is_merged is not mode
+    assert layer.training is mode
+    torch.testing.assert_close(layer.frozen.detach(), before)
+
+
+@pytest.mark.parametrize("kind", [_Keeping, _Dropping, _Assigning, _Registering])
+def test_what_a_model_keeps_in_eval_mode_follows_its_parameters(kind: type[_Keeping]) -> None:
     """Losses did not move with them, gradients were zero, and a trace left its proxies behind."""
     torch.manual_seed(0)
-    model = _Keeping().eval()
+    model = kind().eval()
     samples = Samples(torch.randn(8, 4), torch.arange(8) % 3)
     outputs = model(samples.inputs).detach()
     bias, weight = (parameter.detach().double() for parameter in (model.bias, model.weight))
@@ -246,9 +352,12 @@ def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
         z = F.linear(samples.inputs.double(), theta[3:].view(3, 4)) + theta[:3].exp()
         return F.cross_entropy(z, samples.labels)
 
+    drawn = torch.get_rng_state()
     with Objective(model, samples, dtype=torch.float64) as objective:
         theta = torch.cat([bias, weight.flatten()])
         assert isinstance(trace(model), fx.GraphModule)
+        with Objective(model, samples, dtype=torch.float64, checked=True) as part:
+            assert part.loss_and_gradient()[1][:3].all()
         elsewhere = theta + 0.1
         elsewhere[0] += 1
         assert objective.loss(elsewhere) == pytest.approx(float(loss(elsewhere)), rel=1e-12)
@@ -257,6 +366,7 @@ def test_what_a_model_keeps_in_eval_mode_follows_its_parameters() -> None:
         operator = HessianOperator(objective)
         torch.testing.assert_close(operator.matvec(vector), expected)
         objective.move(elsewhere)
+    assert torch.equal(torch.get_rng_state(), drawn)
     torch.testing.assert_close(model(samples.inputs), outputs)
 
 

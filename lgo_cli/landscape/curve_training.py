@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.buffers import buffer_tables, put_back
+from lgo_cli.buffers import buffer_tables, put_back, set_modes
 from lgo_cli.gradients import gradients
 from lgo_cli.landscape.curves import Bezier, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
@@ -240,7 +240,8 @@ def train_curve(
 
 @contextmanager
 def _borrowed(objective: Objective) -> Iterator[None]:
-    """Put an objective back at its centre, in eval mode, its buffers what they were."""
+    """Put an objective back at its centre, its modes and buffers what they were."""
+    modes = [(module, module.training) for module in objective.model.modules()]
     tables = buffer_tables(objective.model)
     buffers = [(buffer, buffer.clone()) for buffer in objective.model.buffers()]
     try:
@@ -248,6 +249,7 @@ def _borrowed(objective: Objective) -> Iterator[None]:
     finally:
         objective.move(objective.theta)
         objective.model.eval()
+        set_modes(modes)
         put_back(tables)
         with torch.no_grad():
             for buffer, saved in buffers:

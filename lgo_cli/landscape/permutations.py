@@ -23,7 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lgo_cli.buffers import forget
+from lgo_cli.buffers import forget, set_modes
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -129,14 +129,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and the random generators held, for a while."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        model.eval()
+        try:
             yield
-    finally:
-        forget(model)
-        for module, training in modes:
-            module.training = training
+        finally:
+            forget(model)
+            set_modes(modes)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
