@@ -208,7 +208,8 @@ def _lies(manifest: Manifest, directory: Path) -> list[str]:
     except KeyError as error:
         return [f"{source} has no {error.args[0]}"]
     return [
-        f"{name} is {claimed}, and {source} says {found}"
+        f"{name} is {claimed}, and "
+        f"{'the request' if name.startswith('results.recipe.') else source} says {found}"
         for name, claimed, found in _differences("results", manifest.results, said)
     ]
 
