@@ -181,7 +181,8 @@ def verify_run(directory: Path) -> list[str]:
             raise state.error
         if found:
             hint = None
-            if state.manifest is not None and found[0].startswith("stale: "):
+            mendable = found[0].startswith("stale: ") or found[0].endswith(" is missing")
+            if state.manifest is not None and mendable:
                 hint = _again(state.manifest, directory)
             raise InputError(f"{directory}: {state.command}: {found[0]}", hint=hint)
         if state.manifest is not None:
