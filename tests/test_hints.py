@@ -413,6 +413,12 @@ def test_no_weights_have_advice_of_their_own(
     assert advice in _hint(stderr)
 
 
+def test_no_option_makes_two_models_one(lgo: Lgo, small_run: Path) -> None:
+    lgo("train", "--out", "digits", "--dataset", "digits", "--epochs", 0, "--quiet")
+    hint = _hint(lgo("interp", small_run, "--to", "digits", code=3).stderr)
+    assert hint.endswith("; checkpoints that are compared are of one model")
+
+
 def _first_as(change: Callable[[torch.Tensor], torch.Tensor]) -> Save:
     return _saved(lambda state: {**state, "linear1.weight": change(state["linear1.weight"])})
 
