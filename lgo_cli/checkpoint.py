@@ -249,7 +249,8 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
         more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
         raise InputError(
             f"{path} does not fit the model: {'; '.join(complaints[:3])}{more}",
-            hint="give the model and data set it was made with: --model, --model-arg, --dataset",
+            hint="give the model and data set it was made with: --model, --model-arg, --dataset; "
+            "checkpoints that are compared are of one model",
         )
     refuse_untied(path, state, model)
     return state

@@ -76,6 +76,43 @@ def test_changed_weights_are_trained_again_as_they_were(
     assert (run / "model.pth").read_bytes() == weights
 
 
+@pytest.mark.parametrize("place", ["run", "a run"])
+def test_lost_weights_are_trained_again_as_they_were(
+    lgo: Lgo, small_run: Path, tmp_path: Path, place: str
+) -> None:
+    run = small_run.rename(tmp_path / place)
+    weights = (run / "model.pth").read_bytes()
+    lines = {
+        "hessian": "put the old one back, or train the same again: lgo ",
+        "verify": "put the old one back, or compute it again: lgo ",
+    }
+    for command, words in lines.items():
+        (run / "model.pth").unlink()
+        hint = _hint(lgo(command, place, code=3).stderr)
+        assert hint.startswith(words)
+        lgo(*shlex.split(hint.removeprefix(words)), "--quiet")
+        assert (run / "model.pth").read_bytes() == weights
+
+
+@pytest.mark.parametrize("place", ["run", "a run"])
+@pytest.mark.parametrize("step", ["train", "interp"])
+def test_a_manifest_in_the_wrong_place_is_run_by_its_own_command(
+    lgo: Lgo, small_run: Path, tmp_path: Path, place: str, step: str
+) -> None:
+    """As a RUN, and as the `--config` of another command: the advice does what that step did."""
+    small_run.rename(tmp_path / place)
+    lgo("interp", place, "--analysis-samples", 64, "--num-points", 5, "--quiet")
+    for line, code in (((), 3), (("--config",), 2)):
+        error = lgo("hessian", *line, f"{place}/{step}.json", code=code).stderr
+        command = _hint(error).partition("again: lgo ")[2]
+        assert f"{step}: up to date" in lgo(*shlex.split(command)).stderr
+
+
+def test_a_file_that_is_no_manifest_is_not_run_again(lgo: Lgo, small_run: Path) -> None:
+    (small_run / "data.json").write_text("{}")
+    assert _hint(lgo("hessian", small_run / "data.json", code=3).stderr) == f"name {small_run}"
+
+
 @pytest.mark.parametrize(
     ("number", "asked", "advice"),
     [
@@ -374,6 +411,12 @@ def test_no_weights_have_advice_of_their_own(
     stderr = lgo(*LINE, code=3).stderr
     assert reason in stderr
     assert advice in _hint(stderr)
+
+
+def test_no_option_makes_two_models_one(lgo: Lgo, small_run: Path) -> None:
+    lgo("train", "--out", "digits", "--dataset", "digits", "--epochs", 0, "--quiet")
+    hint = _hint(lgo("interp", small_run, "--to", "digits", code=3).stderr)
+    assert hint.endswith("; checkpoints that are compared are of one model")
 
 
 def _first_as(change: Callable[[torch.Tensor], torch.Tensor]) -> Save:

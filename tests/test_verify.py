@@ -141,6 +141,16 @@ def test_the_first_lie_is_told_with_both_numbers(lgo: Lgo, small_run: Path, opti
     lgo("verify", small_run)
 
 
+@pytest.mark.parametrize(("key", "value"), [("lr", 0.3), ("momentum", 0.0), ("optimizer", "adam")])
+def test_a_recipe_is_the_one_that_was_asked_for(
+    lgo: Lgo, small_run: Path, key: str, value: object
+) -> None:
+    """The stability threshold is of it."""
+    before = _falsify(small_run / "train.json", f"recipe.{key}", value)
+    error = lgo("verify", small_run, code=3).stderr
+    assert f"results.recipe.{key} is {value}, and the request says {before}\n" in error
+
+
 def test_what_the_arrays_have_no_trace_of_is_a_lie(lgo: Lgo, small_run: Path) -> None:
     lgo(*_line("hessian --top-k 2 --density", small_run))
     path = small_run / "hessian.json"

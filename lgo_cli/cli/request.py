@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,7 +265,11 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
     manifest = read_manifest(path)
     request = manifest.request
     if request.command != cls.command:
-        raise UsageError(f"{path} is a manifest of lgo {request.command}, not lgo {cls.command}")
+        again = ["lgo", request.command, "--config", str(path)]
+        raise UsageError(
+            f"{path} is a manifest of lgo {request.command}, not lgo {cls.command}",
+            hint=f"run it again: {shlex.join([*again, '--out', str(path.parent)])}",
+        )
     values: dict[str, Any] = {**request.config, **manifest.figure.model_dump()}
     for key in ("model", "dataset"):
         values[key] = _named(manifest, path, key, trusted=key in trusted)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgo_cli.config import DEFAULT_RUN
+from lgo_cli.config import CONFIGS, DEFAULT_RUN
 from lgo_cli.errors import InputError, NoManifestError, UsageError
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
@@ -68,10 +68,11 @@ def find_checkpoint(named: Path) -> Checkpoint:
     if not named.exists():
         raise InputError(f"no such run or checkpoint: {named}", hint=_what_instead(named))
     if named.suffix == ".json":
-        raise InputError(
-            f"{named} holds no weights",
-            hint=f"name {named.parent}, or say --config {named} to run a manifest again",
-        )
+        run, again = shlex.quote(str(named.parent)), ""
+        if named.stem in CONFIGS:
+            line = f"lgo {named.stem} --config {shlex.quote(str(named))} --out {run}"
+            again = f", or run that manifest again: {line}"
+        raise InputError(f"{named} holds no weights", hint=f"name {run}{again}")
     real = named.resolve()  # it may be a link to a run's
     for directory in (named.parent, named.parent.parent, real.parent, real.parent.parent):
         manifest_path = directory / "train.json"
@@ -155,9 +156,10 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
         )
     if ref is None:
         raise InputError(f"{manifest_path} lists no {name}")
-    if sha256_file(path) != ref.sha256:
+    if not path.exists() or sha256_file(path) != ref.sha256:
+        is_not = "is not" if path.exists() else "is gone: it was"
         raise InputError(
-            f"{path} is not the file that {manifest_path} records",
+            f"{path} {is_not} the file that {manifest_path} records",
             hint=f"put the old one back, or train the same again: {train_again(directory)}",
         )
     listed_path = directory / name

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgo_cli.config import TrainConfig
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.statistics import plane_statistics
+from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import BandResults, ContourResults, ConvexityResults
+from lgo_cli.training.recipe import resolve_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,16 +57,18 @@ def load_arrays(path: Path) -> dict[str, Any]:
 
 
 def _train_evidence(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """The last line of the log."""
+    """The last line of the log, and the recipe, which the request determines."""
     with (directory / "train.csv").open(newline="") as handle:
         last = list(csv.DictReader(handle))[-1]
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     step = int(last["step"])
+    config = TrainConfig.model_validate(manifest.request.config)
     return {
         **{name: float(last[name]) for name in names},
         "epochs": int(last["epoch"]),
         "num_steps": step,
         "final_lr": float(last["learning_rate"]) if step else None,
+        "recipe": resolve_recipe(config, recipe_of(config.model)),
     }
 
 

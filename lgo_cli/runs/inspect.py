@@ -181,7 +181,8 @@ def verify_run(directory: Path) -> list[str]:
             raise state.error
         if found:
             hint = None
-            if state.manifest is not None and found[0].startswith("stale: "):
+            mendable = found[0].startswith("stale: ") or found[0].endswith(" is missing")
+            if state.manifest is not None and mendable:
                 hint = _again(state.manifest, directory)
             raise InputError(f"{directory}: {state.command}: {found[0]}", hint=hint)
         if state.manifest is not None:
@@ -208,7 +209,8 @@ def _lies(manifest: Manifest, directory: Path) -> list[str]:
     except KeyError as error:
         return [f"{source} has no {error.args[0]}"]
     return [
-        f"{name} is {claimed}, and {source} says {found}"
+        f"{name} is {claimed}, and "
+        f"{'the request' if name.startswith('results.recipe.') else source} says {found}"
         for name, claimed, found in _differences("results", manifest.results, said)
     ]
 
