@@ -1,6 +1,6 @@
-"""Which tensors are a model's buffers, and what became of them: forward may replace or write them.
+"""What a model holds beside its parameters: buffers, its modules' modes, and what those decide.
 
-A table is a module's own buffers by their names.
+Forward may replace or write buffers. A table is a module's own by their names.
 """
 
 from __future__ import annotations
@@ -95,10 +95,15 @@ def _contents(name: str, held: object) -> Iterator[tuple[object, object]]:
 
 def forget(model: nn.Module, *_: object) -> None:
     """Have a model forget what it keeps in eval mode; a hook before its forward."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = modes_of(model)
     model.train()
     model.eval()
     set_modes(modes)
+
+
+def modes_of(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """All modules of a model, and whether each is in training mode, for `set_modes`."""
+    return [(module, module.training) for module in model.modules()]
 
 
 def set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:

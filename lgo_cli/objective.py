@@ -17,6 +17,7 @@ from lgo_cli.buffers import (
     buffer_tables,
     forget,
     keepers,
+    modes_of,
     moved_buffers,
     put_back,
     set_modes,
@@ -124,7 +125,11 @@ class Objective:
         return self.layout.dim
 
     def replaced(
-        self, *, samples: Samples | None = None, dtype: torch.dtype | None = None
+        self,
+        *,
+        samples: Samples | None = None,
+        dtype: torch.dtype | None = None,
+        checked: bool = False,
     ) -> Objective:
         """The same objective on other samples or in another dtype, to be entered."""
         return Objective(
@@ -133,6 +138,7 @@ class Objective:
             self.loss_function,
             micro_batch_size=self.micro_batch_size,
             dtype=dtype or self.dtype,
+            checked=checked,
         )
 
     def __enter__(self) -> Self:
@@ -141,7 +147,7 @@ class Objective:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._own_data = [(tensor, tensor.data) for tensor in tensors]
         self._own_buffers = buffer_tables(self.model)
-        self._modes = [(module, module.training) for module in self.model.modules()]
+        self._modes = modes_of(self.model)
         on_gpus = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         self._rng_states = (torch.get_rng_state(), on_gpus)
         self._surroundings = ExitStack()
@@ -187,9 +193,7 @@ class Objective:
         self._own_data = []
         if self._has_keepers:
             self.model.train()
-            set_modes(self._modes)
-        for module, training in self._modes:
-            module.training = training
+        set_modes(self._modes)
         cpu_state, cuda_states = self._rng_states
         torch.set_rng_state(cpu_state)
         if cuda_states:

@@ -339,6 +339,18 @@ def test_weights_that_are_merged_in_eval_mode_are_measured_apart(mode: bool) -> 
     torch.testing.assert_close(layer.frozen.detach(), before)
 
 
+def test_weights_are_not_left_merged_where_a_model_is_refused() -> None:
+    torch.manual_seed(0)
+    layer = _Merging()
+    before = layer.frozen.detach().clone()
+    last = nn.Linear(3, 3)
+    nn.init.constant_(last.bias, math.nan)
+    with pytest.raises(NumericsError), Objective(nn.Sequential(layer, last), _samples(32)):
+        pass
+    assert not layer.is_merged
+    torch.testing.assert_close(layer.frozen.detach(), before)
+
+
 @pytest.mark.parametrize("kind", [_Keeping, _Dropping, _Assigning, _Registering])
 def test_what_a_model_keeps_in_eval_mode_follows_its_parameters(kind: type[_Keeping]) -> None:
     """Losses did not move with them, gradients were zero, and a trace left its proxies behind."""

@@ -23,12 +23,13 @@ from lgo_cli.curvature.convolutions import Geometry, convolution
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.models.building import refuse_sparse_gradients
-from lgo_cli.objective import Objective
 from lgo_cli.results import counted
 from lgo_cli.vectors import flatten, norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lgo_cli.objective import Objective
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLUTION_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -188,9 +189,7 @@ def _difference_in_float64(objective: Objective, call: Callable[[Tensor], Tensor
     few = objective.samples.head(8)
     try:
         with (
-            Objective(
-                objective.model, few, objective.loss_function, dtype=torch.float64, checked=True
-            ) as twin,
+            objective.replaced(samples=few, dtype=torch.float64, checked=True) as twin,
             strange_forward(),
         ):
             return _differences(twin, call)[1]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lgo_cli.buffers import buffer_tables, put_back, set_modes
+from lgo_cli.buffers import buffer_tables, modes_of, put_back, set_modes
 from lgo_cli.gradients import gradients
 from lgo_cli.landscape.curves import Bezier, PolyChain, straight
 from lgo_cli.progress import SILENT, Progress
@@ -241,7 +241,7 @@ def train_curve(
 @contextmanager
 def _borrowed(objective: Objective) -> Iterator[None]:
     """Put an objective back at its centre, its modes and buffers what they were."""
-    modes = [(module, module.training) for module in objective.model.modules()]
+    modes = modes_of(objective.model)
     tables = buffer_tables(objective.model)
     buffers = [(buffer, buffer.clone()) for buffer in objective.model.buffers()]
     try:

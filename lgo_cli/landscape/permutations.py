@@ -23,7 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lgo_cli.buffers import forget, set_modes
+from lgo_cli.buffers import forget, modes_of, set_modes
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -127,7 +127,7 @@ class Symmetries:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and the random generators held, for a while."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = modes_of(model)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
         model.eval()
