@@ -135,11 +135,12 @@ class _Analysis:
         plan, keeps_graph = network.plan, network.keeps_graph
         network.release()
         halves = self._halves(block, wanted) if config.halves else None
+        why_no_share = _why_no_share(pairs, is_clear=is_clear)
         return Spectrum(
             loss=objective.center.loss,
             gradient_norm=norm(gradient),
-            gradient_share=_share(scaled, pairs) if is_clear and pairs.has_top_space else None,
-            gradient_share_note=_why_no_share(pairs, is_clear=is_clear),
+            gradient_share=_share(scaled, pairs) if why_no_share is None else None,
+            gradient_share_note=why_no_share,
             eigenpairs=replace(pairs, eigenvectors=block.embed(pairs.eigenvectors)),
             preconditioned=preconditioned,
             trace=trace,

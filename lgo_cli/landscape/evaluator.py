@@ -235,8 +235,8 @@ class Evaluator:
         reuse_memory(traced)
         if self._channels_last and objective.dtype == torch.float32 and can_fuse():
             num_fused = fuse_convolutions(traced)
-            self._has_fused_relus = num_fused > 0
             if num_fused:
+                self._has_fused_relus = True
                 done.append(f"ReLU or sum in {num_fused} of them")
         self._weights = take_out_weights(traced, objective.micro_batch_size)
         self._call = traced
