@@ -227,8 +227,11 @@ def _determined(points: Array, order: int) -> bool:
 
 
 def _squared_distance(a: Array, b: Array) -> Array:
-    squared: Array = np.subtract.outer(a[:, 0], b[:, 0]) ** 2
-    squared += np.subtract.outer(a[:, 1], b[:, 1]) ** 2
+    squared: Array = np.subtract.outer(a[:, 0], b[:, 0])
+    other: Array = np.subtract.outer(a[:, 1], b[:, 1])
+    squared *= squared  # in place, which from Python 3.14 on NumPy does no longer find by itself
+    other *= other
+    squared += other
     return squared
 
 
@@ -238,7 +241,7 @@ def _kernel(a: Array, b: Array, order: int) -> Array:
     kernel: Array = np.sqrt(squared)
     for _ in range(order // 2):
         kernel *= squared
-    return -kernel if (order + 1) // 2 % 2 else kernel
+    return np.negative(kernel, out=kernel) if (order + 1) // 2 % 2 else kernel
 
 
 def _monomials(points: Array, order: int) -> Array:
