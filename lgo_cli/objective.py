@@ -266,8 +266,8 @@ class Objective:
                 "the objective is not deterministic: two evaluations at one point gave "
                 f"{before!r} and {after!r}"
                 + (f"; the module that differs is {culprit}" if culprit else ""),
-                hint=f"forward changes the buffer {' and '.join(moved)}, which it may in training "
-                "mode only: if self.training"
+                hint=f"forward changes the buffer {_listed(moved)}, which it may in training mode "
+                "only: if self.training"
                 if moved
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
@@ -383,6 +383,12 @@ class Objective:
                 gradient += flatten(pieces)
                 loss += share.detach()
         return float(loss), gradient.to(self.dtype)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = [f"{len(names) - 2} more"] if len(names) > 2 else []
+    return " and ".join([*names[:2], *more])
 
 
 def default_micro_batch_size(model: nn.Module) -> int:
