@@ -9,12 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.autograd import gradcheck, gradgradcheck
 from torchvision.models import mobilenet_v3_small
 
 from lgo_cli.curvature import folding
 from lgo_cli.curvature.folding import Rewritten, fold
-from lgo_cli.curvature.layer_norms import layer_norm
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.landscape.permutations import find_symmetries
 from lgo_cli.objective import Objective
@@ -181,61 +179,6 @@ def test_the_same_function_of_the_same_parameters(name: str, dtype: torch.dtype)
                     objective.batch_outputs(batch),
                     rtol=tolerance, atol=tolerance,
                 )  # fmt: skip
-
-
-class Normed(nn.Module):
-    """Layer norms over one axis and two, by function, of a transposed input, without bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.plane = nn.LayerNorm(8), nn.LayerNorm((8, 8), eps=1e-2)
-        self.scaled, self.up = nn.LayerNorm(8, bias=False), nn.Linear(8, 5)
-        self.gamma, self.beta = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
-        self.last, self.head = nn.LayerNorm(5), nn.Linear(80, 3)
-        for norm in (self.first, self.plane):
-            nn.init.normal_(norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.first(self.scaled(x))).mT
-        x = torch.tanh(F.layer_norm(x, x.shape[-1:], self.gamma, bias=self.beta, eps=1e-3))
-        return self.head(self.last(torch.tanh(self.up(self.plane(x)))).flatten(1))
-
-
-@pytest.mark.parametrize("frozen", ["none", "first", "gamma", "plane.bias"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_layer_norms_have_the_same_products(dtype: torch.dtype, frozen: str) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Normed()
-        samples = Samples(torch.randn(12, 2, 8, 8), torch.arange(12) % 3)
-        v = torch.randn(3, sum(p.numel() for p in model.parameters()), dtype=dtype)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
-    with Objective(model, samples, micro_batch_size=5, dtype=dtype) as objective:
-        assert fold(objective, own_derivatives=False).call is model
-        found = HessianOperator(objective)
-        assert found.model.note.startswith("4 layer norms rewritten, outputs equal")
-        plain = HessianOperator(objective, model=Rewritten(model, ""))
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-        for vector in v[:, : objective.dim]:
-            expected = plain.matvec(vector)
-            difference = float((found.matvec(vector) - expected).norm())
-            assert difference <= tolerance * float(expected.norm())
-
-
-def test_second_derivatives_of_layer_norm() -> None:
-    draw = torch.Generator().manual_seed(0)
-    for shape in ((5,), (2, 3)):
-        inputs = [
-            torch.randn(size, generator=draw, dtype=torch.float64).requires_grad_()
-            for size in ((4, 3, *shape), shape, shape)
-        ]
-
-        def norm(*given: Tensor, shape: tuple[int, ...] = shape) -> Tensor:
-            return layer_norm(given[0], shape, given[1], given[2], 1e-3)
-
-        assert gradcheck(norm, inputs)
-        assert gradgradcheck(norm, inputs)
 
 
 def test_frozen_convolution_in_the_middle() -> None:

@@ -1,10 +1,10 @@
 """A model rewritten so that its second derivatives are cheap: the same function of the same θ.
 
-Rewrites of the traced graph (torch.fx), none of which knows a model by its name:
+Two rewrites of the traced graph (torch.fx), neither of which knows a model by its name:
 
 - Batch norm in eval mode is affine, so it is folded into the convolution before it inside the graph
   that autograd sees: conv(x, w·γ/σ) + β + (b − μ)·γ/σ.
-- A convolution gets derivatives of its own (`convolutions`), as does layer norm (`layer_norms`).
+- A convolution gets derivatives of its own (`convolutions`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from torch.fx.operator_schemas import normalize_function
 
 from lgo_cli.curvature.convolutions import Geometry, convolution
-from lgo_cli.curvature.layer_norms import layer_norm
 from lgo_cli.curvature.tracing import ForwardError, is_customised, strange_forward, trace
 from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.models.building import refuse_sparse_gradients
@@ -88,26 +87,22 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
 
     Args:
         objective: Entered.
-        own_derivatives: Whether to rewrite convolutions and layer norms, beside folding; of use
-            only where second derivatives in θ are taken, as those of a Hessian are.
+        own_derivatives: Whether to rewrite convolutions, beside folding; of use only where second
+            derivatives in θ are taken, as those of a Hessian are.
 
     Raises:
         InputError: as `refuse_sparse_gradients`.
     """
     model = objective.model
     refuse_sparse_gradients(model)
-    has_norms = own_derivatives and any(isinstance(m, nn.LayerNorm) for m in model.modules())
-    if not has_norms and not any(parameter.ndim > 2 for parameter in model.parameters()):
+    if not any(parameter.ndim > 2 for parameter in model.parameters()):
         return Rewritten(model, "no convolution to rewrite")
     traced = trace(model)
     if isinstance(traced, str):
         return Rewritten(model, f"not rewritten: {traced}")
     num_folded, num_convolutions = rewrite_convolutions(traced, own_derivatives=own_derivatives)
-    num_norms = _rewrite_layer_norms(traced) if own_derivatives else 0
-    if not num_convolutions and not num_norms:
+    if not num_convolutions:
         return Rewritten(model, "no convolution that tracing finds")
-    done = [in_words(num_folded, num_convolutions)] if num_convolutions else []
-    done += [f"{counted(num_norms, 'layer norm')} rewritten"] if num_norms else []
     candidates: list[Callable[[Tensor], Tensor]] = [traced]
     if wants_channels_last(objective):
         candidates.insert(0, _channels_last(traced))
@@ -132,7 +127,8 @@ def fold(objective: Objective, *, own_derivatives: bool = True) -> Rewritten:
         )
     return Rewritten(
         call,
-        f"{', '.join(done)}, outputs equal to {outputs:.0e}, a product to {product:.0e}{where}",
+        f"{in_words(num_folded, num_convolutions)}, "
+        f"outputs equal to {outputs:.0e}, a product to {product:.0e}{where}",
     )
 
 
@@ -237,35 +233,6 @@ def rewrite_convolutions(traced: fx.GraphModule, *, own_derivatives: bool) -> tu
     traced.graph.lint()
     traced.recompile()
     return num_folded, num_convolutions
-
-
-def _rewrite_layer_norms(traced: fx.GraphModule) -> int:
-    """Rewrite in place those that have weights; return how many."""
-    modules = dict(traced.named_modules())
-    num_norms = 0
-    for node in list(traced.graph.nodes):
-        given = dict(zip(_NORM_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
-        if node.op == "call_module":
-            module = modules[str(node.target)]
-            if is_customised(module, (nn.LayerNorm,)):
-                continue
-            given |= {"normalized_shape": module.normalized_shape, "eps": module.eps}
-            given |= {name: f"{node.target}.{name}" for name, _ in module.named_parameters()}
-        elif node.target is not F.layer_norm:
-            continue
-        if given.get("weight") is None or given.get("bias") is None:
-            continue
-        num_norms += 1
-        with traced.graph.inserting_before(node):
-            given = {name: _node(traced, value) for name, value in given.items()}
-            node.replace_all_uses_with(traced.graph.call_function(layer_norm, (), given))
-        traced.graph.erase_node(node)
-    traced.graph.lint()
-    traced.recompile()
-    return num_norms
-
-
-_NORM_ARGUMENTS = ("input", "normalized_shape", "weight", "bias", "eps")
 
 
 def _is_identity(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
