@@ -6,6 +6,7 @@ Free of torch, so that an unknown name fails before anything heavy is imported.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 from lgo_cli.errors import UsageError
@@ -84,6 +85,16 @@ def shown(value: object) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The nearest of some names as the end of a sentence; empty if none is near."""
-    close = difflib.get_close_matches(name.lower(), list(names), n=1)
+    """The nearest of some names as the end of a sentence; empty if none is near.
+
+    Of those that differ by their number alone it is the one of the nearest number.
+    """
+    name, names = name.lower(), list(names)
+    alike = [each for each in names if re.sub(r"\d", "", each) == re.sub(r"\d", "", name)]
+    alike.sort(key=lambda each: abs(_number(each) - _number(name)))
+    close = alike or difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _number(name: str) -> int:
+    return int("0" + re.sub(r"\D", "", name))

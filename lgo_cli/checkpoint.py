@@ -246,11 +246,22 @@ def load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
     ranks = zip_longest(missing, unknown, shapes, numbers)
     complaints = [complaint for rank in ranks for complaint in rank if complaint is not None]
     if complaints:
+        hint = (
+            "give the model and data set it was made with: --model, --model-arg, --dataset; "
+            "checkpoints that are compared are of one model"
+        )
+        buffers = dict(model.named_buffers())
+        if complaints == shapes and all(
+            name in buffers for name in own if state[name].shape != own[name].shape
+        ):
+            hint = (
+                "are these buffers resized by a call, as in quantisation-aware training? Call the "
+                "model once in its factory, and keep its ranges in eval mode: disable_observer"
+            )
         more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
         raise InputError(
             f"{path} does not fit the model: {'; '.join(complaints[:3])}{more}",
-            hint="give the model and data set it was made with: --model, --model-arg, --dataset; "
-            "checkpoints that are compared are of one model",
+            hint=hint,
         )
     refuse_untied(path, state, model)
     return state

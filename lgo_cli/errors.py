@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import site
 import sysconfig
@@ -78,6 +79,23 @@ class MachineError(LgoError):
     """The machine lacks something: a device, memory, disk space."""
 
     exit_code = ExitCode.MACHINE
+
+
+def no_room(error: OSError, where: str) -> MachineError | None:
+    """A full disk or quota, or a limit on the size of files, for the user; `None` of other errors.
+
+    Args:
+        error: Of writing.
+        where: What was written, as the end of a sentence.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(f"no space left {where}", hint="free some space and run the same again")
+    if error.errno == errno.EFBIG:
+        return MachineError(
+            f"the limit on the size of files leaves no room {where}",
+            hint="raise the limit on the size of files (ulimit -f) and run the same again",
+        )
+    return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

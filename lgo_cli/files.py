@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
+from lgo_cli.errors import InputError, LockedError, MachineError, OutputError, no_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +120,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     left.
 
     Raises:
-        MachineError: if the disk is full.
+        MachineError: if the disk is full, or files may not be as large.
         OutputError: if the place cannot be written.
     """
     temporary = temporary_path(path)
@@ -167,11 +166,7 @@ def refuse_non_directory(out: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> MachineError | OutputError:
     """Say what an `OSError` on the way to `path` means for the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(
-            f"no space left to write {path}", hint="free some space and run the same again"
-        )
-    return OutputError(
+    return no_room(error, f"to write {path}") or OutputError(
         f"cannot write {path}: {error.strerror or error}",
         hint="choose another directory with --out",
     )
@@ -181,12 +176,30 @@ def write_error(path: Path, error: OSError) -> MachineError | OutputError:
 def step_lock(directory: Path, step: str) -> Iterator[None]:
     """Hold the lock of `step` in `directory`; other steps may run there meanwhile.
 
+    Where the block fails, neither lock nor directory is left that was not there before, but for
+    one that something was written into.
+
     Raises:
         LockedError: if another process holds it.
         OutputError: if the place cannot be written.
         MachineError: if its file system has no locks.
     """
     lock = directory / BOOKKEEPING / f"{step}.lock"
+    new = [path for path in (lock, *lock.parents) if not os.path.exists(path)]
+    try:
+        with _locked(lock, directory, step):
+            yield
+    except LockedError:  # by its owner
+        raise
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.unlink() if path == lock else path.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(lock: Path, directory: Path, step: str) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = lock.open("a+b")
@@ -200,6 +213,8 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
                 except BlockingIOError:
                     time.sleep(LOOK)
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle.fileno()).st_nlink == 0:  # its last owner failed just now
+                    raise BlockingIOError
             except BlockingIOError as error:
                 raise LockedError(
                     f"another lgo {step} is writing to {directory}",

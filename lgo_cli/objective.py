@@ -210,24 +210,9 @@ class Objective:
         """
         keeping = keepers(self.model)
         self._has_keepers = bool(keeping)
-        if not keeping:
-            return
         inputs = self.samples.head(self.micro_batch_size).inputs
-        expected = call(self.model, inputs)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        set_modes([(module, module in keeping) for module in self.model.modules()])
-        try:
-            found = call(self.model, inputs, training=True)
-            if found.shape == expected.shape and bool(
-                (found - expected).abs().max() <= SAME * expected.abs().max()
-            ):
-                return
-        except LgoError:  # such as for outputs of training alone
-            pass
-        self.model.eval()
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        self._surroundings.callback(self.model.register_forward_pre_hook(forget).remove)
+        if keeping and not train_alone(self.model, keeping, inputs):
+            self._surroundings.callback(self.model.register_forward_pre_hook(forget).remove)
 
     @torch.no_grad()
     def _measure_center(self) -> None:
@@ -266,8 +251,8 @@ class Objective:
                 "the objective is not deterministic: two evaluations at one point gave "
                 f"{before!r} and {after!r}"
                 + (f"; the module that differs is {culprit}" if culprit else ""),
-                hint=f"forward changes the buffer {' and '.join(moved)}, which it may in training "
-                "mode only: if self.training"
+                hint=f"forward changes the buffer {_listed(moved)}, which it may in training mode "
+                "only: if self.training"
                 if moved
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
@@ -383,6 +368,32 @@ class Objective:
                 gradient += flatten(pieces)
                 loss += share.detach()
         return float(loss), gradient.to(self.dtype)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = [f"{len(names) - 2} more"] if len(names) > 2 else []
+    return " and ".join([*names[:2], *more])
+
+
+@torch.no_grad()
+def train_alone(model: nn.Module, modules: Sequence[nn.Module], inputs: Tensor) -> bool:
+    """Put some modules of a model in eval mode in training mode, if outputs stay the same so."""
+    expected = call(model, inputs)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    set_modes([(module, module in modules) for module in model.modules()])
+    try:
+        found = call(model, inputs, training=True)
+        if found.shape == expected.shape and bool(
+            (found - expected).abs().max() <= SAME * expected.abs().max()
+        ):
+            return True
+    except LgoError:  # such as for outputs of training alone
+        pass
+    model.eval()
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    return False
 
 
 def default_micro_batch_size(model: nn.Module) -> int:

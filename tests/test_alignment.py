@@ -7,7 +7,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self, cast
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
@@ -588,3 +588,75 @@ def test_every_small_network_is_aligned_with_itself(name: str) -> None:
     result = align(model, state, state, samples.inputs)
     assert result.num_moved == 0
     assert result.distance_before == result.distance_after == 0.0
+
+
+class _Merging(nn.Linear):
+    """As a layer of loralib: in eval mode its own product is added to its weights."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(num_inputs, num_outputs)
+        self.a = nn.Parameter(torch.randn(2, num_inputs))
+        self.b = nn.Parameter(torch.randn(num_outputs, 2))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_merged is mode:
+            self.weight.data += (-1 if mode else 1) * (self.b @ self.a).detach()
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T
+
+
+class _Registering(nn.Module):
+    """As TinyViT: the change of mode itself registers what it made of the parameters."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_outputs, num_inputs))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode and hasattr(self, "kept"):
+            del self.kept
+        elif not mode:
+            self.register_buffer("kept", self.weight.detach().exp(), persistent=False)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.exp() if self.training else cast("Tensor", self.kept))
+
+
+@pytest.mark.parametrize("layer", [_Merging, _Registering])
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_modules_keep_in_eval_mode_is_of_the_parameters(
+    layer: Callable[[int, int], nn.Module], mode: bool
+) -> None:
+    """They kept, or merged, what they had made of their own, and no proof saw it."""
+    torch.manual_seed(0)
+    models = [
+        nn.Sequential(nn.Linear(8, 12), nn.ReLU(), layer(12, 10), nn.ReLU(), nn.Linear(10, 3))
+        for _ in range(2)
+    ]
+    state_a, state_b = ({k: v.clone() for k, v in m.state_dict().items()} for m in models)
+    inputs = torch.randn(20, 8)
+    model = models[0].train(mode)
+    found = align(model, state_a, state_b, inputs)
+    assert not found.not_permuted
+    assert found.num_moved > 15
+    assert found.output_difference < 1e-12
+    assert all(module.training is mode for module in model.modules())
+    model.train()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, state_a[name])
+    outputs = []
+    for state in (state_b, found.state):
+        model.train()
+        model.load_state_dict(state)
+        outputs.append(model.eval()(inputs))
+    torch.testing.assert_close(*outputs)
+    again = align(model.train(), state_b, found.state, inputs)
+    assert again.distance_after < 1e-6 * again.distance_before

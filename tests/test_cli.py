@@ -881,7 +881,7 @@ def test_closed_and_full_streams(small_run: Path, line: str, code: int) -> None:
     assert done.returncode == code, done.stderr
     if code == 5:
         assert done.stderr == (
-            "lgo: error: no space left on the disk\nhint: free some and run again\n"
+            "lgo: error: no space left on the disk\nhint: free some space and run the same again\n"
         )
     if code == 0 and line.startswith(HESSIAN):
         assert (small_run / "hessian.json").is_file()

@@ -146,6 +146,24 @@ class Positions(nn.Module):
         return self.head(self.last(self.value(x) + place).mean(1))
 
 
+class Enlarged(nn.Module):
+    """A transposed convolution, slopes and an instance norm by functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(2, 3, 2, 2) / 2)
+        self.slope, self.gamma = nn.Parameter(torch.rand(3)), nn.Parameter(torch.randn(3))
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("variance", torch.rand(3) + 0.5)
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv_transpose2d(x.view(-1, 2, 4, 4), self.kernel, stride=2)
+        mean, variance = cast(Tensor, self.mean), cast(Tensor, self.variance)
+        x = F.instance_norm(x, mean, variance, self.gamma, use_input_stats=False)
+        return self.head(F.prelu(x, self.slope).flatten(1))
+
+
 class Gelu(nn.Module):
     """No kink at all."""
 
@@ -155,6 +173,10 @@ class Gelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(F.gelu(self.first(x)))
+
+
+def _mlp(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(INPUTS, 5), activation(), nn.Linear(5, 3))
 
 
 def _conv(*layers: nn.Module, shape: tuple[int, ...] = (2, 4, 4)) -> Callable[[], nn.Module]:
@@ -190,6 +212,24 @@ PIECEWISE: dict[str, Callable[[], nn.Module]] = {
     "pooled": _conv(
         nn.Conv2d(2, 3, 3, padding=1), nn.AvgPool2d(2), nn.Hardtanh(), nn.Dropout(0.5),
         nn.AdaptiveMaxPool2d(2),
+    ),
+    "transposed": _conv(nn.ConvTranspose2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3)),
+    "transposed, strided": _conv(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), groups=2), nn.BatchNorm2d(6),
+    ),
+    "transposed, dilated": _conv(
+        # Puts out rows that no weight reaches.
+        nn.ConvTranspose2d(2, 3, 2, dilation=4, padding=2, output_padding=3, bias=False)
+    ),
+    "transposed1d": _conv(nn.ConvTranspose1d(4, 3, 3, 2, 1, 1), shape=(4, 8)),
+    "transposed3d": _conv(nn.ConvTranspose3d(1, 2, 2, (1, 2, 1)), shape=(1, 2, 4, 4)),
+    "transposed by function": Enlarged,
+    "prelu": _conv(nn.Conv2d(2, 3, 3), nn.PReLU(), nn.Conv2d(3, 4, 1), nn.PReLU(4, init=-0.5)),
+    "prelu of vectors": _mlp(lambda: nn.PReLU(5)),
+    "instance norm by running statistics": _conv(
+        nn.Conv2d(2, 3, 3),
+        nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
     ),
     "linear at positions": lambda: nn.Sequential(
         nn.Unflatten(1, (8, 4)), nn.Linear(4, 9), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)
@@ -288,8 +328,15 @@ def test_losses(loss: LossFunction, soft: bool, operator: OperatorName) -> None:
 @pytest.mark.parametrize("operator", ["ggn", "fisher", "empirical-fisher"])
 @pytest.mark.parametrize(
     "build",
-    [Transformer, Gelu, Residual, lambda: Positions(3, axis=True, last=F.gelu)],
-    ids=["attention", "gelu", "residual", "positions"],
+    [
+        Transformer,
+        Gelu,
+        Residual,
+        lambda: Positions(3, axis=True, last=F.gelu),
+        _conv(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, affine=True), nn.ConvTranspose2d(3, 2, 2)),
+        _mlp(lambda: nn.RMSNorm(5, eps=1e-3)),
+    ],
+    ids=["attention", "gelu", "residual", "positions", "instance norm", "RMS norm"],
 )
 def test_other_matrices_need_no_kinks(
     build: Callable[[], nn.Module], operator: OperatorName
@@ -372,10 +419,6 @@ def test_float32_norms_of_large_weights(rows: int, num_positions: int, value: fl
     assert float(matrix_squares(a, delta)) == pytest.approx(rows * columns * entry**2, rel=1e-6)
 
 
-def _mlp(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Linear(INPUTS, 5), activation(), nn.Linear(5, 3))
-
-
 class Then(nn.Module):
     """A linear layer, something, and another one."""
 
@@ -396,6 +439,7 @@ BENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda x: x.sigmoid() + x,
     "hardswish": F.hardswish,
     "layer_norm": lambda x: F.layer_norm(x, (4,)),
+    "instance_norm": lambda x: F.instance_norm(x[:, None])[:, 0],
     "mul": lambda x: x * x,
     "product": lambda x: x.relu() * x.abs(),
     "in place": lambda x: x.clone().mul_(x),
@@ -423,7 +467,7 @@ def test_what_bends_breaks_the_proof(name: str) -> None:
     "activation",
     [
         nn.Tanh, nn.GELU, nn.Softplus, lambda: nn.Softmax(1), nn.SiLU, nn.ELU,
-        lambda: nn.LayerNorm(5), lambda: nn.GroupNorm(1, 5),
+        lambda: nn.LayerNorm(5), lambda: nn.GroupNorm(1, 5), lambda: nn.RMSNorm(5),
     ],
 )  # fmt: skip
 def test_smooth_modules_break_the_proof(activation: Callable[[], nn.Module]) -> None:

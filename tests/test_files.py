@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lgo_cli import checkpoint
-from lgo_cli.errors import InputError, MachineError, OutputError
+from lgo_cli.errors import InputError, LockedError, MachineError, OutputError
 from lgo_cli.figures.files import save_figure
 from lgo_cli.files import (
     atomic_write,
@@ -113,7 +113,13 @@ def test_atomic_write_syncs_the_file_before_it_is_there_and_then_its_directory(
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(errno.ENOSPC, MachineError), (errno.EACCES, OutputError)]
+    ("number", "error"),
+    [
+        (errno.ENOSPC, MachineError),
+        (errno.EDQUOT, MachineError),
+        (errno.EFBIG, MachineError),
+        (errno.EACCES, OutputError),
+    ],
 )
 def test_atomic_write_says_what_the_disk_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
@@ -155,7 +161,7 @@ def test_whoever_writes_the_disk_has_the_word(tmp_path: Path, kind: str, room: i
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
-        with pytest.raises(OutputError, match=r"cannot write .*file: File too large"):
+        with pytest.raises(MachineError, match=r"size of files leaves no room to write .*file"):
             _save(kind, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -205,6 +211,53 @@ def test_a_look_at_a_lock_writes_nothing_and_does_not_keep_a_step_from_it(tmp_pa
         with step_lock(tmp_path, "hessian"):
             pass
         ended.join()
+
+
+@pytest.mark.parametrize("error", [InputError("bad data"), KeyboardInterrupt()])
+def test_a_step_that_fails_leaves_no_lock_where_none_was(
+    tmp_path: Path, error: BaseException
+) -> None:
+    def fail(*written: str) -> None:
+        with contextlib.suppress(type(error)), step_lock(tmp_path / "new" / "run", "train"):
+            for name in written:
+                (tmp_path / "new" / "run" / name).touch()
+            raise error
+
+    fail()
+    assert list(tmp_path.iterdir()) == []
+    fail("init.pth", ".lgo/train.claim")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"new/run/init.pth", "new/run/.lgo/train.claim"}
+    with step_lock(tmp_path / "new" / "run", "train"):
+        pass
+    fail()
+    assert (tmp_path / "new" / "run" / ".lgo" / "train.lock").exists()
+
+
+def test_who_is_refused_a_lock_leaves_it_to_its_owner(tmp_path: Path) -> None:
+    with step_lock(tmp_path, "train"):
+        with pytest.raises(LockedError), step_lock(tmp_path, "train"):
+            pass
+        assert is_locked(tmp_path, "train")
+
+
+def test_a_lock_that_was_removed_while_one_waited_for_it_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third process may hold the lock that took its name."""
+
+    def fail(wait: float) -> None:  # in the time of the wait
+        with contextlib.suppress(InputError):
+            owner.throw(InputError("bad data"))
+
+    owner = step_lock(tmp_path, "train").gen
+    next(owner)
+    monkeypatch.setattr("time.sleep", fail)
+    with pytest.raises(LockedError), step_lock(tmp_path, "train"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with step_lock(tmp_path, "train"):
+        pass
 
 
 def test_step_lock_on_a_file_in_place_of_the_directory(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import struct
 import sys
 import weakref
@@ -16,7 +17,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
-from lgo_cli.errors import UsageError
+from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.convexity import Finished
@@ -53,6 +54,22 @@ def test_what_was_kept_is_there_to_the_bit(tmp_path: Path) -> None:
     assert _known(tmp_path) == {key: str(value) for key, value in CELLS.items()}
     with Journal(tmp_path, "other") as journal:
         assert not journal.known
+
+
+def test_a_limit_on_files_is_said_in_the_middle_of_a_record(tmp_path: Path) -> None:
+    with Journal(tmp_path, "key") as journal:
+        for number, (key, evaluation) in enumerate(CELLS.items()):
+            if number == 2:
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 9, hard))
+                try:
+                    with pytest.raises(MachineError, match="size of files leaves no room"):
+                        journal.add(key, evaluation)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                break
+            journal.add(key, evaluation)
+    assert _known(tmp_path) == {key: str(CELLS[key]) for key in list(CELLS)[:2]}
 
 
 @pytest.mark.parametrize("cut", [1, 10, 51, 52, 53, 103])

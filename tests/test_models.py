@@ -57,6 +57,9 @@ def test_hidden_widths(given: object, hidden: list[int]) -> None:
     [
         ("mpl", {}, "unknown model 'mpl'; did you mean mlp?", "file.py:factory"),
         ("ResNet20", {}, "did you mean resnet20?", "mlp, logistic, resnet20"),
+        ("resnet21", {}, "did you mean resnet20?", ""),
+        ("resnet152", {}, "did you mean resnet110?", ""),
+        ("restnet56", {}, "did you mean resnet56?", ""),
         ("net.py", {}, "names a file, but no function in it", "--model net.py:FUNCTION"),
         ("mlp", {"hiden": 5}, "hiden: mlp has no such argument; did you mean hidden?", "dropout="),
         ("mlp", {"hidden": "64,a"}, "hidden: must be widths like 256,128, got '64,a'", ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Lgo
+from conftest import SMALL, Lgo
 from torch import Tensor, nn
 
 from lgo_cli.errors import first_sentence
@@ -402,3 +402,54 @@ def test_a_dense_model_of_images_is_told_to_flatten_them(
     line = ("train", "--model", f"net.py:{model}", "--dataset", "digits", "--epochs", 0)
     hint = f"give the data set it was made for: --dataset{more}"
     assert lgo(*line, code=3).stderr.endswith(f"hint: {hint}\n")
+
+
+QUANTISED = """
+import torch
+import torch.ao.quantization as quantization
+
+class Quantised(torch.nn.Module):
+    def __init__(self, called, resting):
+        super().__init__()
+        self.resting = resting
+        self.inner = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.Linear(8, 10))
+        self.inner.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+        quantization.prepare_qat(self.inner, inplace=True)
+        if called:
+            self.inner(torch.zeros(2, 20))
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.resting:
+            self.apply(quantization.enable_observer if mode else quantization.disable_observer)
+        return self
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+def test_quantisation_aware_training_is_told_what_an_analysis_needs(
+    lgo: Lgo, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(QUANTISED)
+
+    def trained(called: bool, resting: bool) -> str:
+        out = f"{called}-{resting}"
+        told = f"--model-arg called={called} --model-arg resting={resting}".lower().split()
+        lgo("train", "--model", "net.py:Quantised", *told, *SMALL[2:], "--out", out, "--quiet")
+        return out
+
+    few = ("--analysis-samples", 64, "--trust-code")
+    error = lgo("hessian", trained(False, False), *few, code=3).stderr
+    assert "weight_fake_quant.scale has shape (8,), the model wants (1,)" in error
+    assert "hint: are these buffers resized by a call, as in quantisation-aware training? " in error
+    assert error.endswith("in its factory, and keep its ranges in eval mode: disable_observer\n")
+    error = lgo("hessian", trained(True, False), *few, code=4).stderr
+    assert "hint: forward changes the buffer inner.0.weight_fake_quant.scale and inner.0." in error
+    assert " more, which it may in training mode only: if self.training\n" in error
+    run = trained(True, True)
+    assert "kinks of quantisation ignored" in lgo("hessian", run, "--verbose", *few).stderr
+    assert "self-check" in lgo("contour", run, "--resolution", 5, *few).stdout

@@ -151,6 +151,19 @@ def test_a_recipe_is_the_one_that_was_asked_for(
     assert f"results.recipe.{key} is {value}, and the request says {before}\n" in error
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("recipe.lr", 0.3), ("recipe.epochs", 7), ("num_bends", 3), ("kind", "polychain")],
+)
+def test_a_curve_is_trained_as_was_asked_for(
+    lgo: Lgo, small_run: Path, key: str, value: object
+) -> None:
+    lgo(*_line("interp --to init --curve bezier --epochs 1", small_run))
+    before = _falsify(small_run / "interp.json", f"curve.{key}", value)
+    error = lgo("verify", small_run, code=3).stderr
+    assert f"results.curve.{key} is {value}, and the request says {before}\n" in error
+
+
 def test_what_the_arrays_have_no_trace_of_is_a_lie(lgo: Lgo, small_run: Path) -> None:
     lgo(*_line("hessian --top-k 2 --density", small_run))
     path = small_run / "hessian.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import shlex
@@ -16,7 +15,7 @@ from typer.core import TyperGroup
 from lgo_cli import __version__
 from lgo_cli.cli import MODULES
 from lgo_cli.config import CONFIGS
-from lgo_cli.errors import ExitCode, LgoError, is_out_of_memory
+from lgo_cli.errors import ExitCode, LgoError, is_out_of_memory, no_room
 
 _NO_TEXT = "[\ud800-\udfff]"
 """What Python has in a string in place of bytes that it could not decode."""
@@ -109,9 +108,10 @@ def _fail_memory(command: Any) -> None:
 
 
 def _fail_disk(error: OSError) -> None:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    refused = no_room(error, "on the disk")
+    if refused is None:
         raise error
-    _fail("no space left on the disk", "free some and run again", ExitCode.MACHINE)
+    _fail(refused.message, refused.hint, refused.exit_code)
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:

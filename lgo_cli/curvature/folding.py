@@ -279,7 +279,7 @@ def as_convolution(
         dims = _CONVOLUTION_FUNCTIONS.index(node.target) + 1
         given = dict(zip(_FUNCTION_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
         stride, padding, dilation = (
-            _tuple(given.get(name, default), dims) for name, default in _GEOMETRY_DEFAULTS
+            as_tuple(given.get(name, default), dims) for name, default in GEOMETRY_DEFAULTS
         )
         geometry = Geometry(stride, padding, dilation, given.get("groups", 1))  # type: ignore[arg-type]
         plain = [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
@@ -289,7 +289,8 @@ def as_convolution(
 
 
 _FUNCTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_GEOMETRY_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+GEOMETRY_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+"""Of the functions of convolutions."""
 
 
 def _padding(module: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
@@ -302,7 +303,8 @@ def _padding(module: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
     return None if any(total % 2 for total in totals) else tuple(t // 2 for t in totals)
 
 
-def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
+def as_tuple(value: Any, dims: int) -> tuple[Any, ...]:
+    """One number for each of some axes, where it may be one for all of them."""
     return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
 

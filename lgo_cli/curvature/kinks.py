@@ -46,6 +46,14 @@ KINKED = {
     "sign": "sign",
     "round": "rounding",
     "floor": "rounding",
+    "ceil": "rounding",
+    "trunc": "rounding",
+    "fake_quantize_per_tensor_affine_cachemask": "quantisation",
+    "fake_quantize_per_channel_affine_cachemask": "quantisation",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": "quantisation",
+    "_fake_quantize_learnable_per_tensor_affine": "quantisation",
+    "_fake_quantize_learnable_per_channel_affine": "quantisation",
+    "_fused_moving_avg_obs_fq_helper": "quantisation",
 }
 """Operations whose first or second derivative jumps. Autograd takes the second derivative on either
 side and ignores what is concentrated on the kink itself."""

@@ -91,7 +91,7 @@ def what_bends(traced: fx.GraphModule, reads: dict[fx.Node, Operation]) -> str |
     for node in traced.graph.nodes:
         parents = [parent for parent in _arguments(node) if parent in moved]
         if node in reads:
-            fits = not parents or (reads[node].is_affine and parents == [reads[node].inputs])
+            fits = not parents or (reads[node].is_straight and parents == [reads[node].inputs])
         elif not parents or _asks_the_shape(node):
             continue
         else:
@@ -129,7 +129,7 @@ def _keeps_linearity(
     alone = parents == [first]
     known = operation(node, traced, modules)
     if known is not None:  # of frozen weights
-        return known.is_affine and parents == [known.inputs]
+        return known.is_straight and parents == [known.inputs]
     is_method = node.op == "call_method"
     is_transpose = node.target is getattr and node.args[1] in _TRANSPOSES
     if is_transpose or node.target in (_OF_ONE if is_method else _FUNCTIONS_OF_ONE):

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lgo_cli.curvature.folding import as_convolution
+from lgo_cli.curvature.convolutions import Geometry
+from lgo_cli.curvature.folding import GEOMETRY_DEFAULTS, as_convolution, as_tuple
 from lgo_cli.curvature.tracing import is_customised, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from lgo_cli.curvature.convolutions import Geometry
 
     Squares = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,7 +40,7 @@ class Operation:
         weight_squares: Maps x and δ = ∂(uᵀz)/∂y [C, n, ...] to ‖∂(uᵀz)/∂w‖² [C, n].
         has_channels: Whether w and b of one axis lie along the first axis of a sample, as those of
             convolutions do; along the last ones if not.
-        is_affine: Whether y is affine in x too.
+        is_straight: Whether y is piecewise linear in x too.
     """
 
     inputs: fx.Node
@@ -49,7 +48,7 @@ class Operation:
     bias: Tensor | None
     weight_squares: Squares
     has_channels: bool = False
-    is_affine: bool = True
+    is_straight: bool = True
 
     def squares(self, parameter: Tensor, x: Tensor, delta: Tensor) -> Tensor:
         """Squared norm [C, n] of each sample's gradient by w or b."""
@@ -103,21 +102,25 @@ def _linear_squares(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _convolution_squares(x: Tensor, delta: Tensor, *, weight: Tensor, geometry: Geometry) -> Tensor:
-    patches = _patches(x, weight.shape[2:], geometry)
+    patches = _patches(x, weight.shape[2:], delta.shape[3:], geometry)
     n, groups = len(x), geometry.groups
     a = patches.reshape(n * groups, weight[0].numel(), -1)
     by_group = delta.reshape(len(delta), n * groups, len(weight) // groups, -1)
     return matrix_squares(a, by_group).view(len(delta), n, groups).sum(2)
 
 
-def _patches(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
-    """What a kernel sees [n, channels, *kernel, *positions], as a view of the padded input."""
+def _transposed_squares(x: Tensor, delta: Tensor, *, weight: Tensor, geometry: Geometry) -> Tensor:
+    """By the convolution of which this is the transpose: it maps y to x by the same weight."""
+    by_cotangent = [
+        _convolution_squares(d, x[None], weight=weight, geometry=geometry) for d in delta
+    ]
+    return torch.cat(by_cotangent)
+
+
+def _patches(x: Tensor, kernel: torch.Size, sizes: torch.Size, geometry: Geometry) -> Tensor:
+    """What a kernel sees [n, channels, *kernel, *sizes], as a view of the padded input."""
     stride, padding, dilation, _ = geometry
     padded = F.pad(x, [size for size in reversed(padding) for _ in range(2)])
-    sizes = [
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
-    ]
     batch, channel, *steps = padded.stride()
     within = [step * d for step, d in zip(steps, dilation, strict=True)]
     between = [step * s for step, s in zip(steps, stride, strict=True)]
@@ -139,6 +142,8 @@ _MODULES: dict[type[nn.Module], tuple[Any, tuple[str, ...]]] = {
     nn.Linear: (F.linear, ("weight", "bias")),
     nn.LayerNorm: (F.layer_norm, ("normalized_shape", "weight", "bias", "eps")),
     nn.GroupNorm: (F.group_norm, ("num_groups", "weight", "bias", "eps")),
+    nn.RMSNorm: (F.rms_norm, ("normalized_shape", "weight", "eps")),
+    nn.PReLU: (F.prelu, ("weight",)),
     nn.Embedding: (
         F.embedding,
         ("weight", "padding_idx", "max_norm", "scale_grad_by_freq", "sparse"),
@@ -147,8 +152,21 @@ _MODULES: dict[type[nn.Module], tuple[Any, tuple[str, ...]]] = {
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
         (F.batch_norm, ("running_mean", "running_var", "weight", "bias", "training", "eps")),
     ),
+    **dict.fromkeys(
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        (F.instance_norm, ("running_mean", "running_var", "weight", "bias", "eps")),
+    ),
+    **{
+        getattr(nn, f"ConvTranspose{dims}d"): (
+            getattr(F, f"conv_transpose{dims}d"),
+            ("weight", "bias", "stride", "padding", "groups", "dilation"),
+        )
+        for dims in (1, 2, 3)
+    },
 }
 """What modules run, and which of their attributes are arguments of the same name."""
+
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
@@ -157,8 +175,20 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.batch_norm: (
         "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
     ),
+    F.instance_norm: (
+        "input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum",
+        "eps",
+    ),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    F.prelu: ("input", "weight"),
     F.embedding: (
         "input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
+    ),
+    **dict.fromkeys(
+        _TRANSPOSED,
+        (
+            "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+        ),
     ),
 }  # fmt: skip
 
@@ -196,7 +226,7 @@ def _convolution(
 def _function_of_layer(
     node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]
 ) -> Operation | None:
-    """Linear layers, embeddings and normalisations, as modules or functions."""
+    """Layers but for convolutions, as modules or functions."""
     given: dict[str, Any]
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -205,6 +235,8 @@ def _function_of_layer(
         function, names = _MODULES[type(module)]
         given = {name: getattr(module, name) for name in names}
         given["input"] = node.args[0] if node.args else node.kwargs["input"]
+        if function is F.instance_norm:
+            given["use_input_stats"] = module.training or not module.track_running_stats
     elif node.op == "call_function" and node.target in _ARGUMENTS:
         function = node.target
         given = dict(zip(_ARGUMENTS[function], node.args, strict=False)) | dict(node.kwargs)
@@ -217,23 +249,36 @@ def _function_of_layer(
         return None
     if not isinstance(given.get("input"), fx.Node):
         return None
-    if function is F.linear:
-        return _linear(given)
-    return _embedding(given) if function is F.embedding else _normalisation(function, given)
+    if function not in _RULES:
+        return _normalisation(function, given)
+    return None if given.get("weight") is None else _RULES[function](given)
 
 
-def _linear(given: dict[str, Any]) -> Operation | None:
-    weight = given.get("weight")
-    if weight is None:
-        return None
-    return Operation(given["input"], weight, given.get("bias"), _linear_squares)
+def _linear(given: dict[str, Any]) -> Operation:
+    return Operation(given["input"], given["weight"], given.get("bias"), _linear_squares)
+
+
+def _transposed_convolution(given: dict[str, Any]) -> Operation:
+    weight = given["weight"]
+    stride, padding, dilation = (
+        as_tuple(given.get(name, default), weight.ndim - 2) for name, default in GEOMETRY_DEFAULTS
+    )
+    geometry = Geometry(stride, padding, dilation, given.get("groups", 1))
+    squares = partial(_transposed_squares, weight=weight, geometry=geometry)
+    return Operation(given["input"], weight, given.get("bias"), squares, has_channels=True)
+
+
+def _prelu(given: dict[str, Any]) -> Operation:
+    """Its slopes multiply what is negative, by channel."""
+    negative = partial(torch.clamp, max=0)
+    return _scaling(given["input"], given["weight"], None, negative, has_channels=True)
 
 
 def _embedding(given: dict[str, Any]) -> Operation | None:
     """Rows of a table; `None` if its gradients are no derivatives, or sparse."""
-    weight, padding = given.get("weight"), given.get("padding_idx")
+    weight, padding = given["weight"], given.get("padding_idx")
     strange = given.get("scale_grad_by_freq") or given.get("sparse")
-    if weight is None or strange or given.get("max_norm") is not None:
+    if strange or given.get("max_norm") is not None:
         return None
     padding = None if padding is None else padding % len(weight)
     squares = partial(_embedding_squares, padding_idx=padding)
@@ -241,19 +286,22 @@ def _embedding(given: dict[str, Any]) -> Operation | None:
 
 
 def _normalisation(function: Any, given: dict[str, Any]) -> Operation | None:
-    """Batch norm by running statistics, layer and group norm: w ⊙ x̂ + b."""
-    by_batch = function is F.batch_norm
-    if by_batch and (given.get("training") or given.get("running_mean") is None):
+    """Batch norm by running statistics, instance, layer and group norm: w ⊙ x̂ + b."""
+    is_fixed = function in (F.batch_norm, F.instance_norm)
+    others = ["input", "weight", "bias", "training", "momentum"]
+    if function is F.batch_norm and (given.get("training") or given.get("running_mean") is None):
         return None
-    others = ("input", "weight", "bias", "training", "momentum")
+    if function is F.instance_norm and given.get("use_input_stats", True):
+        is_fixed = False
+        others += ["running_mean", "running_var"]  # which the call would write
     fixed = {name: value for name, value in given.items() if name not in others}
     return _scaling(
         given["input"],
         given.get("weight"),
         given.get("bias"),
         partial(function, **fixed),
-        has_channels=function is not F.layer_norm,
-        is_affine=by_batch,
+        has_channels=function not in (F.layer_norm, F.rms_norm),
+        is_straight=is_fixed,
     )
 
 
@@ -264,7 +312,7 @@ def _scaling(
     normalized: Callable[[Tensor], Tensor],
     *,
     has_channels: bool = False,
-    is_affine: bool = True,
+    is_straight: bool = True,
 ) -> Operation:
     """The operation w ⊙ x̂ + b with x̂ a function of x."""
 
@@ -272,8 +320,17 @@ def _scaling(
         assert weight is not None
         return found.broadcast_squares(weight, delta * normalized(x))
 
-    found = Operation(inputs, weight, bias, squares, has_channels, is_affine)
+    found = Operation(inputs, weight, bias, squares, has_channels, is_straight)
     return found
+
+
+_RULES: dict[Any, Callable[[dict[str, Any]], Operation | None]] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    F.prelu: _prelu,
+    **dict.fromkeys(_TRANSPOSED, _transposed_convolution),
+}
+"""What has a weight, and is no normalisation."""
 
 
 def _elementwise(node: fx.Node, traced: fx.GraphModule) -> Operation | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import sys
 import threading
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, which does have a class
     if "forward" in vars(model):  # of which fx would trace the forward
         return "the model cannot be traced (its forward is not its class's)"
-    tracer = fx.Tracer()
+    modules: Any = [sys.modules[name] for name in ("math", "einops") if name in sys.modules]
+    tracer = _Tracer(autowrap_modules=tuple(modules))
     forget(model)  # or the graph would have it as a constant
     try:
         with strange_forward():
@@ -60,6 +62,15 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
         return f"the model cannot be traced ({error})"
     finally:
         forget(model)
+
+
+class _Tracer(fx.Tracer):
+    """Takes what einops does, which looks at no values and takes no proxies, for operations."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Its layers too."""
+        is_leaf = super().is_leaf_module(m, module_qualified_name)
+        return is_leaf or type(m).__module__.startswith("einops.layers.")
 
 
 @contextmanager

@@ -20,9 +20,8 @@ from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.permutations import (
     UNREACHED,
     State,
-    evaluating,
     find_symmetries,
-    run,
+    run_as_itself,
     tensors_of,
 )
 from lgo_cli.outputs import model_failures
@@ -382,10 +381,8 @@ def _compared(
         {name: cast(value) for name, value in tensors_of(model, values).items()}
         for values in (state, permuted)
     ]
-    with evaluating(model):
-        original, moved = (
-            run(model, tensors, cast(inputs[:PROOF_SAMPLES])).double() for tensors in both
-        )
+    inputs = cast(inputs[:PROOF_SAMPLES])
+    original, moved = (run_as_itself(model, tensors, inputs).double() for tensors in both)
     # Outputs of -inf, as of masked classes, are equal, and no scale.
     difference = float(torch.where(original == moved, 0.0, (original - moved).abs()).max())
     largest = float(torch.where(original.isinf(), 0.0, original.abs()).max())

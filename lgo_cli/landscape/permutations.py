@@ -23,7 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lgo_cli.buffers import forget, modes_of, set_modes
+from lgo_cli.buffers import buffer_tables, forget, keepers, modes_of, put_back, set_modes
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import InputError
 from lgo_cli.landscape.blocks import (
@@ -42,6 +42,8 @@ from lgo_cli.landscape.blocks import (
 )
 from lgo_cli.landscape.equivariance import ALIKE, Labelled, keeps_alike, rule_of
 from lgo_cli.modes import uncompiled
+from lgo_cli.objective import train_alone
+from lgo_cli.outputs import first_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -174,6 +176,25 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tens
     return outputs
 
 
+def run_as_itself(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The same by the model itself, which makes of them what it keeps, or merges, in eval mode."""
+    with evaluating(model):
+        model.train()
+        tables = buffer_tables(model)
+        own = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+        try:
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                tensor.data = tensors[name].clone()
+            model.eval()
+            outputs: Tensor = model(inputs)
+            return outputs
+        finally:
+            model.train()
+            for tensor, data in own:
+                tensor.data = data
+            put_back(tables)
+
+
 def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
     """Trace a network and find which of its units may be permuted.
 
@@ -216,6 +237,10 @@ def _trace(model: nn.Module, tensors: State, inputs: Tensor) -> fx.GraphModule:
 
     # The kernels that fuse a recurrent layer or attention have no rule; what they fuse has.
     with uncompiled(), evaluating(model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH):
+        first_outputs(model, inputs[:2])
+        keeping = keepers(model)  # what they made of their own, they would not make of `tensors`
+        if keeping:
+            train_alone(model, keeping, inputs[:2])
         try:
             with strange_forward(), _forward_alone():
                 traced: fx.GraphModule = make_fx(functionalize(call))(tensors, inputs[:2])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgo_cli.config import TrainConfig
+from lgo_cli.config import InterpConfig, TrainConfig
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.statistics import plane_statistics
 from lgo_cli.models.registry import recipe_of
@@ -106,11 +106,20 @@ def _rows(**columns: Any) -> list[dict[str, Any]]:
 
 
 def _interp_evidence(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """Ends and barriers, recomputed from the losses, or the matrices."""
+    """Ends and barriers, recomputed from the losses, or the matrices; what a curve was to be."""
     arrays, config = load_arrays(directory / "interp.npz"), manifest.request.config
     if config["matrix"]:
         return {"num_points": len(arrays["alpha"]), "matrix": _matrix_evidence(arrays)}
-    return _path_evidence(arrays, has_end=config["direction"] is None)
+    found = _path_evidence(arrays, has_end=config["direction"] is None)
+    return {**found, "curve": _curve_evidence(InterpConfig.model_validate(config))}
+
+
+def _curve_evidence(config: InterpConfig) -> dict[str, Any] | None:
+    """The fields of `CurveResults` that the request determines."""
+    if config.curve is None:
+        return None
+    recipe = resolve_recipe(config, recipe_of(str(config.model)))
+    return {"kind": config.curve, "num_bends": config.num_bends or 1, "recipe": recipe}
 
 
 def _path_evidence(arrays: Mapping[str, Any], *, has_end: bool) -> dict[str, Any]:

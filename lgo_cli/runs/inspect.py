@@ -199,6 +199,10 @@ def _again(manifest: Manifest, directory: Path) -> str:
     return f"put the old one back, or compute it again: {shlex.join(words)}"
 
 
+_OF_REQUEST = ("results.recipe", "results.curve.")
+"""Results that the request determines."""
+
+
 def _lies(manifest: Manifest, directory: Path) -> list[str]:
     """Where the results are not what the step's payloads, which are intact, say."""
     from lgo_cli.runs.evidence import evidence  # imports NumPy
@@ -210,7 +214,7 @@ def _lies(manifest: Manifest, directory: Path) -> list[str]:
         return [f"{source} has no {error.args[0]}"]
     return [
         f"{name} is {claimed}, and "
-        f"{'the request' if name.startswith('results.recipe.') else source} says {found}"
+        f"{'the request' if name.startswith(_OF_REQUEST) else source} says {found}"
         for name, claimed, found in _differences("results", manifest.results, said)
     ]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
-import os
 import platform
 import struct
 import zlib
@@ -97,9 +95,10 @@ class Journal(Cells):
         """Keep an evaluation, here and in the file."""
         super().add(key, evaluation)
         record = _RECORD.pack(*key, evaluation.loss, evaluation.standard_error, evaluation.accuracy)
+        rest = record + _CHECKSUM.pack(zlib.crc32(record))
         try:
-            if self._handle.write(record + _CHECKSUM.pack(zlib.crc32(record))) < _SIZE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while rest:  # a disk that has room for a part of it says why at the next call
+                rest = rest[self._handle.write(rest) :]
         except OSError as error:
             raise write_error(self.path, error) from error
 
