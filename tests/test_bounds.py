@@ -59,6 +59,8 @@ def test_recurrence_holds_with_its_defect() -> None:
     right += torch.from_numpy(process._pending)[:, None] * Q[-1]
     # Each row is a product, and two passes over 70 vectors: 100 ulps of ‖H‖ = 50.
     assert float(torch.linalg.vector_norm(left - right, dim=1).max()) < 50 * 100 * 2.3e-16
+    # What couples to the next vector is a part of the norm, 1e-4 of it.
+    assert process.squared_norm == pytest.approx(float(left.square().sum()), rel=1e-12)
 
 
 def test_asymmetric_products_widen_the_bounds() -> None:
@@ -108,6 +110,15 @@ def test_warning_names_what_missed() -> None:
     assert "smallest 2 ×" in pairs.warnings[0]
     assert "largest 1" not in pairs.warnings[0]  # isolated: found by then
     assert "--max-matvecs raises the limit" in pairs.warnings[0]
+    # In whatever units, rounding is no asymmetry.
+    large = DenseOperator(1e6 * matrix.float())
+    (said,) = extreme_eigenpairs(large, Wanted(2, 2, max_matvecs=12)).warnings
+    assert "--max-matvecs raises the limit" in said
+
+
+def test_tolerance_of_a_block_is_a_share_of_the_whole() -> None:
+    pairs = extreme_eigenpairs(DenseOperator(with_spectrum(ISOLATED)), Wanted(2, scale=1e4))
+    assert pairs.residual_floor == pytest.approx(1e-3 * 0.01 * 1e4)
 
 
 def test_one_check_is_not_enough() -> None:
@@ -166,6 +177,9 @@ def test_limit_on_products() -> None:
     assert matvec_limit(10_000, Wanted(10, 1)) == DEFAULT_MAX_MATVECS
     assert matvec_limit(10_000, Wanted(40, 10)) == 1000
     assert matvec_limit(50, Wanted(10, 1)) == 50
+    # A run that restarts or begins anew may need more than there are dimensions.
+    assert matvec_limit(50, Wanted(10, 1, max_basis=26)) == DEFAULT_MAX_MATVECS
+    assert matvec_limit(50, Wanted(10, 1, multiplicity=True)) == DEFAULT_MAX_MATVECS
     assert matvec_limit(10_000, Wanted(10, 1, max_matvecs=77)) == 77
     with pytest.raises(UsageError, match="fewer than the 11"):
         matvec_limit(10_000, Wanted(10, 1, max_matvecs=10))

@@ -96,13 +96,17 @@ def test_a_run_that_restarted_early_is_not_used() -> None:
     np.testing.assert_array_equal(density.nodes, again.nodes)
 
 
-def test_a_long_run_that_restarted_late_gives_its_first_rule() -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_long_run_that_restarted_late_gives_its_first_rule(restarts: bool) -> None:
     operator = DenseOperator(_matrix())
     process = Lanczos(operator, standard_normal(60, 0, "start"))
     for _ in range(45):
         process.step()
     before = process.rule()
-    process.restart(process.ritz(), np.arange(30, 45))
+    if restarts:
+        process.restart(process.ritz(), np.arange(30, 45))
+    else:
+        process.begin_anew()
     process.step()
     density = spectral_density(operator, process=process)
     assert density.num_matvecs == 0

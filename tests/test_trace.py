@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgo_cli.curvature.lanczos import Lanczos
-from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.operators import ROUNDING_UNITS, DenseOperator
 from lgo_cli.curvature.trace import LEAST_BASIS, MIN_PROBES, TraceEstimate, estimate_trace
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.seeding import standard_normal
@@ -48,6 +48,8 @@ def test_intervals_hold_the_trace_and_the_norm() -> None:
         # away.
         assert (np.abs(z) <= 2).mean() >= 0.954 - 3 * 0.015
         assert abs(z.mean()) < 4 / 200**0.5 * 1.03
+        # And no wider than that: s is widened by 4 %, and its own deviation over draws is 5 %.
+        assert z.std() == pytest.approx(0.96, abs=4 * 0.05)
 
 
 def test_standard_error_is_the_formulas() -> None:
@@ -256,8 +258,14 @@ def test_rounding_is_part_of_a_standard_error() -> None:
     """Of rank five in float32: a basis of 30 holds all but rounding, and probes see 3e-10 of it."""
     vectors = standard_normal(120 * 5, 2, "vectors").view(120, 5)
     matrix = (vectors @ vectors.T / 120).float()
-    found = estimate_trace(_process(matrix, 0), num_total=60)
+    process = _process(matrix, 0)
+    found = estimate_trace(process, num_total=60)
     assert found.num_probes == 30
+    eps = torch.finfo(torch.float32).eps
+    assert found.rounding == pytest.approx(
+        ROUNDING_UNITS * eps * found.value
+    )  # above one product's
+    assert found.frobenius_rounding == pytest.approx(30**0.5 * process.ritz().rounding)
     assert found.standard_error == found.rounding > 0
     assert found.frobenius_standard_error == found.frobenius_rounding > 0
     assert abs(found.value - float(matrix.double().trace())) <= found.standard_error
