@@ -226,7 +226,7 @@ def test_large_logits_widen_the_allowance() -> None:
         expected = dense_hessian(objective)
         outputs = model(objective.samples.inputs).detach()
         largest = float(outputs[outputs.softmax(dim=1) > 0].abs().max())  # others round nothing
-    with Objective(model, samples) as objective:
+    with Objective(model, samples, micro_batch_size=16) as objective:
         operator = HessianOperator(objective)
         found = _matrix(operator)
     assert operator.rounding_units == pytest.approx(ROUNDING_UNITS + largest / 2, rel=1e-5)
