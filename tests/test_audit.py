@@ -84,9 +84,16 @@ def test_asymmetry_and_nonlinearity_are_seen() -> None:
             return self.matrix @ vector + vector.norm()
 
     with Objective(model, samples, loss) as objective:
-        skew = audit(objective, DenseOperator(noise), NOTHING, ())
+        operator = DenseOperator(noise)
+        operator.num_matvecs = 5
+        skew = audit(objective, operator, NOTHING, ())
+        little = audit(objective, DenseOperator(noise + noise.T + 1e-6 * noise), NOTHING, ())
         bent = audit(objective, Bent(noise + noise.T), NOTHING, ())
-    assert any("not symmetric" in text for text in skew.complaints)
+    assert skew.num_matvecs == 3
+    (said,) = [text for text in skew.complaints if "not symmetric" in text]
+    assert "a second derivative of the model is wrong" in said
+    (said,) = [text for text in little.complaints if "not symmetric" in text]
+    assert "wrong" not in said  # a part in float32 may be off by as much
     assert any("not linear" in text for text in bent.complaints)
 
 
