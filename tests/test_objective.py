@@ -462,6 +462,13 @@ def test_a_loss_far_below_float32s_steps_has_its_digits() -> None:
         network.weight.copy_(torch.eye(3))
     with Objective(network, samples) as objective:
         found = objective.center
+        loss, gradient = objective.loss_and_gradient()
+    assert loss == pytest.approx(found.loss, rel=1e-12)
+    inputs = samples.inputs.double()
+    excess = inputs.softmax(1) - F.one_hot(samples.labels, 3)  # of p, over the label
+    torch.testing.assert_close(
+        gradient.view(3, 3), (excess.T @ inputs / 2).float(), rtol=1e-6, atol=0
+    )
     losses = (math.log1p(2 * math.exp(-16)), math.log1p(math.exp(-17) + math.exp(-18)))
     assert found.loss == pytest.approx(sum(losses) / 2, rel=1e-8)  # 1 − p cancels 8 of 16 digits
     assert found.standard_error == pytest.approx((losses[0] - losses[1]) / 2, rel=1e-7)

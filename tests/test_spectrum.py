@@ -110,6 +110,25 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_every_product_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples, loss = make("relu")
+    asked = HessianConfig(
+        top_k=2, bottom_k=1, trace=True, density=True, per_layer=True, halves=True,
+        multiplicity=True, recheck=True, audit=False, dtype="float64",
+    )  # fmt: skip
+    done: list[Tensor] = []
+    product = HessianOperator._product
+
+    def counted(self: HessianOperator, vector: Tensor) -> Tensor:
+        done.append(vector)
+        return product(self, vector)
+
+    monkeypatch.setattr(HessianOperator, "_product", counted)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        spectrum = analyze_spectrum(objective, asked)
+    assert spectrum.num_matvecs == len(done)
+
+
 def test_density_is_of_a_random_start_whatever_else_is_asked() -> None:
     """The gradient, from which eigenvalues are sought, or a warm start sees another measure."""
     model, samples, loss = make("relu")
