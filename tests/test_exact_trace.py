@@ -391,6 +391,13 @@ class Then(nn.Module):
         return self.last(self.function(self.first(x)))
 
 
+def _written_into_zeros(x: Tensor) -> Tensor:
+    """What is read afterwards is the node of the zeros."""
+    zeros = torch.zeros_like(x)
+    zeros.add_(x)
+    return zeros * zeros
+
+
 BENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": F.gelu,
@@ -408,6 +415,7 @@ BENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda x: torch.einsum("ni,ni->ni", x, x),
     "norm": lambda x: x / x.norm(),
     "written into": lambda x: x.new_zeros(1, 4).add(x * 0).add_(x).mul(x),
+    "written into zeros": _written_into_zeros,
     "clamp": lambda x: x.clamp(min=-1) * x.clamp(max=1),
     "std": lambda x: x - x.std(1, keepdim=True),
 }
