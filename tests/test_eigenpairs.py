@@ -221,19 +221,17 @@ def test_what_the_largest_cost_is_counted_from_where_they_stay() -> None:
 
 def test_ends_are_mirror_images() -> None:
     """The smallest of −H cost what the largest of H cost, and are as good."""
-    for seed in (6, 22):  # where a warm start at the second has to be left
+    for seed, k in ((6, 1), (22, 2)):  # where a warm start at the second has to be left
         matrix = torch.diag(outliers(seed)[200:])
         second = torch.eye(200, dtype=torch.float64)[-2:-1]
         for options in ({}, {"warm_start": second}, {"max_basis": 20}, {"multiplicity": True}):
-            for k in (1, 2):
-                top = extreme_eigenpairs(DenseOperator(matrix), Wanted(k, 0, seed=seed, **options))
-                wanted = Wanted(0, k, seed=seed, **options)
-                bottom = extreme_eigenpairs(DenseOperator(-matrix), wanted)
-                assert bottom.num_matvecs == top.num_matvecs
-                np.testing.assert_allclose(bottom.smallest, -top.largest, rtol=1e-10)
-                np.testing.assert_allclose(
-                    bottom.error_estimates, top.error_estimates, rtol=1e-3, atol=1e-12
-                )
+            top = extreme_eigenpairs(DenseOperator(matrix), Wanted(k, 0, seed=seed, **options))
+            bottom = extreme_eigenpairs(DenseOperator(-matrix), Wanted(0, k, seed=seed, **options))
+            assert bottom.num_matvecs == top.num_matvecs
+            np.testing.assert_allclose(bottom.smallest, -top.largest, rtol=1e-10)
+            np.testing.assert_allclose(
+                bottom.error_estimates, top.error_estimates, rtol=1e-3, atol=1e-12
+            )
 
 
 def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
