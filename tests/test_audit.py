@@ -14,6 +14,7 @@ from lgo_cli.config import HessianConfig
 from lgo_cli.curvature import requested
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.audit import Rounding, audit, measure_rounding, takes_differences
+from lgo_cli.curvature.folding import Rewritten
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import GaussNewtonOperator, HessianOperator
 from lgo_cli.curvature.operators import DenseOperator
@@ -83,9 +84,16 @@ def test_asymmetry_and_nonlinearity_are_seen() -> None:
             return self.matrix @ vector + vector.norm()
 
     with Objective(model, samples, loss) as objective:
-        skew = audit(objective, DenseOperator(noise), NOTHING, ())
+        operator = DenseOperator(noise)
+        operator.num_matvecs = 5
+        skew = audit(objective, operator, NOTHING, ())
+        little = audit(objective, DenseOperator(noise + noise.T + 1e-6 * noise), NOTHING, ())
         bent = audit(objective, Bent(noise + noise.T), NOTHING, ())
-    assert any("not symmetric" in text for text in skew.complaints)
+    assert skew.num_matvecs == 3
+    (said,) = [text for text in skew.complaints if "not symmetric" in text]
+    assert "a second derivative of the model is wrong" in said
+    (said,) = [text for text in little.complaints if "not symmetric" in text]
+    assert "wrong" not in said  # a part in float32 may be off by as much
     assert any("not linear" in text for text in bent.complaints)
 
 
@@ -231,6 +239,34 @@ def test_input_within_rounding_of_a_kink_is_no_rounding() -> None:
             units.append(measure_rounding(objective, HessianOperator, difference=False).units)
     assert units[0] > 1e4
     assert units[1] < 100
+
+
+def test_rounding_is_what_products_are_off_by_and_the_same_again() -> None:
+    """Of a matrix e₀e₀ᵀ that float32 makes 500 units of e₁e₁ᵀ more, and a gradient 1e-3 longer."""
+    model, samples, loss = make("relu")
+    off = 500 * torch.finfo(torch.float32).eps
+    called = []
+
+    class Off(DenseOperator):
+        def __init__(self, objective: Objective, **options: Any) -> None:
+            diagonal = torch.zeros(objective.dim, dtype=objective.dtype)
+            diagonal[0] = 1
+            diagonal[1] = off * (objective.dtype == torch.float32)
+            super().__init__(torch.diag(diagonal))
+            called.append((objective.dtype, options["model"].call))
+
+        def gradient(self) -> Tensor:
+            gradient = torch.zeros(self.dim, dtype=self.dtype)
+            gradient[0] = 3 + 1e-3 * (self.dtype == torch.float32)
+            return gradient
+
+    rewritten = Rewritten(lambda x: x, "another")
+    with Objective(model, samples, loss) as objective:
+        found = measure_rounding(objective, Off, rewritten, difference=False)  # type: ignore[arg-type]
+    assert found.units == pytest.approx(2 * 500, rel=1e-3)
+    assert found.gradient == pytest.approx(2 * 1e-3, rel=1e-3)
+    # What float64 is to judge is not what judges.
+    assert set(called) == {(torch.float32, rewritten.call), (torch.float64, model)}
 
 
 def test_inputs_of_another_scale_are_no_complaint() -> None:

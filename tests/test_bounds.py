@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from matrices import with_spectrum
@@ -59,6 +60,8 @@ def test_recurrence_holds_with_its_defect() -> None:
     right += torch.from_numpy(process._pending)[:, None] * Q[-1]
     # Each row is a product, and two passes over 70 vectors: 100 ulps of ‖H‖ = 50.
     assert float(torch.linalg.vector_norm(left - right, dim=1).max()) < 50 * 100 * 2.3e-16
+    # What couples to the next vector is a part of the norm, 1e-4 of it.
+    assert process.squared_norm == pytest.approx(float(left.square().sum()), rel=1e-12)
 
 
 def test_asymmetric_products_widen_the_bounds() -> None:
@@ -66,14 +69,41 @@ def test_asymmetric_products_widen_the_bounds() -> None:
     exact = with_spectrum(ISOLATED)
     noise = 1e-3 * standard_normal(100 * 100, 1, "noise").view(100, 100)
     truth = torch.linalg.eigvalsh(exact)
-    pairs = extreme_eigenpairs(
-        DenseOperator(exact + (noise - noise.T) / 2), Wanted(top_k=3, bottom_k=1, rtol=1e-2)
-    )
+    matrix = exact + (noise - noise.T) / 2
+    pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=3, bottom_k=1, rtol=1e-2))
     values = torch.cat([pairs.largest, pairs.smallest])
     bounds = torch.cat([pairs.largest_residual_bounds, pairs.smallest_residual_bounds])
     assert ((truth[:, None] - values).abs().amin(dim=0) <= bounds).all()
     # The eps of float64 says nothing of 1e-3: what the steps saw does.
     assert pairs.rounding > 1e-3
+    # And residuals against the products themselves are known to the digit.
+    assert pairs.process is not None
+    ritz = pairs.process.ritz()
+    vectors = pairs.process.vectors(ritz.coefficients)
+    seen = vectors @ matrix.T - torch.from_numpy(ritz.values)[:, None] * vectors
+    np.testing.assert_allclose(ritz.residuals - ritz.rounding, seen.norm(dim=1), atol=1e-12)
+
+
+def test_new_vector_is_orthogonal_where_little_is_left_of_a_product() -> None:
+    """Of the space without the vector of 100, which has converged, hardly anything leads out."""
+    matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 100.0, 7.0]).double())
+    process = Lanczos(DenseOperator(matrix), torch.tensor([1.0] * 6 + [0.0]).double())
+    for _ in range(5):
+        process.step()
+    process.restart(process.ritz(), np.arange(4))
+    process.step()
+    assert process._pending[-1] < 1e-5 * np.abs(process.projected[-1, :4]).max()
+    assert process.basis.orthogonality() < 1e-14
+
+
+def test_what_is_found_again_is_what_rounding_leaves_certain() -> None:
+    operator = DenseOperator(torch.eye(3))
+    operator.rounding_floor = 6e-4
+    process = Lanczos(operator, torch.ones(3))
+    process.step()
+    process._lost[:] = 1e-3
+    found = process._find_again(np.array([1e-3]))
+    np.testing.assert_allclose(found, [(1e-3**2 - 4e-4**2) ** 0.5])
 
 
 def test_remainder_of_a_breakdown_is_in_the_bound() -> None:
@@ -108,6 +138,15 @@ def test_warning_names_what_missed() -> None:
     assert "smallest 2 ×" in pairs.warnings[0]
     assert "largest 1" not in pairs.warnings[0]  # isolated: found by then
     assert "--max-matvecs raises the limit" in pairs.warnings[0]
+    # In whatever units, rounding is no asymmetry.
+    large = DenseOperator(1e6 * matrix.float())
+    (said,) = extreme_eigenpairs(large, Wanted(2, 2, max_matvecs=12)).warnings
+    assert "--max-matvecs raises the limit" in said
+
+
+def test_tolerance_of_a_block_is_a_share_of_the_whole() -> None:
+    pairs = extreme_eigenpairs(DenseOperator(with_spectrum(ISOLATED)), Wanted(2, scale=1e4))
+    assert pairs.residual_floor == pytest.approx(1e-3 * 0.01 * 1e4)
 
 
 def test_one_check_is_not_enough() -> None:
@@ -166,6 +205,9 @@ def test_limit_on_products() -> None:
     assert matvec_limit(10_000, Wanted(10, 1)) == DEFAULT_MAX_MATVECS
     assert matvec_limit(10_000, Wanted(40, 10)) == 1000
     assert matvec_limit(50, Wanted(10, 1)) == 50
+    # A run that restarts or begins anew may need more than there are dimensions.
+    assert matvec_limit(50, Wanted(10, 1, max_basis=26)) == DEFAULT_MAX_MATVECS
+    assert matvec_limit(50, Wanted(10, 1, multiplicity=True)) == DEFAULT_MAX_MATVECS
     assert matvec_limit(10_000, Wanted(10, 1, max_matvecs=77)) == 77
     with pytest.raises(UsageError, match="fewer than the 11"):
         matvec_limit(10_000, Wanted(10, 1, max_matvecs=10))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,7 @@ from lgo_cli.curvature.networks import (
     NetworkOperator,
 )
 from lgo_cli.curvature.operators import Operator
+from lgo_cli.curvature.requested import Requested
 from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.curvature.stability import Preconditioner, stability_threshold
 from lgo_cli.errors import InputError, UsageError
@@ -237,6 +241,34 @@ def test_preconditioned_spectrum_is_the_dense_twins(kind: type[torch.optim.Adam]
     torch.testing.assert_close(alone.eigenpairs.largest, largest[:3], rtol=1e-8, atol=0)
     assert alone.preconditioned is None
     assert beside.num_matvecs == sum(beside.matvecs.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "decay", "expected"),
+    [
+        ({}, 0.0, True),
+        ({}, 0.1, True),
+        ({"scaling": "adam"}, 0.0, False),  # it is the one asked for
+        ({"scaling": "adam"}, 0.1, True),
+        ({"scaling": "adam", "include_weight_decay": True}, 0.1, False),
+        ({"scaling": "elementwise"}, 0.1, False),
+        ({"operator": "ggn"}, 0.1, False),
+        ({"top_k": 0}, 0.1, False),
+        ({"layers": ("0",)}, 0.1, False),
+    ],
+)
+def test_preconditioned_curvature_beside_another(
+    options: dict[str, Any], decay: float, expected: bool
+) -> None:
+    config = HessianConfig(**options)
+    layout = ParameterLayout.of(make("relu")[0])
+    block = Block.matching(layout, config.layers) if config.layers else Block.whole(layout)
+    adam = Setting(preconditioner=torch.ones(layout.dim), weight_decay=decay)
+    assert Requested(config, adam).has_preconditioned(block) == expected
+    assert not Requested(config, replace(adam, preconditioner=None)).has_preconditioned(block)
+    if "scaling" in options:  # AdamW's decay is no part of what it preconditions
+        adamw = replace(adam, is_decay_coupled=False)
+        assert not Requested(config, adamw).has_preconditioned(block)
 
 
 @pytest.mark.parametrize("scaling", ["none", "adam"])

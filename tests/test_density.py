@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgo_cli.curvature.density import quadrature_bound, sampling_bound, spectral_density
-from lgo_cli.curvature.lanczos import Lanczos
+from lgo_cli.curvature.lanczos import Lanczos, Rule
 from lgo_cli.curvature.operators import DenseOperator
 from lgo_cli.seeding import standard_normal
 
@@ -70,6 +70,12 @@ def test_sampling_bound_is_the_formulas() -> None:
     assert sampling_bound(1, 3.0) == 3.0  # no distance is larger than the extent
 
 
+def test_quadrature_bound_by_hand() -> None:
+    rule = Rule(np.array([0.0, 1.0, 3.0]), np.array([0.2, 0.5, 0.3]), -1.0, 5.0, is_whole=False)
+    assert quadrature_bound(rule) == pytest.approx(1 * 0.5 + 2 * 0.5 + 1 * 0.2 + 2 * 0.3)
+    assert quadrature_bound(rule._replace(is_whole=True)) == 2  # the residual of a node
+
+
 def test_rule_comes_from_a_run_that_is_there() -> None:
     matrix = _matrix()
     operator = DenseOperator(matrix)
@@ -96,13 +102,17 @@ def test_a_run_that_restarted_early_is_not_used() -> None:
     np.testing.assert_array_equal(density.nodes, again.nodes)
 
 
-def test_a_long_run_that_restarted_late_gives_its_first_rule() -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_long_run_that_restarted_late_gives_its_first_rule(restarts: bool) -> None:
     operator = DenseOperator(_matrix())
     process = Lanczos(operator, standard_normal(60, 0, "start"))
     for _ in range(45):
         process.step()
     before = process.rule()
-    process.restart(process.ritz(), np.arange(30, 45))
+    if restarts:
+        process.restart(process.ritz(), np.arange(30, 45))
+    else:
+        process.begin_anew()
     process.step()
     density = spectral_density(operator, process=process)
     assert density.num_matvecs == 0
@@ -155,6 +165,7 @@ def test_rules_that_end_early() -> None:
     matrix = torch.diag(torch.tensor([2.0] * 6 + [5.0] * 4, dtype=torch.float64))
     density = spectral_density(DenseOperator(matrix), num_steps=8)
     np.testing.assert_allclose(density.nodes, [2, 5], rtol=1e-9)
+    assert density.num_matvecs == 2
     assert density.weights.sum() == pytest.approx(1)
 
 

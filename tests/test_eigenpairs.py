@@ -14,14 +14,21 @@ from torch import Tensor
 
 from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.basis import Basis
-from lgo_cli.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
+from lgo_cli.curvature.eigenpairs import (
+    Eigenpairs,
+    _clusters,
+    _has_top_space,
+    _rechecked,
+    extreme_eigenpairs,
+)
 from lgo_cli.curvature.lanczos import Lanczos, Ritz, improved_by_gaps
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.operators import DenseOperator, ShiftedOperator
-from lgo_cli.curvature.search import Wanted, basis_limit, ranked_errors
+from lgo_cli.curvature.search import Search, Wanted, basis_limit, ranked_errors
 from lgo_cli.curvature.trace import estimate_trace
 from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.objective import Objective
+from lgo_cli.progress import SILENT
 from lgo_cli.seeding import standard_normal
 
 
@@ -131,6 +138,9 @@ def test_repeated_eigenvalues_are_found_only_when_asked() -> None:
     assert all_copies.checked_multiplicity
     assert all_copies.num_matvecs == operator.num_matvecs
     assert all_copies.num_multiplicity_matvecs >= once.num_matvecs
+    # The third comes up in a third run, as the second had changed some of them.
+    three = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, multiplicity=True))
+    np.testing.assert_allclose(three.largest, 5, rtol=1e-3)
     # The copies cannot be told apart, and it is said.
     assert (0, 1, 2) in all_copies.clusters
     assert (4, 5) in all_copies.clusters
@@ -166,14 +176,19 @@ def test_bounds_hold_after_a_second_run_that_restarts(dtype: torch.dtype) -> Non
         for round_ in range(5):
             for _ in range(8):
                 process.step()
-            if round_ == 0:
-                process.begin_anew()
-                continue
             ritz = process.ritz()
             vectors = process.vectors(ritz.coefficients).double()
             residuals = vectors @ matrix.double() - torch.from_numpy(ritz.values)[:, None] * vectors
             assert (residuals.norm(dim=1).numpy() <= ritz.residuals + 1e-13).all()
-            process.restart(ritz, np.r_[0:4, process.size - 4 : process.size])
+            # Which is no asymmetry either: all there is of that is rounding.
+            assert process.asymmetry <= 100 * torch.finfo(dtype).eps * ritz.scale
+            # With what was left behind at its bound, the norm is one too.
+            known = float((vectors @ matrix.double()).square().sum())
+            assert process.squared_norm >= known * (1 - 1e-5)
+            if round_ in (0, 2):  # what is left behind adds up
+                process.begin_anew()
+            else:
+                process.restart(ritz, np.r_[0:4, process.size - 4 : process.size])
 
 
 def test_what_the_largest_cost_is_told_apart_from_what_the_smallest_did() -> None:
@@ -187,6 +202,36 @@ def test_what_the_largest_cost_is_told_apart_from_what_the_smallest_did() -> Non
     missed = extreme_eigenpairs(DenseOperator(matrix), Wanted(3, 1, max_matvecs=4))
     assert not missed.converged
     assert missed.num_largest_matvecs is None
+
+
+def test_what_the_largest_cost_is_counted_from_where_they_stay() -> None:
+    """The second looks converged long before the largest, which the start hardly sees, comes up."""
+    diagonal = torch.tensor([9.0, 5.0, *torch.linspace(-1, 1, 98).tolist()]).double()
+    start = torch.full((100,), 0.1, dtype=torch.float64)
+    start[:2] = torch.tensor([1e-9, 1.0])
+    search, twin = (Lanczos(DenseOperator(torch.diag(diagonal)), start) for _ in range(2))
+    with SILENT.task("eigenvalues", None, "products") as task:
+        found = Search(search, Wanted(1, 1), 100, 100, task)
+        found.run()
+    assert found.largest_since is not None
+    while twin.num_steps < found.largest_since:
+        twin.step()
+    assert twin.ritz().values[-1] == pytest.approx(9, rel=1e-3)
+
+
+def test_ends_are_mirror_images() -> None:
+    """The smallest of −H cost what the largest of H cost, and are as good."""
+    for seed, k in ((6, 1), (22, 2)):  # where a warm start at the second has to be left
+        matrix = torch.diag(outliers(seed)[200:])
+        second = torch.eye(200, dtype=torch.float64)[-2:-1]
+        for options in ({}, {"warm_start": second}, {"max_basis": 20}, {"multiplicity": True}):
+            top = extreme_eigenpairs(DenseOperator(matrix), Wanted(k, 0, seed=seed, **options))
+            bottom = extreme_eigenpairs(DenseOperator(-matrix), Wanted(0, k, seed=seed, **options))
+            assert bottom.num_matvecs == top.num_matvecs
+            np.testing.assert_allclose(bottom.smallest, -top.largest, rtol=1e-10)
+            np.testing.assert_allclose(
+                bottom.error_estimates, top.error_estimates, rtol=1e-3, atol=1e-12
+            )
 
 
 def test_a_simple_spectrum_costs_one_more_run_to_check() -> None:
@@ -245,6 +290,8 @@ def test_many_restarts_cost_few_digits() -> None:
         assert (errors.norm(dim=1).numpy() <= ritz.residuals[-3:]).all()
         process.restart(ritz, np.arange(7, 14))
     assert allowances[0] < allowances[-1] < 8 * allowances[0]
+    each = 4 * torch.finfo(torch.float32).eps  # of a norm of one
+    assert process.ritz().rounding >= process.restart_rounding >= 0.99 * 200**0.5 * each
 
 
 def test_restart_keeps_the_recurrence() -> None:
@@ -252,7 +299,12 @@ def test_restart_keeps_the_recurrence() -> None:
     process = Lanczos(DenseOperator(matrix), standard_normal(120, 0, "s"))
     for _ in range(20):
         process.step()
-    process.restart(process.ritz(), np.r_[np.arange(3), np.arange(14, 20)])
+    ritz, keep = process.ritz(), np.r_[np.arange(3), np.arange(14, 20)]
+    defect = float(np.linalg.norm(process._defect @ ritz.coefficients[:, keep]))
+    process.restart(ritz, keep)
+    eps = torch.finfo(torch.float64).eps
+    expected = defect + 4 * eps * ritz.scale
+    assert process.restart_rounding == pytest.approx(expected, rel=1e-9, abs=0)
     for _ in range(15):
         process.step()
     basis = torch.cat(process.basis.rows())
@@ -269,6 +321,8 @@ def test_basis_too_small_for_what_is_wanted() -> None:
         basis_limit(operator.dim, operator.dtype, Wanted(3, 1, max_basis=9))
     assert basis_limit(operator.dim, operator.dtype, Wanted(3, 1, max_basis=12)) == 12
     assert basis_limit(operator.dim, operator.dtype, Wanted(3, 1)) >= 100
+    assert basis_limit(10**7, torch.float32, Wanted(3, 1)) == 3 * 2**30 // (4 * 10**7) == 80
+    assert basis_limit(10**9, torch.float32, Wanted(3, 1)) == 36  # whatever memory that takes
 
 
 def test_vectors_are_as_precise_as_asked() -> None:
@@ -385,6 +439,7 @@ def test_recheck_sees_the_residuals() -> None:
     seen = (vectors @ matrix.double() - pairs.values[:, None] * vectors).norm(dim=1)
     assert (seen <= pairs.residual_bounds).all()
     assert (pairs.residual_bounds <= seen + 2 * pairs.rounding).all()
+    assert pairs.warnings == ()
     check_bounds(matrix, pairs)
 
 
@@ -414,6 +469,38 @@ def test_recheck_that_finds_worse_says_so() -> None:
     assert pairs.converged
     assert pairs.unconverged == ()
     assert float(pairs.residual_bounds[0]) >= 0.5
+
+
+def test_recheck_by_hand() -> None:
+    """Confirmed, worse by 0.5 than within its tolerance, and in a crowd whose extent stays."""
+    matrix = torch.diag(torch.tensor([4.0, 3.0, 2.0], dtype=torch.float64))
+    wanted = Wanted(3)
+    exact = extreme_eigenpairs(DenseOperator(matrix), wanted)
+    before = replace(
+        exact,
+        values=torch.tensor([4.0, 3.5, 2.0], dtype=torch.float64),
+        residual_bounds=torch.full((3,), 0.1, dtype=torch.float64),
+        error_estimates=torch.tensor([0.05, 0.05, 0.3], dtype=torch.float64),
+        eigenvectors=torch.eye(3, dtype=torch.float64),
+        rounding=1e-3,
+    )
+    for tolerance, missed in ((0.6, False), (0.2, True)):
+        after = _rechecked(DenseOperator(matrix), before, wanted, np.full(3, tolerance))
+        np.testing.assert_allclose(after.residual_bounds, [1e-3, 0.501, 1e-3])
+        np.testing.assert_allclose(after.error_estimates, [1e-3, 0.501, 0.3])
+        assert after.num_recheck_matvecs == 3
+        assert "a residual 5 times its bound" in after.warnings[0]
+        assert bool(after.unconverged) == missed
+
+
+def test_what_is_told_apart_by_hand() -> None:
+    """Intervals that overlap, at one end."""
+    values, residuals = np.array([5.0, 4.9, 3.0, 3.0, 3.1]), np.array([0.06, 0.06, 0.01, 0.02, 0.2])
+    assert _clusters(values, residuals, 3) == ((0, 1), (3, 4))
+    assert _clusters(values, residuals / 2, 3) == ((3, 4),)
+    ritz = Ritz(values[:3][::-1], np.eye(3), residuals[:3][::-1], residuals[:3], 0.0)
+    assert [_has_top_space(ritz, top_k, 9) for top_k in range(4)] == [True, False, True, False]
+    assert _has_top_space(ritz, 3, 3)
 
 
 def test_search_for_copies_spends_no_more_than_the_limit() -> None:
@@ -522,6 +609,12 @@ def test_ranked_errors_by_hand() -> None:
     # The second smallest is five of its residuals from the smallest, the third as far from it.
     expected = [*(spreads[order[:3]] + rounding), 1e-3 + 5e-5 + rounding, 2e-3 + 5e-5 + rounding]
     np.testing.assert_allclose(errors, expected)
+    # Apart from the smallest, the third is as far as it is from the second.
+    spreads[:2] = 1e-5
+    spreads[2] = 2e-4
+    ritz = ritz._replace(residuals=spreads + rounding, estimates=spreads + rounding)
+    expected = [*(spreads[order[:4]] + rounding), 1e-3 + 1e-5 + rounding]
+    np.testing.assert_allclose(ranked_errors(ritz, order, 2), expected)
     # With residuals a tenth of that, all are apart.
     ritz = ritz._replace(residuals=spreads / 10 + rounding, estimates=spreads / 10 + rounding)
     np.testing.assert_array_equal(ranked_errors(ritz, order, 2), ritz.estimates[order])
@@ -549,6 +642,8 @@ def test_estimates_by_hand() -> None:
     # The first two as a group are 2.7 away from the third: Σr²/gap is less than each alone.
     expected[0] = min(expected[0], 0.02 / 2.7)
     np.testing.assert_allclose(improved_by_gaps(values, residuals), expected)
+    expected = [error + 0.01 for error in expected]  # of rounding, which no gap makes less
+    np.testing.assert_allclose(improved_by_gaps(values, residuals, 0.01), expected)
     # Neighbours closer than their residuals, and a value alone, have the residual itself.
     np.testing.assert_array_equal(
         improved_by_gaps(np.array([0.0, 0.1]), np.array([0.1, 0.1])), [0.1, 0.1]

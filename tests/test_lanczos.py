@@ -135,6 +135,8 @@ def test_repeated_eigenvalues_to_the_whole_space() -> None:
     pairs = extreme_eigenpairs(DenseOperator(matrix), Wanted(top_k=4, bottom_k=2))
     assert pairs.converged
     torch.testing.assert_close(pairs.largest, torch.full((4,), 3.0, dtype=torch.float64))
+    assert pairs.process is not None
+    assert pairs.process.basis.orthogonality() < 1e-14  # each of whose vectors was random
 
 
 def test_nothing_asked_nothing_spent() -> None:

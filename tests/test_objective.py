@@ -428,11 +428,16 @@ def test_parameters_are_views_of_one_buffer() -> None:
         assert objective.loss(torch.zeros(objective.dim)) == pytest.approx(math.log(3), rel=1e-6)
 
 
+@pytest.mark.parametrize("num_classes", [3, 20])  # a layout for few, and one for many
+@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_losses_are_as_documented(smoothing: float) -> None:
-    outputs = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
+def test_losses_are_as_documented(smoothing: float, soft: bool, num_classes: int) -> None:
+    outputs = 3 * standard_normal(2 * num_classes, 0).view(2, num_classes)
     labels = torch.tensor([0, 1])
-    targets = F.one_hot(labels, 3).double() * (1 - smoothing) + smoothing / 3
+    targets = F.one_hot(labels, num_classes).double()
+    if soft:
+        labels = targets = outputs.flip(0).softmax(1)
+    targets = targets * (1 - smoothing) + smoothing / num_classes
     entropy = LossFunction("cross_entropy", smoothing)(outputs, labels)
     # A handful of float64 operations.
     torch.testing.assert_close(
@@ -442,6 +447,14 @@ def test_losses_are_as_documented(smoothing: float) -> None:
     torch.testing.assert_close(squared, ((outputs - targets) ** 2).sum(1) / 2, rtol=1e-14, atol=0)
 
 
+def test_outputs_that_curve_a_loss() -> None:
+    outputs = torch.tensor([[0.0, -700.0, -800.0], [1000.0, 900.0, 0.0]], dtype=torch.float64)
+    curving = outputs.clone()
+    curving[0, 2] = 0
+    assert torch.equal(LossFunction().curving(outputs), curving)
+    assert torch.equal(LossFunction("squared_error").curving(outputs), outputs)
+
+
 def test_a_loss_far_below_float32s_steps_has_its_digits() -> None:
     samples = Samples(torch.tensor([[16.0, 0.0, 0.0], [0.5, 17.5, -0.5]]), torch.tensor([0, 1]))
     network = nn.Linear(3, 3, bias=False)
@@ -449,6 +462,13 @@ def test_a_loss_far_below_float32s_steps_has_its_digits() -> None:
         network.weight.copy_(torch.eye(3))
     with Objective(network, samples) as objective:
         found = objective.center
+        loss, gradient = objective.loss_and_gradient()
+    assert loss == pytest.approx(found.loss, rel=1e-12)
+    inputs = samples.inputs.double()
+    excess = inputs.softmax(1) - F.one_hot(samples.labels, 3)  # of p, over the label
+    torch.testing.assert_close(
+        gradient.view(3, 3), (excess.T @ inputs / 2).float(), rtol=1e-6, atol=0
+    )
     losses = (math.log1p(2 * math.exp(-16)), math.log1p(math.exp(-17) + math.exp(-18)))
     assert found.loss == pytest.approx(sum(losses) / 2, rel=1e-8)  # 1 − p cancels 8 of 16 digits
     assert found.standard_error == pytest.approx((losses[0] - losses[1]) / 2, rel=1e-7)

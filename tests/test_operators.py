@@ -23,6 +23,7 @@ from lgo_cli.curvature.operators import (
     DenseOperator,
     ScaledOperator,
     ShiftedOperator,
+    most_asymmetry,
 )
 from lgo_cli.loss import LossFunction
 from lgo_cli.memory import total_memory_bytes
@@ -225,7 +226,7 @@ def test_large_logits_widen_the_allowance() -> None:
         expected = dense_hessian(objective)
         outputs = model(objective.samples.inputs).detach()
         largest = float(outputs[outputs.softmax(dim=1) > 0].abs().max())  # others round nothing
-    with Objective(model, samples) as objective:
+    with Objective(model, samples, micro_batch_size=16) as objective:
         operator = HessianOperator(objective)
         found = _matrix(operator)
     assert operator.rounding_units == pytest.approx(ROUNDING_UNITS + largest / 2, rel=1e-5)
@@ -400,3 +401,15 @@ def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr("os.sysconf")  # Windows has none
     monkeypatch.setattr(memory, "CGROUPS", Path("nowhere"))
     assert total_memory_bytes(torch.device("cpu")) == memory.UNKNOWN_MEMORY
+
+
+def test_rounding_that_was_measured_is_passed_on() -> None:
+    inner = DenseOperator(torch.eye(3))
+    scale = torch.ones(3)
+    assert ShiftedOperator(inner, 1.0).rounding_units == ROUNDING_UNITS
+    inner.measured_rounding = 500.0
+    assert ShiftedOperator(inner, 1.0).rounding_units == 500
+    assert ScaledOperator(inner, scale).rounding_units == 502  # two products more
+    inner.measured_rounding = 1e5
+    assert most_asymmetry(inner) == pytest.approx(1e5 * EPS)
+    assert most_asymmetry(DenseOperator(torch.eye(3).double())) == pytest.approx(1e3 * EPS)

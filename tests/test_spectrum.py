@@ -3,6 +3,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_networks import dense_hessian, make
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from lgo_cli.config import HessianConfig, OperatorName
 from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.basis import Basis
+from lgo_cli.curvature.density import spectral_density
 from lgo_cli.curvature.networks import HessianOperator
+from lgo_cli.curvature.spectrum import Setting
 from lgo_cli.curvature.stability import sharpness_ratio, stability_threshold
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
@@ -105,6 +108,43 @@ def test_analysis_counts_every_product_and_leaves_the_model() -> None:
     rounding = 1e-13 * float(dense.abs().sum())  # all that is left where the basis is complete
     assert abs(spectrum.trace.value - trace) <= 4 * spectrum.trace.standard_error + rounding
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_every_product_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples, loss = make("relu")
+    asked = HessianConfig(
+        top_k=2, bottom_k=1, trace=True, density=True, per_layer=True, halves=True,
+        multiplicity=True, recheck=True, audit=False, dtype="float64",
+    )  # fmt: skip
+    done: list[Tensor] = []
+    product = HessianOperator._product
+
+    def counted(self: HessianOperator, vector: Tensor) -> Tensor:
+        done.append(vector)
+        return product(self, vector)
+
+    monkeypatch.setattr(HessianOperator, "_product", counted)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        spectrum = analyze_spectrum(objective, asked)
+    assert spectrum.num_matvecs == len(done)
+
+
+def test_density_is_of_a_random_start_whatever_else_is_asked() -> None:
+    """The gradient, from which eigenvalues are sought, or a warm start sees another measure."""
+    model, samples, loss = make("relu")
+    options = {"density": True, "audit": False, "bottom_k": 0}
+    with Objective(model, samples, loss) as objective:
+        alone, beside = (
+            analyze_spectrum(objective, HessianConfig(top_k=top_k, **options)) for top_k in (0, 2)
+        )
+        warm = Setting(warm_start=beside.eigenpairs.eigenvectors[:1])
+        warmed = analyze_spectrum(objective, HessianConfig(top_k=1, **options), warm)
+        fresh = spectral_density(HessianOperator(objective))
+    assert alone.density is not None
+    assert beside.density is not None
+    assert warmed.density is not None
+    np.testing.assert_array_equal(beside.density.nodes, alone.density.nodes)
+    np.testing.assert_array_equal(warmed.density.nodes, fresh.nodes)
 
 
 def test_each_half_has_the_memory_of_a_basis_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgo_cli.curvature.lanczos import Lanczos
-from lgo_cli.curvature.operators import DenseOperator
+from lgo_cli.curvature.operators import ROUNDING_UNITS, DenseOperator
 from lgo_cli.curvature.trace import LEAST_BASIS, MIN_PROBES, TraceEstimate, estimate_trace
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.seeding import standard_normal
@@ -48,6 +48,8 @@ def test_intervals_hold_the_trace_and_the_norm() -> None:
         # away.
         assert (np.abs(z) <= 2).mean() >= 0.954 - 3 * 0.015
         assert abs(z.mean()) < 4 / 200**0.5 * 1.03
+        # And no wider than that: s is widened by 4 %, and its own deviation over draws is 5 %.
+        assert z.std() == pytest.approx(0.96, abs=4 * 0.05)
 
 
 def test_standard_error_is_the_formulas() -> None:
@@ -89,11 +91,11 @@ def test_an_error_is_no_less_than_its_vectors_say(diagonal: float) -> None:
 @pytest.mark.parametrize("rank", [1, 2])
 def test_intervals_hold_where_few_directions_are_left(rank: int) -> None:
     vectors, _ = torch.linalg.qr(standard_normal(100 * rank, 0, "few").view(100, rank))
-    process = _process(vectors @ vectors.T, 0, 1)
+    process = _process(3 * vectors @ vectors.T, 0, 1)
     found = [estimate_trace(process, num_total=11, least_basis=1, seed=seed) for seed in range(400)]
-    trace = np.array([(each.value - rank) / each.standard_error for each in found])
+    trace = np.array([(each.value - 3 * rank) / each.standard_error for each in found])
     norm = np.array(
-        [(each.frobenius_norm - rank**0.5) / each.frobenius_standard_error for each in found]
+        [(each.frobenius_norm - 3 * rank**0.5) / each.frobenius_standard_error for each in found]
     )
     # Three deviations of a share in 400 below 95.4 %; by s alone it was 88 to 91.5 %.
     for z in (trace, norm):
@@ -173,6 +175,9 @@ def test_the_whole_space_has_no_error() -> None:
     assert estimate.value == pytest.approx(10.0)
     assert estimate.frobenius_norm == pytest.approx(30**0.5)
     assert estimate.frobenius_standard_error == 0.0
+    # Where eigenvalues cancel, what each of them rounds is left.
+    process = _process(torch.diag(torch.arange(-2.0, 3.0)), 0, 5)
+    assert estimate_trace(process).rounding == process.ritz().rounding > 1e-6
 
 
 @pytest.mark.parametrize(("num_dims", "rtol"), [(LEAST_BASIS + MIN_PROBES, 0.01), (120, 1e-4)])
@@ -256,8 +261,14 @@ def test_rounding_is_part_of_a_standard_error() -> None:
     """Of rank five in float32: a basis of 30 holds all but rounding, and probes see 3e-10 of it."""
     vectors = standard_normal(120 * 5, 2, "vectors").view(120, 5)
     matrix = (vectors @ vectors.T / 120).float()
-    found = estimate_trace(_process(matrix, 0), num_total=60)
+    process = _process(matrix, 0)
+    found = estimate_trace(process, num_total=60)
     assert found.num_probes == 30
+    eps = torch.finfo(torch.float32).eps
+    assert found.rounding == pytest.approx(
+        ROUNDING_UNITS * eps * found.value
+    )  # above one product's
+    assert found.frobenius_rounding == pytest.approx(30**0.5 * process.ritz().rounding)
     assert found.standard_error == found.rounding > 0
     assert found.frobenius_standard_error == found.frobenius_rounding > 0
     assert abs(found.value - float(matrix.double().trace())) <= found.standard_error

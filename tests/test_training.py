@@ -16,6 +16,7 @@ from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import Recipe
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.samples import Samples
+from lgo_cli.seeding import derive_seed, generator
 from lgo_cli.training.loop import (
     DivergenceError,
     Training,
@@ -130,24 +131,22 @@ def _copy(state: dict[str, object]) -> dict[str, object]:
 
 
 def test_training_is_what_torch_does_by_hand() -> None:
-    """One epoch of SGD against a loop written out, with the same order of samples."""
-    from lgo_cli.seeding import generator
-
-    recipe = RECIPE.model_copy(update={"epochs": 1, "warmup_epochs": 0, "schedule": "constant"})
-    ours = _training(recipe, n=40)
-    ours.model[3].p = 0.0
-    twin = _training(recipe, n=40).model
-    twin[3].p = 0.0
+    """Two epochs of SGD against a loop written out, with the same order and noise in each."""
+    recipe = RECIPE.model_copy(update={"epochs": 2, "warmup_epochs": 0, "schedule": "constant"})
+    ours, twin = _training(recipe, n=40), _training(recipe, n=40).model
     ours.run()
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    order = torch.randperm(40, generator=generator(0, "train", "order", 0))
+    samples = _samples(40)
     twin.train()
-    for batch in order.split(16):
-        optimizer.zero_grad()
-        samples = _samples(40)
-        loss = nn.functional.cross_entropy(twin(samples.inputs[batch]), samples.labels[batch])
-        loss.backward()
-        optimizer.step()
+    for epoch in range(2):
+        order = torch.randperm(40, generator=generator(0, "train", "order", epoch))
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(0, "train", "noise", epoch))
+            for batch in order.split(16):
+                optimizer.zero_grad()
+                outputs = twin(samples.inputs[batch])
+                nn.functional.cross_entropy(outputs, samples.labels[batch]).backward()
+                optimizer.step()
     # The same operations, but for mean() in another place: a few ulps.
     for a, b in zip(ours.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -209,6 +208,15 @@ def test_log_has_a_row_an_epoch_and_the_untrained_model() -> None:
     assert last.train_loss == training.evaluate(training.train).loss
     assert last.test_accuracy == training.evaluate(training.test).accuracy
     assert last.train_accuracy > training.rows[0].train_accuracy
+    # The rate that is logged is the one that the last step took.
+    (group,) = training.optimizer.param_groups
+    assert (
+        group["lr"]
+        == last.learning_rate
+        == training.final_lr
+        == pytest.approx(learning_rate(RECIPE, 27, 7))
+    )
+    assert training.rows[0].learning_rate == learning_rate(RECIPE, 0, 7)
 
 
 def test_checkpoints_are_those_of_their_steps() -> None:
@@ -231,6 +239,31 @@ def test_divergence_says_where_and_keeps_the_last_finite_weights() -> None:
     with pytest.raises(DivergenceError, match=r"at step \d+ of 350, with learning rate") as caught:
         training.run()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in caught.value.state.values())
+
+
+def test_divergence_names_its_step() -> None:
+    training = _training()
+    calls = 0
+
+    def spoil(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += module.training
+        return output * (torch.nan if module.training and calls == 10 else 1)
+
+    training.model.register_forward_hook(spoil)
+    rate = f"{learning_rate(RECIPE, 9, 7):g}"
+    with pytest.raises(DivergenceError, match=f"nan at step 10 of 28, with learning rate {rate}$"):
+        training.run()
+
+
+def test_batches_of_one_sample_are_steps_where_all_are() -> None:
+    with torch.random.fork_rng():
+        model = nn.Linear(6, 2)
+    for n, batch_size, num_steps in ((3, 1, 12), (1, 16, 4)):
+        recipe = RECIPE.model_copy(update={"batch_size": batch_size})
+        training = Training(model, _samples(n), _samples(4), recipe)
+        training.run()
+        assert training.step == training.total_steps == num_steps
 
 
 def test_single_last_sample_is_left_out_for_batch_norm() -> None:
@@ -266,6 +299,10 @@ def test_recipe_is_the_models_where_the_user_says_nothing() -> None:
     assert resolve_recipe(TrainConfig(dataset="digits"), published).augment == "none"
     adam = resolve_recipe(TrainConfig(optimizer="adam"), published)
     assert (adam.lr, adam.momentum) == (1e-3, 0.0)
+    sgd = resolve_recipe(
+        TrainConfig(optimizer="sgd"), replace(published, optimizer="adam", momentum=0.0)
+    )
+    assert (sgd.lr, sgd.momentum) == (0.1, 0.9)
     assert resolve_recipe(TrainConfig(epochs=0), published).epochs == 0
 
 
@@ -295,6 +332,28 @@ def test_crop_and_flip_moves_pixels_and_makes_none() -> None:
             seen_shift |= len(inside) < before.numel()
     assert seen_flip
     assert seen_shift
+    # A pixel in the middle comes to each place that four pixels either way reach.
+    images = torch.zeros(4000, 1, 9, 9)
+    images[:, :, 4, 4] = 1
+    assert bool(crop_and_flip(images, draw).sum(dim=(0, 1)).all())
+
+
+def test_each_epoch_has_crops_of_its_own() -> None:
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    image = torch.arange(64.0).view(1, 1, 8, 8).expand(16, 1, 8, 8)
+    samples = Samples(image / 64, torch.arange(16) % 2)
+    seen: list[torch.Tensor] = []
+
+    def see(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if module.training:
+            seen.append(inputs[0].sort(0).values)
+
+    model.register_forward_pre_hook(see)
+    recipe = RECIPE.model_copy(update={"epochs": 2, "augment": "crop-flip"})
+    Training(model, samples, samples, recipe).run()
+    assert not torch.equal(*seen)
+    assert not torch.equal(seen[0], samples.inputs)
 
 
 def test_csv_has_no_clock_and_full_precision(small_run: Path) -> None:

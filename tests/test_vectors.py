@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lgo_cli import checkpoint
+from lgo_cli.config import Normalization
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.runs.directions import read_directions
 from lgo_cli.seeding import derive_seed, rademacher, standard_normal
@@ -17,6 +18,7 @@ from lgo_cli.vectors import (
     cosine,
     fix_sign_,
     flatten,
+    norm,
     normalize,
 )
 
@@ -92,6 +94,21 @@ def test_filter_norms_equal_the_weights() -> None:
     assert not pieces["0.weight"][1].any()
     for name in ("0.bias", "1.weight", "1.bias", "2.bias"):
         assert not pieces[name].any()
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer", "none"])
+def test_direction_of_zero_stays_zero(normalization: Normalization) -> None:
+    """As the gradient of a part that the loss does not see."""
+    model = nn.Linear(3, 2)
+    theta = flatten(p.detach() for p in model.parameters())
+    found = normalize(torch.zeros(8), theta, ParameterLayout.of(model), normalization)
+    assert not found.any()  # nor NaN
+
+
+def test_products_of_float32_vectors_are_taken_in_float64() -> None:
+    huge = torch.tensor([3e30, 4e30])  # whose squares float32 does not hold
+    assert norm(huge) == pytest.approx(5e30, rel=1e-6)
+    assert cosine(huge, huge) == pytest.approx(1)
 
 
 def test_combine_is_computed_from_the_origin() -> None:
