@@ -79,7 +79,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 6, "hessian": 16, "interp": 17, "contour": 17}
+ALGORITHM_VERSIONS = {"train": 6, "hessian": 17, "interp": 18, "contour": 17}
 """Raised when a command's results can change for an equal config."""
 
 
