@@ -37,7 +37,7 @@ from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, o
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inputs import differing, refuse_other
-from lgo_cli.runs.names import saved_step
+from lgo_cli.runs.names import optimizer_name, saved_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -321,19 +321,21 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
             f"--include-weight-decay: the run's optimiser is {optimizer}, "
             "which has no decay term in its loss",
         )
-    saved = checkpoint.path.name == "model.pth" and optimizer in ("adam", "adamw")
+    name = optimizer_name(checkpoint.path.name)
+    outputs = checkpoint.trained[0].outputs if checkpoint.trained else {}
+    saved = optimizer in ("adam", "adamw") and name in outputs
     if config.scaling == "adam" and not saved:
         raise UsageError(
-            "--scaling adam needs the final weights of a run trained by adam or adamw, whose "
-            f"second moments are saved; {checkpoint.path} is none",
+            "--scaling adam needs weights of a run trained by adam or adamw with which its second "
+            f"moments were saved; {checkpoint.path} is none",
             hint="lgo train --optimizer adam, then lgo hessian RUN --scaling adam",
         )
     if saved and checkpoint.trained is not None:
         manifest, directory = checkpoint.trained
-        builder.add("state.pth", directory / "state.pth", manifest.fingerprint)
-        if builder.inputs["state.pth"].sha256 != manifest.outputs["state.pth"].sha256:
+        builder.add("state.pth", directory / name, manifest.fingerprint)
+        if builder.inputs["state.pth"].sha256 != outputs[name].sha256:
             raise InputError(
-                f"{directory / 'state.pth'} is not what lgo train wrote", hint="train the run again"
+                f"{directory / name} is not what lgo train wrote", hint="train the run again"
             )
 
 
