@@ -127,8 +127,8 @@ def test_edge_of_stability(tmp_path: Path, shell: dict[str, str]) -> None:
     (told,) = re.findall(r"^\| 200 \|.* (\S+) \| 4e-12 \|$", document, re.MULTILINE)
     assert below == pytest.approx(float(told), abs=1e-3)
     # From here on rounding grows from step to step: other machines have other digits.
-    assert 1 < above < 1.2
-    assert 0.95 < there < 1.1
+    assert below < 0.95 < min(above, there)
+    assert max(above, there) < 1.2
 
 
 def test_train_and_analyze(tmp_path: Path, shell: dict[str, str]) -> None:
