@@ -112,6 +112,16 @@ def test_basis_on_disk(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatc
     assert left <= {".lock", ".written"}
 
 
+@pytest.mark.parametrize("other", ["--operator ggn", "--scaling elementwise", "--layers output"])
+def test_a_threshold_beside_another_matrix_says_so(lgo: Lgo, small_run: Path, other: str) -> None:
+    """Which is not to be compared with the eigenvalues above it."""
+    words = " of the curvature that the run's steps see, which was not measured"
+    assert words not in lgo("hessian", small_run, *FEW).stdout
+    results = _results(lgo, small_run, *other.split())
+    assert results["sharpness_ratio"] is None
+    assert words in lgo("show", small_run).stdout
+
+
 def test_layers_and_their_vectors(lgo: Lgo, small_run: Path) -> None:
     results = _results(lgo, small_run, "--layers", "output")
     assert results["layers"] == ["output"]
