@@ -37,7 +37,7 @@ from lgo_cli.parsing import parse_config
 from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
-from lgo_cli.runs.inputs import differing, refuse_other
+from lgo_cli.runs.inputs import differing, not_given, refuse_other
 from lgo_cli.runs.names import optimizer_name, saved_step
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
         model = _located(trained, directory, "model", "model.py", builder.execution)
         builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
         _check_same(builder, code, "--model")
-        _check_same(builder, _not_given(named, "model_arg", config.model_arg), "--model-arg")
+        _check_same(builder, not_given(named, "model_arg", config.model_arg), "--model-arg")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what it is",
@@ -241,7 +241,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
             dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
         builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
         _check_same(builder, data, "--dataset")
-        _check_same(builder, _not_given(named, "dataset_arg", config.dataset_arg), "--dataset-arg")
+        _check_same(builder, not_given(named, "dataset_arg", config.dataset_arg), "--dataset-arg")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what data it is for",
@@ -274,15 +274,6 @@ def _check_same(builder: _Builder, wanted: Mapping[str, str], flag: str) -> None
     hint = f"put the old one back, or use it as it is by naming it: {flag}"
     recorded = "the file that the run was trained with"
     refuse_other(builder.inputs, builder.files, wanted, recorded, hint)
-
-
-def _not_given(named: Mapping[str, str], role: str, given: Mapping[str, object]) -> dict[str, str]:
-    """Digests of the files that a run's arguments name, but of those that are said anew."""
-    return {
-        name: digest
-        for name, digest in named.items()
-        if role_of(name) == role and name.partition("/")[2] not in given
-    }
 
 
 def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:
