@@ -100,6 +100,10 @@ def source_files(factory: Factory, role: str) -> dict[str, Path]:
     return {role: path, **{f"{role}/{name}": file for name, file in imported.items()}}
 
 
+ARGUMENTS = ("model_arg", "dataset_arg")
+"""Roles of the files that arguments of a factory name, such as `model_arg/weights`."""
+
+
 def role_of(name: str) -> str:
     """Whose file an input is, as `source_files` names them: the first part of its name."""
     return name.partition("/")[0]

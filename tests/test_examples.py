@@ -113,6 +113,24 @@ def test_batch(tmp_path: Path, shell: dict[str, str]) -> None:
     assert (tmp_path / "sweep" / "table.csv").read_text().count("\n") == 4
 
 
+def test_edge_of_stability(tmp_path: Path, shell: dict[str, str]) -> None:
+    """Sharpness rises past the threshold of the steps and comes back to it, as the table says."""
+    document = (EXAMPLES / "edge_of_stability.md").read_text()
+    done = _run(
+        f"{EXAMPLES}/edge_of_stability.sh", tmp_path, shell | {"EPOCHS": "600", "EVERY": "200"}
+    )
+    header, *lines = (line.split() for line in done.stdout.splitlines()[-4:])
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [row["run"] for row in rows] == [f"edge/gd/step-{n:08d}" for n in (200, 400, 600)]
+    assert {row["stability_threshold"] for row in rows} == {"5"}
+    below, above, there = (float(row["sharpness_ratio"]) for row in rows)
+    (told,) = re.findall(r"^\| 200 \|.* (\S+) \| 4e-12 \|$", document, re.MULTILINE)
+    assert below == pytest.approx(float(told), abs=1e-3)
+    # From here on rounding grows from step to step: other machines have other digits.
+    assert below < 0.95 < min(above, there)
+    assert max(above, there) < 1.2
+
+
 def test_train_and_analyze(tmp_path: Path, shell: dict[str, str]) -> None:
     script = EXAMPLES / "train_and_analyze.py"
     options = "--dataset digits --model mlp --epochs 1 --analysis_samples 64 --save_dir out"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import Lgo
 
 from lgo_cli.errors import InputError
@@ -333,3 +336,67 @@ def test_runs_of_a_file_alone_keep_their_fingerprint(lgo: Lgo, tmp_path: Path) -
     )
     assert by_name["inputs"] == request["inputs"]
     sys.modules.pop("nets", None)
+
+
+def test_files_that_arguments_name_are_inputs(lgo: Lgo, tmp_path: Path) -> None:
+    """Two trainings from one checkpoint, as Frankle et al. 2020 have them, and data from a file."""
+    _write(tmp_path, {
+        "net.py": "import torch\n"
+        "def build(weights=''):\n"
+        "    model = torch.nn.Linear(20, 10)\n"
+        "    if weights:\n"
+        "        model.load_state_dict(torch.load(weights))\n"
+        "    return model\n",
+        "data.py": "import numpy as np\n"
+        "def make(inputs):\n"
+        "    x = np.load(inputs)\n"
+        "    return x, np.arange(64) % 10, x, np.arange(64) % 10\n",
+    })  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(64, 20)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    data = (
+        "--dataset",
+        "data.py:make",
+        "--dataset-arg",
+        "inputs=x.npy",
+        "--epochs",
+        1,
+        "--lr",
+        0.1,
+    )
+    lgo("train", "--model", "net.py:build", *data)
+    start = (*data, "--model", "net.py:build", "--model-arg", "weights=start.pth")
+    shutil.copy("outputs/init.pth", "start.pth")
+    for seed in (1, 2):
+        lgo("train", *start, "--seed", seed, "--out", f"from-{seed}")
+    request = json.loads(Path("from-1/train.json").read_text())["request"]
+    assert list(request["inputs"]) == [
+        "model.py", "model_arg/weights", "data.py", "dataset_arg/inputs"
+    ]  # fmt: skip
+    init, one, two = (
+        torch.load(path)["weight"]
+        for path in ("outputs/init.pth", "from-1/init.pth", "from-2/model.pth")
+    )
+    assert torch.equal(init, one)
+    assert not torch.equal(one, two)
+    along = ("interp", "from-1", "--to", "from-2", "--trust-code", "--num-points", 3)
+    assert "up to date" not in lgo(*along).stderr
+    assert "up to date" in lgo(*along).stderr
+    lgo("verify", "from-1", "from-2")
+    again = ("train", *start, "--seed", 1, "--out", "from-1")
+    assert "up to date" in lgo(*again).stderr
+    # Other weights in the same file, and then other data, are another request.
+    shutil.copy("outputs/model.pth", "start.pth")
+    error = lgo(*along, code=3).stderr
+    assert error.startswith("lgo: error: start.pth is not the file that the run was trained with\n")
+    assert error.endswith("naming it: --model-arg\n")
+    lgo(*along, "--model-arg", "weights=start.pth")  # what is named is meant
+    config = ("train", "--config", "from-1/train.json", "--trust-code")
+    error = lgo(*config, code=3).stderr
+    assert "start.pth is not the model_arg/weights that the manifest records" in error
+    stale = "stale: input model_arg/weights (start.pth) has changed since"
+    assert stale in lgo("verify", "from-1", code=3).stderr
+    assert "up to date" not in lgo(*again).stderr
+    np.save(tmp_path / "x.npy", 2 * x)
+    assert "naming it: --dataset-arg\n" in lgo(*along, code=3).stderr
+    assert "up to date" not in lgo(*again).stderr

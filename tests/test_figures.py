@@ -129,7 +129,13 @@ def _spectrum(count: int = 10, *, with_density: bool = True) -> tuple[Arrays, Ar
         weights = draw.dirichlet(np.ones(12))
         arrays |= {"density_nodes": np.sort(draw.normal(0, 5, 12)), "density_weights": weights}
     results = _results(
-        stability_threshold=38.0, converged=True, num_matvecs=87, operator="hessian", scaling="none"
+        stability_threshold=38.0,
+        sharpness_ratio=0.5,
+        preconditioned=None,
+        converged=True,
+        num_matvecs=87,
+        operator="hessian",
+        scaling="none",
     )
     return arrays, results
 
@@ -719,6 +725,15 @@ def test_line_marks_ends_and_barrier() -> None:
     np.testing.assert_allclose(bar.get_ydata(), [chord[top], loss[top]], rtol=1e-12)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 1.5), (-1.0, 2.0), (0.0, 1.0)])
+def test_both_ends_are_named_on_the_axis(low: float, high: float) -> None:
+    arrays, results = _line()
+    figure = draw_interpolation({**arrays, "alpha": np.linspace(low, high, 41)}, results)
+    ticks = figure.axes[1].get_xticks()
+    for end in (0, 1):
+        assert np.abs(ticks - end).min() < 1e-9
+
+
 @pytest.mark.parametrize("along", ["random", "gradient", "eigen"])
 def test_direction_has_no_other_end(along: str) -> None:
     arrays, results = _line()
@@ -794,13 +809,29 @@ def test_eigenvalues_have_their_bounds_as_bars() -> None:
 )
 def test_stability_threshold(threshold: float | None, text: str | None) -> None:
     arrays, results = _spectrum(with_density=False)
-    figure = draw_spectrum(arrays, {**results, "stability_threshold": threshold})
+    ratio = None if threshold is None else 0.5
+    stability = {"stability_threshold": threshold, "sharpness_ratio": ratio}
+    figure = draw_spectrum(arrays, {**results, **stability})
     if text is None:
         assert "threshold" not in _texts(figure)
     else:
         assert text in _texts(figure)
     drawn = [line for line in figure.axes[0].lines if set(line.get_ydata()) == {threshold}]
     assert len(drawn) == (threshold == 38.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"operator": "ggn", "sharpness_ratio": None},
+        {"scaling": "elementwise", "sharpness_ratio": None},
+        {"preconditioned": {"value": 19.0}},  # Adam's ratio, which is of another matrix
+    ],
+)
+def test_no_threshold_beside_curvatures_it_is_not_about(other: dict[str, Any]) -> None:
+    arrays, results = _spectrum(3, with_density=False)
+    assert "threshold" in _texts(draw_spectrum(arrays, results))
+    assert "threshold" not in _texts(draw_spectrum(arrays, {**results, **other}))
 
 
 @pytest.mark.parametrize("count", [0, 1, 60])

@@ -112,6 +112,16 @@ def test_basis_on_disk(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatc
     assert left <= {".lock", ".written"}
 
 
+@pytest.mark.parametrize("other", ["--operator ggn", "--scaling elementwise", "--layers output"])
+def test_a_threshold_beside_another_matrix_says_so(lgo: Lgo, small_run: Path, other: str) -> None:
+    """Which is not to be compared with the eigenvalues above it."""
+    words = " of the curvature that the run's steps see, which was not measured"
+    assert words not in lgo("hessian", small_run, *FEW).stdout
+    results = _results(lgo, small_run, *other.split())
+    assert results["sharpness_ratio"] is None
+    assert words in lgo("show", small_run).stdout
+
+
 def test_layers_and_their_vectors(lgo: Lgo, small_run: Path) -> None:
     results = _results(lgo, small_run, "--layers", "output")
     assert results["layers"] == ["output"]
@@ -147,21 +157,52 @@ def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
     # Adam's coupled decay is a part of what it preconditions, and not of the Hessian asked for.
     assert (alone["preconditioned"] is None) == (optimizer == "adamw")
     assert alone["sharpness_ratio"] == pytest.approx(results["sharpness_ratio"], rel=2e-3)
-    on_the_way = next((run / "checkpoints").iterdir())
-    note = _results(lgo, on_the_way, "--out", tmp_path / "way")["stability_threshold_note"]
-    assert "second moments are saved with the run's final weights only" in note
-    error = lgo("hessian", on_the_way, "--scaling", "adam", code=2).stderr
-    assert "--scaling adam needs the final weights" in error
+    error = lgo("hessian", run / "init.pth", "--scaling", "adam", code=2).stderr
+    assert "--scaling adam needs weights of a run trained by adam or adamw with which" in error
     if optimizer == "adamw":
         error = lgo("hessian", run, "--include-weight-decay", code=2).stderr
         assert "no decay term in its loss" in error
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adams_checkpoints_have_its_state(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
+    """One on the way is measured as the end of a training that stopped there."""
+    run, half = tmp_path / "run", tmp_path / "half"  # of sixteen steps, and of the first eight
+    recipe = (*SMALL, "--optimizer", optimizer, "--schedule", "constant", "--quiet")
+    lgo("train", "--out", run, *recipe, "--save-every", 8)
+    lgo("train", "--out", half, *recipe, "--epochs", 1)
+    assert {path.name for path in (run / "optimizer").iterdir()} == {
+        path.name for path in (run / "checkpoints").iterdir()
+    }
+    checkpoint = run / "checkpoints" / "step-00000008.pth"
+    line = (checkpoint, "--out", tmp_path / "way")
+    on_the_way, at_the_end = _results(lgo, *line), _results(lgo, half)
+    for name in ("preconditioned", "stability_threshold", "sharpness_ratio", "largest"):
+        assert on_the_way[name] == at_the_end[name]
+    assert on_the_way["sharpness_ratio"] != _results(lgo, run)["sharpness_ratio"]
+    scaled = _results(lgo, *line, "--scaling", "adam")["largest"]
+    assert scaled == _results(lgo, half, "--scaling", "adam")["largest"]
+    lgo("verify", run, tmp_path / "way")
+    # As a release that kept weights alone left its runs.
+    manifest = json.loads((run / "train.json").read_text())
+    del manifest["outputs"]["optimizer/step-00000008.pth"]
+    (run / "train.json").write_text(json.dumps(manifest))
+    results = _results(lgo, *line)
+    assert results["sharpness_ratio"] is None
+    assert "second moments were not saved with these weights" in results["stability_threshold_note"]
+
+
 def test_changed_second_moments_are_refused(lgo: Lgo, tmp_path: Path) -> None:
     run = tmp_path / "adam"
-    lgo("train", "--out", run, *SMALL, "--optimizer", "adam", "--quiet")
-    (run / "state.pth").write_bytes(b"x")
-    assert "is not what lgo train wrote" in lgo("hessian", run, *FEW, code=3).stderr
+    lgo("train", "--out", run, *SMALL, "--optimizer", "adam", "--save-every", 8, "--quiet")
+    for state, weights in (
+        ("state.pth", run),
+        ("optimizer/step-00000008.pth", run / "checkpoints" / "step-00000008.pth"),
+    ):
+        assert "no weights alone" in lgo("hessian", run / state, code=3).stderr
+        (run / state).write_bytes(b"x")
+        error = lgo("hessian", weights, *FEW, code=3).stderr
+        assert f"{run / state} is not what lgo train wrote" in error
 
 
 def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:

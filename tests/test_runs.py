@@ -387,7 +387,9 @@ def test_resume_reaches_the_bytes_of_an_undisturbed_run(
     from lgo_cli.runs.steps import train as train_step
     from lgo_cli.training import loop
 
-    config = TRAIN.model_copy(update={"epochs": 4, "optimizer": optimizer, "lr": 0.01})
+    config = TRAIN.model_copy(
+        update={"epochs": 4, "optimizer": optimizer, "lr": 0.01, "save_every": 8}
+    )
     whole = execute(config, execution=Execution(out=tmp_path / "whole"))
     monkeypatch.setattr(train_step, "STATE_INTERVAL_S", 0.0)
     original = loop.Training._log_epoch

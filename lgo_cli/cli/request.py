@@ -21,7 +21,7 @@ from lgo_cli.cli import MODULES
 from lgo_cli.config import CONFIGS, Execution, FigureConfig, StepConfig
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import parse_factory, role_of
+from lgo_cli.factories import ARGUMENTS, parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.parsing import parse_config
 
@@ -306,6 +306,8 @@ def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str
 
 def _named_by(name: str, manifest: Manifest) -> str:
     """The parameter that names an input."""
+    if role_of(name) in ARGUMENTS:
+        return role_of(name)
     if role_of(name) in ("model.py", "warm_start.npz"):
         return name.partition(".")[0]
     if name.startswith("directions_"):

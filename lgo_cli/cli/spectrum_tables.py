@@ -192,7 +192,8 @@ def _stability(results: HessianResults) -> Rows:
     if results.stability_threshold is None:
         return [("stability", f"no threshold: {results.stability_threshold_note}")]
     ratio = results.sharpness_ratio
-    shown = "" if ratio is None else f", sharpness ratio {ratio:.4g}"
+    other = " of the curvature that the run's steps see, which was not measured"
+    shown = other if ratio is None else f", sharpness ratio {ratio:.4g}"
     rows: Rows = []
     if results.preconditioned is not None:
         pair, decay = results.preconditioned, results.preconditioned_weight_decay

@@ -91,6 +91,7 @@ PREFERRED = (
     "run", "problems", "test_accuracy", "lambda_max", "barrier", "operator", *RECIPE,
     "barrier_path", *SAMPLES, "trace", "test_loss", "sharpness_ratio", "train_loss", "lambda_min",
     "barrier_lower", "barrier_upper", "lambda_max_bound", "trace_standard_error", "train_accuracy",
+    "stability_threshold", "preconditioned", "gradient_share", "hessian_loss",
 )  # fmt: skip
 """Columns that have room first, those that answer before those that were asked for; the others come
 after them as they stand."""

@@ -104,7 +104,9 @@ def draw_interpolation(
         below.set_ylabel("accuracy\n(fraction)")
         below.set_ylim(-0.03, 1.03)
         below.set_xlabel(_axis_label(arrays, results, size[0] - 0.5))
-        below.xaxis.set_major_locator(MaxNLocator(5 if size[0] < NARROW else 9))
+        # Steps of which the ends, 0 and 1, are multiples.
+        few = MaxNLocator(5 if size[0] < NARROW else 9, steps=[1, 2, 2.5, 5, 10])
+        below.xaxis.set_major_locator(few)
         legend(figure, above.get_legend_handles_labels()[0])
         is_drawn = interval_of(results.get("barrier_interval")) and number(results["barrier"]) > 0
         whisker = ["whisker: 95 % interval"] if is_drawn else []

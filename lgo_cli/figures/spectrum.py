@@ -125,9 +125,14 @@ def _named_ranks(count: int, apart: int) -> list[int]:
 
 
 def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Mark where the optimiser becomes unstable, if that is anywhere near."""
+    """Mark where the optimiser becomes unstable, if these are the curvatures that it sees.
+
+    A ratio is stated of no other operator, scaling or layers; of Adam's it is one of the
+    preconditioned Hessian, which is not what is drawn where that was measured beside it.
+    """
     threshold = results["stability_threshold"]
-    if threshold is None or not len(arrays["largest"]):
+    is_drawn = results["sharpness_ratio"] is not None and results["preconditioned"] is None
+    if threshold is None or not is_drawn or not len(arrays["largest"]):
         return
     label = f"stability threshold {threshold:.4g}"
     if threshold <= 3 * arrays["largest"][0]:

@@ -63,7 +63,8 @@ def draw_training(
         right.set_ylabel("accuracy (fraction)")
         for axes in (left, right):
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            round_epochs = MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+            axes.xaxis.set_major_locator(round_epochs)
             room = 0.03 * float(np.ptp(epochs)) or 1.0  # no epoch beyond the last has a tick
             axes.set_xlim(epochs[0] - room, epochs[-1] + room)
             legend(axes)

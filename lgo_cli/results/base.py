@@ -47,6 +47,11 @@ class Recipe(Strict):
     loss: LossName
     label_smoothing: float
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its steps are preconditioned by second moments, as Adam's are."""
+        return self.optimizer != "sgd"
+
 
 class TrainResults(Results):
     """`lgo train`: the final model on the whole of both splits, in eval mode."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lgo_cli.config import CONFIGS, OBJECTIVE_FIELDS, Strict
 from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
-from lgo_cli.factories import role_of
+from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
 from lgo_cli.runs.names import PAYLOADS, writable
@@ -107,7 +107,7 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
     for name in OBJECTIVE_FIELDS:
         if asked.config[name] != run.config[name]:
             return f"with another --{name.replace('_', '-')} than {run.command}"
-    roles = ("model.py", "data.py", "data.npz", *sorted(FILE_NAMES))
+    roles = ("model.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
     names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
     for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
         if asked.inputs.get(name) != run.inputs.get(name):

@@ -19,7 +19,7 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
     "interp": ("interp.npz",),
     "contour": ("contour.npz",),
 }
-"""Files that hold numbers; training adds its checkpoints."""
+"""Files that hold numbers; training adds its checkpoints, and Adam's state at each."""
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -36,11 +36,20 @@ CAPTIONS = {"interp": "interp_caption.txt", "contour": "contour_caption.txt"}
 """Text files beside the figures, written with them."""
 
 _CHECKPOINT = re.compile(r"checkpoints/step-\d{8,}\.pth")
+_OPTIMIZER = re.compile(r"optimizer/step-\d{8,}\.pth")
 
 
 def checkpoint_name(step: int) -> str:
     """Name of the checkpoint after optimiser step `step`."""
     return f"checkpoints/step-{step:08d}.pth"
+
+
+def optimizer_name(weights: str) -> str:
+    """Name of the file with the optimiser's state at some weights of a run, by the weights' name.
+
+    In a folder of its own: `checkpoints/*.pth` are weights, all of them.
+    """
+    return "state.pth" if weights == "model.pth" else f"optimizer/{weights.rpartition('/')[2]}"
 
 
 def checkpoint_step(name: str) -> int:
@@ -101,5 +110,6 @@ def writable(command: str, names: Iterable[str]) -> set[str]:
     return {
         name
         for name in names
-        if name in fixed or (command == "train" and _CHECKPOINT.fullmatch(name))
+        if name in fixed
+        or (command == "train" and (_CHECKPOINT.fullmatch(name) or _OPTIMIZER.fullmatch(name)))
     }

@@ -5,6 +5,7 @@ Nothing here computes or imports torch, so that an answer such as "up to date" c
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from lgo_cli.config import (
 )
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import parse_factory, role_of, source_files
+from lgo_cli.factories import ARGUMENTS, parse_factory, role_of, source_files
 from lgo_cli.files import portable_path, sha256_file
 from lgo_cli.manifest import (
     ALGORITHM_VERSIONS,
@@ -36,8 +37,8 @@ from lgo_cli.parsing import parse_config
 from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
 from lgo_cli.runs.eigenvectors import serves
 from lgo_cli.runs.exclusive import refuse_exclusive
-from lgo_cli.runs.inputs import differing, refuse_other
-from lgo_cli.runs.names import saved_step
+from lgo_cli.runs.inputs import differing, not_given, refuse_other
+from lgo_cli.runs.names import optimizer_name, saved_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,14 +119,22 @@ class _Builder:
         self.recorded[name] = value if recorded is None else recorded
 
     def name_model(self, model: str, model_arg: dict[str, Any]) -> None:
-        self.set("model_arg", resolve_model(model, model_arg))
+        arguments = resolve_model(model, model_arg)
+        self.set("model_arg", arguments)
         factory = parse_factory(model)
         if factory is None:
             self.set("model", model)
             return
         for name, path in source_files(factory, "model.py").items():
             self.add(name, path)
+        self._add_files("model_arg", arguments)
         self.set("model", model, f"model.py:{factory.name}" if factory.is_file else model)
+
+    def _add_files(self, role: str, arguments: Mapping[str, Any]) -> None:
+        """Files that arguments of a factory name: what it makes of them changes with them."""
+        for name, value in arguments.items():
+            if isinstance(value, str) and os.path.isfile(value):
+                self.add(f"{role}/{name}", Path(value))
 
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
         arguments = resolve_dataset(dataset, dataset_arg)
@@ -134,6 +143,7 @@ class _Builder:
             self.add(name, path)
         factory = parse_factory(dataset)
         if factory is not None:
+            self._add_files("dataset_arg", arguments)
             recorded = f"data.py:{factory.name}" if factory.is_file else dataset
             self.set("dataset", dataset, recorded)
         else:
@@ -194,7 +204,8 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
     base = trained.request.config if trained else {}
     digests = {name: ref.sha256 for name, ref in trained.request.inputs.items()} if trained else {}
     code = {name: digest for name, digest in digests.items() if role_of(name) == "model.py"}
-    data = {name: digest for name, digest in digests.items() if name not in code}
+    named = {name: digest for name, digest in digests.items() if role_of(name) in ARGUMENTS}
+    data = {name: digest for name, digest in digests.items() if name not in {**code, **named}}
     for name in ("train_samples", "loss", "label_smoothing"):
         default = TrainConfig.model_fields[name].default
         given = getattr(config, name)
@@ -210,6 +221,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
         model = _located(trained, directory, "model", "model.py", builder.execution)
         builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
         _check_same(builder, code, "--model")
+        _check_same(builder, not_given(named, "model_arg", config.model_arg), "--model-arg")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what it is",
@@ -229,6 +241,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
             dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
         builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
         _check_same(builder, data, "--dataset")
+        _check_same(builder, not_given(named, "dataset_arg", config.dataset_arg), "--dataset-arg")
     else:
         raise UsageError(
             f"{checkpoint.path} comes with no train.json that says what data it is for",
@@ -321,19 +334,21 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
             f"--include-weight-decay: the run's optimiser is {optimizer}, "
             "which has no decay term in its loss",
         )
-    saved = checkpoint.path.name == "model.pth" and optimizer in ("adam", "adamw")
+    name = optimizer_name(checkpoint.path.name)
+    outputs = checkpoint.trained[0].outputs if checkpoint.trained else {}
+    saved = optimizer in ("adam", "adamw") and name in outputs
     if config.scaling == "adam" and not saved:
         raise UsageError(
-            "--scaling adam needs the final weights of a run trained by adam or adamw, whose "
-            f"second moments are saved; {checkpoint.path} is none",
+            "--scaling adam needs weights of a run trained by adam or adamw with which its second "
+            f"moments were saved; {checkpoint.path} is none",
             hint="lgo train --optimizer adam, then lgo hessian RUN --scaling adam",
         )
     if saved and checkpoint.trained is not None:
         manifest, directory = checkpoint.trained
-        builder.add("state.pth", directory / "state.pth", manifest.fingerprint)
-        if builder.inputs["state.pth"].sha256 != manifest.outputs["state.pth"].sha256:
+        builder.add("state.pth", directory / name, manifest.fingerprint)
+        if builder.inputs["state.pth"].sha256 != outputs[name].sha256:
             raise InputError(
-                f"{directory / 'state.pth'} is not what lgo train wrote", hint="train the run again"
+                f"{directory / name} is not what lgo train wrote", hint="train the run again"
             )
 
 

@@ -41,8 +41,9 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 COLUMNS = (
     "model", "dataset", "num_train_samples", "num_test_samples", "seed", "epochs", "optimizer",
     "lr", "batch_size", "weight_decay", "train_loss", "test_loss", "train_accuracy",
-    "test_accuracy", "hessian_num_samples", "operator", "lambda_max", "lambda_max_bound",
-    "lambda_min", "trace", "trace_standard_error", "sharpness_ratio", "interp_num_samples",
+    "test_accuracy", "hessian_num_samples", "hessian_loss", "operator", "lambda_max",
+    "lambda_max_bound", "lambda_min", "trace", "trace_standard_error", "gradient_share",
+    "preconditioned", "stability_threshold", "sharpness_ratio", "interp_num_samples",
     "barrier", "barrier_lower", "barrier_upper", "barrier_path", "contour_num_samples",
     "contour_loss_min", "contour_loss_max", "problems",
 )  # fmt: skip
@@ -71,6 +72,7 @@ def _columns(manifest: Manifest) -> Row:
     if isinstance(results, AnalysisResults):
         row[f"{manifest.request.command}_num_samples"] = results.measured.num_samples
     if isinstance(results, HessianResults):
+        row["hessian_loss"] = results.loss
         row["operator"] = _operator_of(results, manifest.request)
         if results.largest:
             row["lambda_max"] = results.largest[0].value
@@ -80,6 +82,10 @@ def _columns(manifest: Manifest) -> Row:
         if results.trace is not None:
             row["trace"] = results.trace.value
             row["trace_standard_error"] = results.trace.standard_error
+        row["gradient_share"] = results.gradient_share
+        if results.preconditioned is not None:
+            row["preconditioned"] = results.preconditioned.value
+        row["stability_threshold"] = results.stability_threshold
         row["sharpness_ratio"] = results.sharpness_ratio
     if isinstance(results, InterpResults) and results.barrier_interval is not None:
         row["barrier"] = results.barrier

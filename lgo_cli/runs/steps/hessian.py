@@ -135,11 +135,11 @@ def _stability(
     recipe = plan.trained.recipe
     if plan.step == 0:
         return nothing("the initialisation has no step behind it, and so no learning rate")
-    adaptive = recipe.optimizer != "sgd"
+    adaptive = recipe.is_adaptive
     if adaptive and preconditioner is None:
         return nothing(
-            f"{recipe.optimizer} preconditions its steps, and its second moments are saved with "
-            "the run's final weights only"
+            f"{recipe.optimizer} preconditions its steps, and its second moments were not saved "
+            "with these weights"
         )
     rate = learning_rate(recipe, plan.step - 1, plan.trained.num_steps // recipe.epochs)
     threshold, note = stability_threshold(

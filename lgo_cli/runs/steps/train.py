@@ -15,13 +15,16 @@ from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import TrainResults
-from lgo_cli.runs.names import PAYLOADS, checkpoint_name
+from lgo_cli.runs.names import PAYLOADS, checkpoint_name, optimizer_name
 from lgo_cli.runs.steps.base import Context, Step, common, typed
 from lgo_cli.training.recipe import resolve_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from lgo_cli.results import Recipe
     from lgo_cli.runs.loaded import Loaded
     from lgo_cli.runs.plan import Plan
 
@@ -33,16 +36,18 @@ class TrainStep(Step):
     """`lgo train`."""
 
     def payload_names(self, plan: Plan, loaded: Loaded) -> list[str]:
-        """The fixed names, and the checkpoints that `--save-every` will keep."""
-        return [*PAYLOADS[plan.command], *self._checkpoints(plan, loaded)]
+        """The fixed names, and the checkpoints that `--save-every` will keep, with Adam's state."""
+        recipe = _recipe(plan)
+        kept = self._checkpoints(plan, loaded, recipe)
+        states = [optimizer_name(name) for name in kept] if recipe.is_adaptive else []
+        return [*PAYLOADS[plan.command], *kept, *states]
 
-    def _checkpoints(self, plan: Plan, loaded: Loaded) -> list[str]:
+    def _checkpoints(self, plan: Plan, loaded: Loaded, recipe: Recipe) -> list[str]:
         from lgo_cli.training.loop import num_batches
 
         config = typed(plan, TrainConfig)
         if config.save_every is None:
             return []
-        recipe = resolve_recipe(config, recipe_of(config.model))
         total = recipe.epochs * num_batches(len(loaded.dataset.y_train), recipe.batch_size)
         steps = range(config.save_every, total + 1, config.save_every)
         return [checkpoint_name(step) for step in steps]
@@ -53,7 +58,7 @@ class TrainStep(Step):
 
         plan, loaded = context.plan, context.loaded
         config = typed(plan, TrainConfig)
-        recipe = resolve_recipe(config, recipe_of(config.model))
+        recipe = _recipe(plan)
         with context.stopwatch.phase("compute"):
             training = Training(
                 loaded.model,
@@ -73,13 +78,18 @@ class TrainStep(Step):
                     self._save_state(context, training)
                     last_saved = time.monotonic()
 
+            def save_checkpoint(step: int, weights: dict[str, Tensor]) -> None:
+                name = checkpoint_name(step)
+                checkpoint.save(weights, context.path(name))
+                if recipe.is_adaptive:
+                    optimizer = {"optimizer": training.optimizer.state_dict()}
+                    checkpoint.save(optimizer, context.path(optimizer_name(name)))
+
             try:
                 training.run(
                     progress=context.progress,
                     save_every=config.save_every,
-                    on_checkpoint=lambda step, state: checkpoint.save(
-                        state, context.path(checkpoint_name(step))
-                    ),
+                    on_checkpoint=save_checkpoint,
                     on_epoch=save_state,
                 )
             except DivergenceError as error:
@@ -108,7 +118,7 @@ class TrainStep(Step):
             final_lr=training.final_lr,
             recipe=recipe,
             normalization=loaded.dataset.normalization,
-            checkpoints=self._checkpoints(plan, loaded),
+            checkpoints=self._checkpoints(plan, loaded, recipe),
         )
 
     def _save_state(self, context: Context, training: Any) -> None:
@@ -126,6 +136,11 @@ class TrainStep(Step):
             return
         state = saved_state(path, context.plan.fingerprint, "leave --resume out to start over")
         training.load_state(state)
+
+
+def _recipe(plan: Plan) -> Recipe:
+    config = typed(plan, TrainConfig)
+    return resolve_recipe(config, recipe_of(config.model))
 
 
 def saved_state(path: Path, fingerprint: str, start_over: str) -> dict[str, Any]:
