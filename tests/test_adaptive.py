@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
-from lgo_cli.landscape.borders import nearest_is_finite
+from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, _Filling, fill_surface
+from lgo_cli.landscape.borders import border, nearest_is_finite
 from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.grids import linspace
 from lgo_cli.landscape.spline import ORDERS, Spline, fit
 from lgo_cli.objective import Objective
+from lgo_cli.results import FillingCheck
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
 from lgo_cli.samples import Samples
 from lgo_cli.seeding import generator
@@ -110,7 +111,7 @@ def test_constant_takes_the_coarse_grid_and_a_check(value: float) -> None:
     assert found.check.share_within == 1
     assert found.num_checks == 1
     # 20 of 20: a share p has a chance of p^20 = 5 %/2, the other half being of checks to come.
-    assert found.check.least_share == pytest.approx(0.025 ** (1 / NUM_CHECKED), abs=1e-9)
+    assert found.check.least_share == pytest.approx(0.025 ** (1 / 20), abs=1e-9)
 
 
 def test_what_checks_say_holds_for_all_of_them_together() -> None:
@@ -120,6 +121,25 @@ def test_what_checks_say_holds_for_all_of_them_together() -> None:
     assert least == sorted(least, reverse=True)
     chances = np.array(least) ** NUM_CHECKED
     assert chances.sum() == pytest.approx(0.05)
+
+
+def test_check_by_hand() -> None:
+    """Errors relative to max(|measured|, floor), or to what was stated; kinds of cells by count."""
+    filled = np.array([1.0, 2.03, -0.001, np.nan])
+    stated = np.array([0.01, 0.02, 0.001, np.nan])
+    measured = np.array([1.01, 2.0, 0.0, np.nan])
+    found = compare(filled, stated, measured, 0.5, 0.01, 1)
+    assert found.num_cells == 4
+    assert found.worst_error == pytest.approx(0.015)
+    assert found.worst_ratio == pytest.approx(1.5)
+    assert found.share_within == 0.75
+    # A share p of cells has 3 or more of 4 within by chance: 4 p³ − 3 p⁴ = 5 % / 2.
+    p = found.least_share
+    assert 4 * p**3 - 3 * p**4 == pytest.approx(0.025, rel=1e-9)
+    for surprise in (np.array([1.0, np.inf]), np.array([np.nan, 1.0])):
+        found = compare(np.ones(2), np.full(2, 0.01), surprise, 1.0, 0.01, 1)
+        assert found.worst_error == found.worst_ratio == math.inf
+        assert found.share_within == 0.5
 
 
 @pytest.mark.parametrize(("nx", "ny"), [(2, 2), (3, 7), (11, 11), (60, 2), (2, 90), (70, 9)])
@@ -194,6 +214,18 @@ def test_nearest_measured_cell_is_the_first_of_the_nearest(shape: tuple[int, int
     finite, distance = nearest_is_finite(shape, measured, values)
     assert np.array_equal(finite, np.isfinite(values[np.argmin(gaps, axis=1)]))
     assert np.array_equal(distance, gaps.min(axis=1))
+
+
+def test_border_takes_diagonal_neighbours_and_keeps_cells_of_a_batch_apart() -> None:
+    """One corner is finite and measured, and so is the opposite one, which is not finite."""
+    shape, known = (3, 3), np.zeros(9, bool)
+    known[[0, 8]] = True
+    finite = np.arange(9) == 0
+    _, distance = nearest_is_finite(shape, np.array([0, 8]), np.array([1.0, np.nan]))
+    # Beside the finite corner lie 1, 3 and, along the diagonal, 4: all at one distance from it.
+    assert border(shape, known, finite, distance) == [1, 3, 4]
+    # Of cells that are farther from what is measured than from each other one is enough.
+    assert border(shape, known, finite, 2 * distance) == [1]
 
 
 def test_nearest_measured_cells_take_memory_of_the_grid_alone() -> None:
@@ -452,6 +484,79 @@ def test_one_level_where_few_samples_tell_nothing() -> None:
     _assert_honest(found, truth)
 
 
+@pytest.mark.parametrize("margin", [1.0, 2.0])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_stated_error_in_closed_form(levels: int, margin: float) -> None:
+    """1.5 deviations, of both splines' errors together, and rounding, at heights asinh(L / floor)."""
+    x = linspace((-1.0, 1.0), 21)
+    truth = SMOOTH["both signs"](np.array(x)[None, :], np.array(x)[:, None]) - 0.13
+    small = truth * (1.1 + 0.1 * np.array(x))
+    filling = _Filling(x, x, _Oracle(truth), _Oracle(small), 1 / 16, TOLERANCE, None)
+    filling.two_levels, filling.margin, filling.floor = levels == 2, margin, 0.03
+    filling.ask(filling.coarse())
+    filling._fill(np.ones(truth.size, bool))
+    known = filling.known
+    parts = [np.arcsinh(truth.ravel() / 0.03)]
+    if levels == 2:
+        few = np.arcsinh(small.ravel() / 0.03)
+        parts = [few, parts[0] - few]
+    splines = [fit(filling.grid[known], p[known], filling.grid, TOLERANCE) for p in parts]
+    heights = np.sum([spline.values for spline in splines], axis=0)
+    variance = np.sum([spline.deviation**2 for spline in splines], axis=0)
+    stated = 1.5 * margin * np.sqrt(variance) + 2.0**-23
+    expected = 0.03 * (np.sinh(np.abs(heights) + stated) - np.sinh(np.abs(heights)))
+    np.testing.assert_allclose(filling.loss[~known], 0.03 * np.sinh(heights)[~known], rtol=1e-12)
+    np.testing.assert_allclose(filling.error[~known], expected[~known], rtol=1e-9)
+    assert not filling.error[known].any()
+
+
+@pytest.mark.parametrize(
+    ("losses", "floor"),
+    [
+        ({}, 2.0),
+        ({0: -0.5}, 0.5),
+        ({0: 1e-6}, 2e-3),  # a thousandth of the centre's
+        ({0: 0.0}, 2.0),
+        ({0: 1e-6, 60: math.inf}, 1e-6),
+    ],
+)
+def test_floor_is_the_least_size_or_a_thousandth_of_the_centres(
+    losses: dict[int, float], floor: float
+) -> None:
+    x = linspace((-1.0, 1.0), 11)
+    filling = _Filling(x, x, _Oracle(np.ones((11, 11))), None, 1 / 16, TOLERANCE, None)
+    filling.full[:] = 2.0
+    filling.full[list(losses)] = list(losses.values())
+    assert filling.choose_floor() == floor
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "margin", "is_within"),
+    [
+        (0.5, 0.006, 1.0, True),
+        (1.5, 0.009, 1.5, True),
+        (1.7, 0.0102, 1.7, False),
+        (10.0, 0.06, 2.0, False),
+    ],
+)
+def test_estimates_are_enlarged_to_what_a_check_found(
+    ratio: float, error: float, margin: float, is_within: bool
+) -> None:
+    """By all of it those of the surface, by twice at most those of splines to come."""
+    x = linspace((-1.0, 1.0), 11)
+    filling = _Filling(x, x, _Oracle(np.ones((11, 11))), None, 1 / 16, TOLERANCE, None)
+    filling.loss[:], filling.error[:] = 0.5, 0.006  # the floor is 1
+    check = FillingCheck(
+        num_cells=20, worst_error=0.0, worst_ratio=ratio, share_within=1.0, least_share=0.8
+    )
+    assert filling.enlarge(check) == is_within
+    np.testing.assert_allclose(filling.error, error, rtol=1e-12)
+    assert filling.margin == margin
+    # Nor does anything do where a cell was not finite.
+    assert not filling.enlarge(check.model_copy(update={"worst_ratio": math.inf}))
+    np.testing.assert_allclose(filling.error, error, rtol=1e-12)
+
+
 def test_preview_sees_it_sharpen() -> None:
     counts: list[int] = []
     found, _, _ = _fill(
@@ -522,13 +627,15 @@ def test_spline_and_its_variance_are_the_textbooks(order: int) -> None:
     np.testing.assert_allclose(spline.values, VALUES @ solved[:25], rtol=1e-7, atol=1e-7)
     variance = -np.sum(sides * solved, axis=0)
     assert variance.min() > 0
-    ratio = spline.deviation**2 / variance
-    # What is left over is the local scale σ², an average of c_i²/(A⁻¹)_ii, or its median.
+    # What is left over is the local scale σ²: the mean of c_i²/(A⁻¹)_ii over the twelve nearest
+    # points, or the median of that.
     inverse = np.linalg.inv(matrix)
     coefficients = (inverse[:, :25] @ VALUES)[:25]
     scales = coefficients**2 / np.diagonal(inverse)[:25]
-    assert ratio.min() >= scales.min() * (1 - 1e-6)
-    assert ratio.max() <= scales.max() * (1 + 1e-6)
+    nearest = np.linalg.norm(GRID[:, None] - POINTS[None], axis=2).argsort(axis=1)[:, :12]
+    local = scales[nearest].mean(axis=1)
+    expected = variance * np.maximum(local, np.median(np.sqrt(local)) ** 2)
+    np.testing.assert_allclose(spline.deviation**2, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("order", ORDERS)

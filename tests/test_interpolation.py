@@ -497,6 +497,9 @@ def test_one_sample_is_said_to_have_no_interval() -> None:
         assert path.warnings == (
             "the barrier over one sample has no interval: raise --analysis-samples",
         )
+    with Objective(_network(), TRAIN.head(2)) as objective:
+        path = interpolate(objective, TEST.head(2), [0.0, 0.5, 1.0], target=objective.theta + 0.1)
+    assert not path.warnings
 
 
 def test_equal_losses_have_no_barrier_beyond_rounding() -> None:

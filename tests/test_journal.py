@@ -7,6 +7,7 @@ import math
 import struct
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
+from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.convexity import Finished
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import InputRef, Request, read_manifest
 from lgo_cli.objective import Objective
 from lgo_cli.runs import Status, execute, journal
@@ -130,6 +133,53 @@ def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _key(request=REQUEST.model_copy(update=change)) not in keys
     monkeypatch.setattr("lgo_cli.landscape.evaluator.VERSION", 999)
     assert _key() not in keys
+
+
+CHANGES: dict[str, Callable[[Evaluator], object]] = {
+    "plan": lambda e: setattr(e, "plan", "another"),
+    "centre": lambda e: e.objective.theta.add_(1.0),
+    "frozen": lambda e: e.objective.model[2].weight.add_(1.0),
+    "buffers": lambda e: e.objective.model[1].running_var.add_(1.0),
+    "directions": lambda e: e.directions.mul_(2.0),
+    "inputs": lambda e: e.samples.inputs.add_(1.0),
+    "labels": lambda e: e.samples.labels.add_(1),
+    "loss": lambda e: setattr(e.objective, "loss_function", LossFunction("squared_error")),
+    "smoothing": lambda e: setattr(e.objective, "loss_function", LossFunction(label_smoothing=0.1)),
+    "policy": lambda e: setattr(e.batchnorm, "policy", "batch"),
+    "policy's samples": lambda e: setattr(e.batchnorm, "num_samples", 7),
+    "policy's ends": lambda e: e.batchnorm.ends[1].add_(1.0),
+    "dtype": lambda e: setattr(e.objective, "dtype", torch.float64),
+    "micro-batch": lambda e: setattr(e.objective, "micro_batch_size", 7),
+    "device": lambda e: setattr(e.objective, "device", torch.device("cuda", 0)),
+    "threads": lambda e: torch.set_num_threads(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_key_is_of_each_of_these_alone(change: str) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+    )
+    model[2].requires_grad_(False)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    with Objective(model, Samples(torch.ones(6, 4), torch.zeros(6).long())) as objective:
+        ends = {(0.0, 0.0): own, (1.0, 0.0): own, (0.0, 1.0): own}
+        batchnorm = BatchNorm(objective, "interpolate", ends=ends)
+        evaluator = Evaluator(objective, torch.eye(objective.dim)[:2], batchnorm=batchnorm)
+        before = key_of(evaluator, REQUEST)
+        assert key_of(evaluator, REQUEST) == before
+        with torch.no_grad():
+            CHANGES[change](evaluator)
+        assert key_of(evaluator, REQUEST) != before
+
+
+def test_key_is_of_the_library_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [_key()]
+    monkeypatch.setattr(torch, "__version__", "0")
+    keys.append(_key())
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    keys.append(_key())
+    assert len(set(keys)) == 3
 
 
 def _contour(run: Path, out: Path, shard: str | None = None, **config: object) -> Status:

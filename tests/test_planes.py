@@ -22,6 +22,7 @@ from lgo_cli.curvature.search import Wanted
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.directions import gradient_direction, orthogonalize, random_direction
 from lgo_cli.landscape.planes import (
+    PlaneCurve,
     checkpoints_plane,
     eigen_plane,
     given_plane,
@@ -226,6 +227,22 @@ def test_given_directions_are_used_as_they_are() -> None:
         f"y: given direction 2, norm {norm(oblique[1]):.4g}",
     )
     assert right.warnings == ()
+
+
+def test_curve_of_given_directions_is_inside_the_picture() -> None:
+    """Its bend too, which it need not go through, and a quarter of the extent around."""
+    path = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]])
+    points = np.array([[0.0, 0.0], [0.5, 2.0], [1.0, 0.0]])
+    with Objective(network(), images()) as objective:
+        first, other = unit(objective.dim, 1), unit(objective.dim, 2)
+        directions = torch.stack([first, other - 0.5 * first])
+        plane = given_plane(objective, directions, PlaneCurve(path, points, np.zeros(3)))
+    assert plane.axis_cosine < 0
+    assert (plane.x_range, plane.y_range) == ((-0.5, 1.5), (-0.5, 2.5))
+    places = [(marker.label, marker.x, marker.y) for marker in plane.markers]
+    assert places == [("bend", 0.5, 2.0), ("other end", 1.0, 0.0)]
+    (warning,) = plane.warnings
+    assert f"(cosine {plane.axis_cosine:.3f})" in warning
 
 
 def test_given_directions_that_are_none() -> None:

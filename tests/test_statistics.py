@@ -94,11 +94,10 @@ def test_profile_is_infinite_where_a_circle_touches_what_is_not_finite() -> None
     loss[10, 20] = math.nan  # (1, 0)
     found = profile(X, Y, loss, np.array([0.0, 0.5, 0.87, 0.9, 1.0]), 1.0)
     assert found.tolist() == [1.0, 1.0, 1.0, math.inf, math.inf]
-    # The rim itself has neighbours beyond it of no weight.
-    loss[10, 20] = 1.0
-    loss[9, 20] = loss[11, 20] = math.inf
-    at_the_rim = profile(X, Y, loss, np.array([0.0]), 1.0)
-    assert at_the_rim.tolist() == [1.0]
+    # A circle through cells has neighbours beyond it, of no weight.
+    x, beyond = np.linspace(-2, 2, 5), np.ones((5, 5))
+    beyond[2, 4] = math.inf  # (2, 0)
+    assert profile(x, x, beyond, np.array([1.0, 1.01]), 1.0).tolist() == [1.0, math.inf]
 
 
 def test_statistics_of_surfaces() -> None:
@@ -179,6 +178,20 @@ def test_variance_of_a_line_is_that_of_many(normalization: Normalization) -> Non
     stated = found.standard_error * math.sqrt(300)
     # The sample deviation of 300 lines, skewed ones, is known to about a tenth.
     assert found.values.std(ddof=1) == pytest.approx(stated, rel=0.3)
+
+
+def test_variance_of_a_line_is_of_the_weights_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(trace: float, norm: float, num_moved: int) -> float:
+        seen.append(num_moved)
+        return line_variance(trace, norm, num_moved)
+
+    monkeypatch.setattr("lgo_cli.landscape.line_curvature.line_variance", noted)
+    for normalization in ("filter", "none"):
+        _line_curvature("relu", normalization, 1)
+    sizes = [(p.numel(), p.ndim) for p in make("relu")[0].parameters()]
+    assert seen == [sum(n for n, ndim in sizes if ndim > 1), sum(n for n, _ in sizes)]
 
 
 @pytest.mark.parametrize("num_lines", [4, 16])
