@@ -487,7 +487,7 @@ def test_one_level_where_few_samples_tell_nothing() -> None:
 @pytest.mark.parametrize("margin", [1.0, 2.0])
 @pytest.mark.parametrize("levels", [1, 2])
 def test_stated_error_in_closed_form(levels: int, margin: float) -> None:
-    """1.5 deviations, of both splines' errors together, and rounding, at heights asinh(L / floor)."""
+    """1.5 deviations, of both splines together, and rounding, at heights asinh(L / floor)."""
     x = linspace((-1.0, 1.0), 21)
     truth = SMOOTH["both signs"](np.array(x)[None, :], np.array(x)[:, None]) - 0.13
     small = truth * (1.1 + 0.1 * np.array(x))
