@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,10 @@ class _Listener:
     def __init__(self) -> None:
         self.total: int | None = None
         self.losses: list[float] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
@@ -292,6 +297,37 @@ def test_progress_hears_of_each_cell_once() -> None:
         surface = _surface(objective, plane, [-1.0, 0.0, 1.0], [0.0, 1.0], progress=listener)
     assert listener.total == 6
     assert sorted(listener.losses) == sorted(surface.loss.ravel().tolist())
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(0.8, None), (10.0, 12)])
+def test_a_long_surface_is_said_once_to_be_long(
+    seconds: float, minutes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 9 of 81 cells, by the time that these took: the other 72 take 72 times `seconds`."""
+    cells, listener, axis = Cells(), _Listener(), linspace((0.5, 1.5), 9)
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + seconds * cells.num_measured)
+    monkeypatch.setattr("lgo_cli.landscape.surface.time", clock)
+    with Objective(_network(), SAMPLES) as objective:
+        plane = random_plane(objective, 0)
+        _surface(objective, plane, axis, axis, cells=cells, progress=listener)
+    said = f"hint: the other 72 cells take about {minutes} min; --tolerance 0.01 measures"
+    assert [note.partition(" a part")[0] for note in listener.notes] == [said] * bool(minutes)
+
+
+def test_a_fast_path_is_compared_at_the_centre_and_two_corners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[float, ...]] = []
+
+    def verify(evaluator: Evaluator, points: list[tuple[float, ...]]) -> float:
+        compared.extend(points)
+        return 0.25
+
+    monkeypatch.setattr(Evaluator, "verify", verify)
+    with Objective(_network(), SAMPLES) as objective:
+        found = _surface(objective, random_plane(objective, 0), [-1.0, 0.0, 2.0], [-3.0, 4.0])
+    assert compared == [(0.0, 0.0), (-1.0, -3.0), (2.0, 4.0)]
+    assert found.self_check.fast_path_difference == 0.25
 
 
 def test_finer_and_wider_grids_measure_shared_cells_once() -> None:
@@ -364,11 +400,13 @@ def test_other_samples_are_treated_as_the_own_are() -> None:
     with Objective(_network(), _samples(400)) as objective:
         evaluator = Evaluator(objective, random_plane(objective, 0).directions)
         x, y = linspace((-3.0, 3.0), 41), linspace((-3.0, 3.0), 31)
-        own = measure_surface(evaluator, x, y, tolerance=0.003)
+        own = measure_surface(evaluator, x, y, tolerance=0.003, cells=(cells := Cells()))
         other = measure_surface(evaluator.on(_samples(400)), x, y, tolerance=0.003)
     assert own.filled is not None
     assert other.filled is not None
     assert own.filled.num_small == other.filled.num_small > 0
+    assert own.filled.cost == own.num_measured + own.filled.num_small / 16
+    assert {num_samples for _, _, num_samples in cells.known} == {400, 400 // 16}
     assert np.array_equal(own.measured, other.measured)
     assert np.array_equal(own.loss, other.loss)
     assert own.loss_at_center == other.loss_at_center
