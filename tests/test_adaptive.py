@@ -486,7 +486,9 @@ def test_one_level_where_few_samples_tell_nothing() -> None:
 
 @pytest.mark.parametrize("margin", [1.0, 2.0])
 @pytest.mark.parametrize("levels", [1, 2])
-def test_stated_error_in_closed_form(levels: int, margin: float) -> None:
+def test_stated_error_in_closed_form(
+    levels: int, margin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1.5 deviations, of both splines together, and rounding, at heights asinh(L / floor)."""
     x = linspace((-1.0, 1.0), 21)
     truth = SMOOTH["both signs"](np.array(x)[None, :], np.array(x)[:, None]) - 0.13
@@ -494,6 +496,8 @@ def test_stated_error_in_closed_form(levels: int, margin: float) -> None:
     filling = _Filling(x, x, _Oracle(truth), _Oracle(small), 1 / 16, TOLERANCE, None)
     filling.two_levels, filling.margin, filling.floor = levels == 2, margin, 0.03
     filling.ask(filling.coarse())
+    limits: list[Array] = []
+    monkeypatch.setattr(Spline, "rank", lambda _, limit, number: limits.append(limit) or [])
     filling._fill(np.ones(truth.size, bool))
     known = filling.known
     parts = [np.arcsinh(truth.ravel() / 0.03)]
@@ -508,6 +512,15 @@ def test_stated_error_in_closed_form(levels: int, margin: float) -> None:
     np.testing.assert_allclose(filling.loss[~known], 0.03 * np.sinh(heights)[~known], rtol=1e-12)
     np.testing.assert_allclose(filling.error[~known], expected[~known], rtol=1e-9)
     assert not filling.error[known].any()
+    # A deviation may be what takes a height to the tolerance, of the loss or of the floor; that of
+    # the small losses half of it, and that of the difference what they leave, half at least.
+    size = np.sinh(np.abs(heights))
+    limit = np.arcsinh(size + TOLERANCE * np.maximum(size, 1)) - np.abs(heights)
+    limit /= 1.5 * margin
+    left = np.sqrt(np.maximum(limit**2 - splines[0].deviation ** 2, limit**2 / 4))
+    for found, wanted in zip(limits, [limit / 2, left] if levels == 2 else [limit], strict=True):
+        np.testing.assert_allclose(found[~known], wanted[~known], rtol=1e-7)
+        assert np.isinf(found[known]).all()
 
 
 @pytest.mark.parametrize(
@@ -555,6 +568,30 @@ def test_estimates_are_enlarged_to_what_a_check_found(
     # Nor does anything do where a cell was not finite.
     assert not filling.enlarge(check.model_copy(update={"worst_ratio": math.inf}))
     np.testing.assert_allclose(filling.error, error, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shares", "within"),
+    [([1.0], [True]), ([0.95, 1.0], [True, True]), ([1.0, 1.0], [False, True])],
+)
+def test_a_check_that_fails_is_followed_by_another(
+    shares: list[float], within: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it by a cell beyond the tolerance, or by estimates that are beyond it once enlarged."""
+
+    def check(filling: _Filling, cells: Sequence[int], number: int) -> FillingCheck:
+        filling.ask(cells)
+        return FillingCheck(
+            num_cells=len(cells), worst_error=0.0, worst_ratio=1.0, least_share=0.8,
+            share_within=shares[number - 1],
+        )  # fmt: skip
+
+    answers = iter(within)
+    monkeypatch.setattr(_Filling, "check", check)
+    monkeypatch.setattr(_Filling, "enlarge", lambda *_: next(answers))
+    found, _, _ = _fill(SMOOTH["quadratic"])
+    assert found.num_checks == len(shares)
+    assert found.converged
 
 
 def test_preview_sees_it_sharpen() -> None:
