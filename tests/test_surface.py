@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.landscape.adaptive import Filled
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.grids import linspace
@@ -242,6 +243,26 @@ def test_cells_that_are_not_finite_stay_so() -> None:
     assert not np.isfinite(surface.loss[:, 1]).any()
     assert surface.self_check.num_nonfinite == 3
     assert surface.loss_max == surface.loss[:, 0].max()
+
+
+def test_filled_cells_count_as_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among cells that are not finite, and among the extremes."""
+
+    def fill(x: list[float], y: list[float], measure: Any, **options: Any) -> Filled:
+        assert (options["tolerance"], options["max_cost"], options["seed"]) == (0.1, 99, 4)
+        loss = np.array([[*measure([(0, 0)]), 9.0, math.nan], [math.inf, 0.25, 1.0]])
+        rest = {"error_estimate": loss, "num_measured": 1, "num_small": 0, "cost": 1.0}
+        check = {"floor": 1.0, "check": None, "num_checks": 0, "converged": True}
+        return Filled(loss=loss, measured=loss > 0, **rest, **check)
+
+    monkeypatch.setattr("lgo_cli.landscape.surface.fill_surface", fill)
+    with Objective(_network(), SAMPLES) as objective:
+        options = {"tolerance": 0.1, "max_cells": 99, "seed": 4}
+        plane = random_plane(objective, 0)
+        found = _surface(objective, plane, [0.5, 1.0, 1.5], [0.5, 1.0], **options)
+    assert found.self_check.num_nonfinite == 2
+    assert (found.loss_min, found.loss_max) == (0.25, 9.0)
+    assert found.num_measured == found.measured.sum() == 1
 
 
 def test_surface_without_a_finite_cell_has_no_extremes() -> None:
