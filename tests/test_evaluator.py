@@ -399,6 +399,13 @@ def test_few_samples_tell_a_wrong_function(monkeypatch: pytest.MonkeyPatch) -> N
             Evaluator(objective, _directions(objective)).verify([(0.0, 0.0), (1.0, 0.0)])
         assert seen == [most, most]
         seen.clear()
+    # On other samples it is compared again, and never twice on the same.
+    with Objective(_build(Functional), _images(50)) as objective:
+        evaluator = Evaluator(objective, _directions(objective))
+        for one in (evaluator, evaluator.on(_images(20))):
+            one.verify([(0.0, 0.0), (0.0, 0.0)])
+            one.verify([(0.0, 0.0)])
+    assert seen == [50, 20]
 
 
 class Branching(nn.Module):
