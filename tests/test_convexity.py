@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,11 @@ def test_loss_without_curvature_has_no_ratio() -> None:
         found = convexity_map(objective, _directions(4), [0.0, 1.0], [0.0])
     assert (found.largest == 0).all()
     assert np.isnan(found.ratio).all()
+
+
+def test_error_of_a_ratio_is_of_first_order_in_both() -> None:
+    """|λmin| = 2 ± 0.1 over λmax = 4 ± 0.2: (0.1 + 0.5·0.2) / 4."""
+    ends = {"largest": np.array([4.0, 0.0]), "ratio": np.array([0.5, math.nan])}
+    errors = {"largest_error_estimate": 0.2, "smallest_error_estimate": 0.1}
+    found = Convexity.ratio_error.fget(SimpleNamespace(**ends, **errors))
+    np.testing.assert_allclose(found, [0.05, math.nan])
