@@ -82,6 +82,17 @@ def test_profile_of_a_minimum_about_as_wide_as_a_cell(number: int, center: float
     np.testing.assert_allclose(found[1:], expected[1:], rtol=0.05, atol=room)
 
 
+def test_profile_of_a_parabolic_height_is_exact_up_to_the_rim() -> None:
+    def loss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.asarray(0.5 * np.sinh(1 + 0.3 * x - 0.2 * x * y + 0.5 * x**2 + 0.4 * y**2))
+
+    x, y, radii = np.linspace(-1, 1, 9), np.linspace(-1, 1, 7), np.array([0.3, 0.9, 1.0])
+    angles = 2 * np.pi * np.arange(96) / 96
+    expected = [loss(r * np.cos(angles), r * np.sin(angles)).mean() for r in radii]
+    found = profile(x, y, loss(x[None], y[:, None]), radii, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_profile_of_losses_that_no_scale_holds() -> None:
     loss = np.ones((21, 21))
     loss[0] = 1e300
