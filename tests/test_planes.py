@@ -29,6 +29,7 @@ from lgo_cli.landscape.planes import (
     gradient_plane,
     random_eigen_plane,
     random_plane,
+    range_around,
 )
 from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import read_manifest
@@ -243,6 +244,31 @@ def test_curve_of_given_directions_is_inside_the_picture() -> None:
     assert places == [("bend", 0.5, 2.0), ("other end", 1.0, 0.0)]
     (warning,) = plane.warnings
     assert f"(cosine {plane.axis_cosine:.3f})" in warning
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((1.0, 3.0), "lie on one line"),
+        ((1e-3, 1.0), "lie on one line"),
+        ((1e-9, 1.0), "run itself"),
+    ],
+)
+def test_checkpoints_on_a_line_but_for_rounding_span_no_plane(
+    scales: tuple[float, float], message: str
+) -> None:
+    """Weights in float32 leave the line by their rounding, near the run by more of the distance."""
+    with Objective(network(), images()) as objective:
+        direction = objective.theta.norm() * unit(objective.dim, 1)
+        a, b = ((objective.theta.double() + scale * direction).float() for scale in scales)
+        with pytest.raises(InputError, match=message):
+            checkpoints_plane(objective, a, b)
+
+
+def test_ranges_are_rounded_to_three_digits_of_the_larger_extent() -> None:
+    found = range_around([(0.0, 0.0), (1.23456, 0.5)])
+    assert found == ((-0.31, 1.54), (-0.31, 0.81))
+    assert range_around([(0.0, 0.0), (-1234.56, 0.5)]) == ((-1540.0, 310.0), (-310.0, 310.0))
 
 
 def test_given_directions_that_are_none() -> None:

@@ -151,6 +151,8 @@ def test_mean_curvature_along_random_lines_is_the_weighted_trace(
     # 300 lines: beyond 4 standard errors in 1 of 16,000 seeds.
     assert abs(found.mean - truth) <= 4 * found.standard_error
     assert abs(found.expected - truth) <= 4 * found.expected_standard_error + 1e-12
+    together = math.hypot(found.standard_error, found.expected_standard_error)
+    assert found.deviation == pytest.approx((found.mean - found.expected) / together)
     assert abs(found.deviation) <= 4
     # And the test could fail: the lines know their mean far better than they know λmax.
     assert 0 < found.standard_error < 0.05 * top
