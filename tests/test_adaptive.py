@@ -765,3 +765,10 @@ def test_order_follows_the_surface() -> None:
     broken = np.random.default_rng(0).permutation(len(grid)) / 10.0
     assert fit(grid, smooth, grid, 1e-6).order == 5
     assert fit(grid, broken, grid, 1e-6).order == 1
+
+
+def test_order_is_one_that_the_points_determine_with_one_to_spare() -> None:
+    assert [fit(POINTS[:n], VALUES[:n], GRID, TOLERANCE).order for n in (2, 3)] == [1, 1]
+    assert fit(POINTS[:6], VALUES[:6], GRID, TOLERANCE).order < 5
+    line = POINTS * [1.0, 0.0]
+    assert fit(line, line[:, 0] ** 2, GRID, TOLERANCE).order == 1
