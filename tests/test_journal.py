@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
-from lgo_cli.errors import UsageError
+from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.batchnorm import BatchNorm
@@ -79,6 +80,15 @@ def test_damaged_record_ends_what_is_believed(tmp_path: Path, position: int) -> 
     data[position] ^= 16
     path.write_bytes(bytes(data))
     assert len(_known(tmp_path)) == position // size
+
+
+def test_record_that_is_written_in_part_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path, "key") as journal, monkeypatch.context() as patch:
+        patch.setattr(journal, "_handle", SimpleNamespace(write=lambda data: len(data) - 1))
+        with pytest.raises(MachineError, match="no space left"):
+            journal.add(*next(iter(CELLS.items())))
 
 
 def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:
