@@ -321,3 +321,22 @@ def test_error_of_a_ratio_is_of_first_order_in_both() -> None:
     errors = {"largest_error_estimate": 0.2, "smallest_error_estimate": 0.1}
     found = Convexity.ratio_error.fget(SimpleNamespace(**ends, **errors))
     np.testing.assert_allclose(found, [0.05, math.nan])
+
+
+def test_each_number_of_a_finished_cell_has_its_place() -> None:
+    """Of a map that is all done, in serpentine order: nothing is computed."""
+    cells = np.arange(60.0).reshape(6, 10)
+    cells[:, 7] = [1, 0, 1, 1, 0, 1]
+    model, samples, loss = make("relu")
+    with Objective(model, samples, loss) as objective:
+        directions = torch.eye(objective.dim)[:2]
+        found = convexity_map(
+            objective, directions, [0.0, 1.0, 2.0], [0.0, 1.0], finished=Finished(cells)
+        )
+    expected = cells[[[0, 1, 2], [5, 4, 3]]]
+    names = (
+        "loss", "largest", "smallest", "largest_residual_bound", "smallest_residual_bound",
+        "largest_error_estimate", "smallest_error_estimate", "converged", "num_matvecs",
+    )  # fmt: skip
+    for number, name in enumerate(names):
+        assert np.array_equal(getattr(found, name), expected[..., number]), name
