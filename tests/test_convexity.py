@@ -327,6 +327,7 @@ def test_each_number_of_a_finished_cell_has_its_place() -> None:
     """Of a map that is all done, in serpentine order: nothing is computed."""
     cells = np.arange(60.0).reshape(6, 10)
     cells[:, 7] = [1, 0, 1, 1, 0, 1]
+    cells[[1, 4], 9] = cells[4, 1] = math.nan
     model, samples, loss = make("relu")
     with Objective(model, samples, loss) as objective:
         directions = torch.eye(objective.dim)[:2]
@@ -339,4 +340,10 @@ def test_each_number_of_a_finished_cell_has_its_place() -> None:
         "largest_error_estimate", "smallest_error_estimate", "converged", "num_matvecs",
     )  # fmt: skip
     for number, name in enumerate(names):
-        assert np.array_equal(getattr(found, name), expected[..., number]), name
+        np.testing.assert_array_equal(getattr(found, name), expected[..., number], name)
+    # The fifth has no eigenvalues, and so neither bounds nor convergence to speak of.
+    (warning,) = found.warnings
+    assert warning.startswith("residual bounds at 1 of 6 cells of the convexity map allow for")
+    not_finite, unconverged = found.complaints
+    assert not_finite.startswith("at 1 cells of the convexity map the loss is finite and products")
+    assert unconverged.startswith("at 1 of 6 cells of the convexity map the eigenvalues did not")
