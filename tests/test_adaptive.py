@@ -17,7 +17,7 @@ from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, _Fill
 from lgo_cli.landscape.borders import border, nearest_is_finite
 from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.grids import linspace
-from lgo_cli.landscape.spline import ORDERS, Spline, fit
+from lgo_cli.landscape.spline import ORDERS, Spline, _determined, fit
 from lgo_cli.objective import Objective
 from lgo_cli.results import FillingCheck
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
@@ -250,6 +250,7 @@ def test_small_cells_that_overflow_are_measured_on_all_samples() -> None:
     overflown = [cell for cell in few.asked if not math.isfinite(small[cell])]
     assert overflown
     assert all(found.measured[cell] for cell in overflown)
+    assert found.num_measured < truth.size / 4  # they leave the spline of the difference alone
     _assert_honest(found, truth)
 
 
@@ -770,5 +771,6 @@ def test_order_follows_the_surface() -> None:
 def test_order_is_one_that_the_points_determine_with_one_to_spare() -> None:
     assert [fit(POINTS[:n], VALUES[:n], GRID, TOLERANCE).order for n in (2, 3)] == [1, 1]
     assert fit(POINTS[:6], VALUES[:6], GRID, TOLERANCE).order < 5
+    assert [_determined(POINTS[:n], 3) for n in (3, 4)] == [False, True]
     line = POINTS * [1.0, 0.0]
     assert fit(line, line[:, 0] ** 2, GRID, TOLERANCE).order == 1
