@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, fill_surface
-from lgo_cli.landscape.borders import nearest_is_finite
+from lgo_cli.landscape.adaptive import COARSE, NUM_CHECKED, Array, Filled, _Filling, fill_surface
+from lgo_cli.landscape.borders import border, nearest_is_finite
 from lgo_cli.landscape.checking import compare
 from lgo_cli.landscape.grids import linspace
-from lgo_cli.landscape.spline import ORDERS, Spline, fit
+from lgo_cli.landscape.spline import ORDERS, Spline, _determined, fit
 from lgo_cli.objective import Objective
+from lgo_cli.results import FillingCheck
 from lgo_cli.runs.steps.surfaces import SPLINE_BYTES
 from lgo_cli.samples import Samples
 from lgo_cli.seeding import generator
@@ -110,7 +111,7 @@ def test_constant_takes_the_coarse_grid_and_a_check(value: float) -> None:
     assert found.check.share_within == 1
     assert found.num_checks == 1
     # 20 of 20: a share p has a chance of p^20 = 5 %/2, the other half being of checks to come.
-    assert found.check.least_share == pytest.approx(0.025 ** (1 / NUM_CHECKED), abs=1e-9)
+    assert found.check.least_share == pytest.approx(0.025 ** (1 / 20), abs=1e-9)
 
 
 def test_what_checks_say_holds_for_all_of_them_together() -> None:
@@ -120,6 +121,25 @@ def test_what_checks_say_holds_for_all_of_them_together() -> None:
     assert least == sorted(least, reverse=True)
     chances = np.array(least) ** NUM_CHECKED
     assert chances.sum() == pytest.approx(0.05)
+
+
+def test_check_by_hand() -> None:
+    """Errors relative to max(|measured|, floor), or to what was stated; kinds of cells by count."""
+    filled = np.array([1.0, 2.03, -0.001, np.nan])
+    stated = np.array([0.01, 0.02, 0.001, np.nan])
+    measured = np.array([1.01, 2.0, 0.0, np.nan])
+    found = compare(filled, stated, measured, 0.5, 0.01, 1)
+    assert found.num_cells == 4
+    assert found.worst_error == pytest.approx(0.015)
+    assert found.worst_ratio == pytest.approx(1.5)
+    assert found.share_within == 0.75
+    # A share p of cells has 3 or more of 4 within by chance: 4 p³ − 3 p⁴ = 5 % / 2.
+    p = found.least_share
+    assert 4 * p**3 - 3 * p**4 == pytest.approx(0.025, rel=1e-9)
+    for surprise in (np.array([1.0, np.inf]), np.array([np.nan, 1.0])):
+        found = compare(np.ones(2), np.full(2, 0.01), surprise, 1.0, 0.01, 1)
+        assert found.worst_error == found.worst_ratio == math.inf
+        assert found.share_within == 0.5
 
 
 @pytest.mark.parametrize(("nx", "ny"), [(2, 2), (3, 7), (11, 11), (60, 2), (2, 90), (70, 9)])
@@ -196,6 +216,18 @@ def test_nearest_measured_cell_is_the_first_of_the_nearest(shape: tuple[int, int
     assert np.array_equal(distance, gaps.min(axis=1))
 
 
+def test_border_takes_diagonal_neighbours_and_keeps_cells_of_a_batch_apart() -> None:
+    """One corner is finite and measured, and so is the opposite one, which is not finite."""
+    shape, known = (3, 3), np.zeros(9, bool)
+    known[[0, 8]] = True
+    finite = np.arange(9) == 0
+    _, distance = nearest_is_finite(shape, np.array([0, 8]), np.array([1.0, np.nan]))
+    # Beside the finite corner lie 1, 3 and, along the diagonal, 4: all at one distance from it.
+    assert border(shape, known, finite, distance) == [1, 3, 4]
+    # Of cells that are farther from what is measured than from each other one is enough.
+    assert border(shape, known, finite, 2 * distance) == [1]
+
+
 def test_nearest_measured_cells_take_memory_of_the_grid_alone() -> None:
     """What `runs.steps.surfaces` allows a cell of `--tolerance`; all at once it was 16 kB."""
     tracemalloc.start()
@@ -218,6 +250,7 @@ def test_small_cells_that_overflow_are_measured_on_all_samples() -> None:
     overflown = [cell for cell in few.asked if not math.isfinite(small[cell])]
     assert overflown
     assert all(found.measured[cell] for cell in overflown)
+    assert found.num_measured < truth.size / 4  # they leave the spline of the difference alone
     _assert_honest(found, truth)
 
 
@@ -452,6 +485,128 @@ def test_one_level_where_few_samples_tell_nothing() -> None:
     _assert_honest(found, truth)
 
 
+@pytest.mark.parametrize("margin", [1.0, 2.0])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_stated_error_in_closed_form(
+    levels: int, margin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.5 deviations, of both splines together, and rounding, at heights asinh(L / floor)."""
+    x = linspace((-1.0, 1.0), 21)
+    truth = SMOOTH["both signs"](np.array(x)[None, :], np.array(x)[:, None]) - 0.13
+    small = truth * (1.1 + 0.1 * np.array(x))
+    filling = _Filling(x, x, _Oracle(truth), _Oracle(small), 1 / 16, TOLERANCE, None)
+    filling.two_levels, filling.margin, filling.floor = levels == 2, margin, 0.03
+    filling.ask(filling.coarse())
+    limits: list[Array] = []
+    monkeypatch.setattr(Spline, "rank", lambda _, limit, number: limits.append(limit) or [])
+    filling._fill(np.ones(truth.size, bool))
+    known = filling.known
+    parts = [np.arcsinh(truth.ravel() / 0.03)]
+    if levels == 2:
+        few = np.arcsinh(small.ravel() / 0.03)
+        parts = [few, parts[0] - few]
+    splines = [fit(filling.grid[known], p[known], filling.grid, TOLERANCE) for p in parts]
+    heights = np.sum([spline.values for spline in splines], axis=0)
+    variance = np.sum([spline.deviation**2 for spline in splines], axis=0)
+    stated = 1.5 * margin * np.sqrt(variance) + 2.0**-23
+    expected = 0.03 * (np.sinh(np.abs(heights) + stated) - np.sinh(np.abs(heights)))
+    np.testing.assert_allclose(filling.loss[~known], 0.03 * np.sinh(heights)[~known], rtol=1e-12)
+    np.testing.assert_allclose(filling.error[~known], expected[~known], rtol=1e-9)
+    assert not filling.error[known].any()
+    # A deviation may be what takes a height to the tolerance, of the loss or of the floor; that of
+    # the small losses half of it, and that of the difference what they leave, half at least.
+    size = np.sinh(np.abs(heights))
+    limit = np.arcsinh(size + TOLERANCE * np.maximum(size, 1)) - np.abs(heights)
+    limit /= 1.5 * margin
+    left = np.sqrt(np.maximum(limit**2 - splines[0].deviation ** 2, limit**2 / 4))
+    for found, wanted in zip(limits, [limit / 2, left] if levels == 2 else [limit], strict=True):
+        np.testing.assert_allclose(found[~known], wanted[~known], rtol=1e-7)
+        assert np.isinf(found[known]).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "floor"),
+    [
+        ({}, 2.0),
+        ({0: -0.5}, 0.5),
+        ({0: 1e-6}, 2e-3),  # a thousandth of the centre's
+        ({0: 0.0}, 2.0),
+        ({0: 1e-6, 60: math.inf}, 1e-6),
+    ],
+)
+def test_floor_is_the_least_size_or_a_thousandth_of_the_centres(
+    losses: dict[int, float], floor: float
+) -> None:
+    x = linspace((-1.0, 1.0), 11)
+    filling = _Filling(x, x, _Oracle(np.ones((11, 11))), None, 1 / 16, TOLERANCE, None)
+    filling.full[:] = 2.0
+    filling.full[list(losses)] = list(losses.values())
+    assert filling.choose_floor() == floor
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "margin", "is_within"),
+    [
+        (0.5, 0.006, 1.0, True),
+        (1.5, 0.009, 1.5, True),
+        (1.7, 0.0102, 1.7, False),
+        (10.0, 0.06, 2.0, False),
+    ],
+)
+def test_estimates_are_enlarged_to_what_a_check_found(
+    ratio: float, error: float, margin: float, is_within: bool
+) -> None:
+    """By all of it those of the surface, by twice at most those of splines to come."""
+    x = linspace((-1.0, 1.0), 11)
+    filling = _Filling(x, x, _Oracle(np.ones((11, 11))), None, 1 / 16, TOLERANCE, None)
+    filling.loss[:], filling.error[:] = 0.5, 0.006  # the floor is 1
+    check = FillingCheck(
+        num_cells=20, worst_error=0.0, worst_ratio=ratio, share_within=1.0, least_share=0.8
+    )
+    assert filling.enlarge(check) == is_within
+    np.testing.assert_allclose(filling.error, error, rtol=1e-12)
+    assert filling.margin == margin
+    # Nor does anything do where a cell was not finite.
+    assert not filling.enlarge(check.model_copy(update={"worst_ratio": math.inf}))
+    np.testing.assert_allclose(filling.error, error, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shares", "within"),
+    [([1.0], [True]), ([0.95, 1.0], [True, True]), ([1.0, 1.0], [False, True])],
+)
+def test_a_check_that_fails_is_followed_by_another(
+    shares: list[float], within: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it by a cell beyond the tolerance, or by estimates that are beyond it once enlarged."""
+
+    def check(filling: _Filling, cells: Sequence[int], number: int) -> FillingCheck:
+        filling.ask(cells)
+        return FillingCheck(
+            num_cells=len(cells), worst_error=0.0, worst_ratio=1.0, least_share=0.8,
+            share_within=shares[number - 1],
+        )  # fmt: skip
+
+    answers = iter(within)
+    monkeypatch.setattr(_Filling, "check", check)
+    monkeypatch.setattr(_Filling, "enlarge", lambda *_: next(answers))
+    found, _, _ = _fill(SMOOTH["quadratic"])
+    assert found.num_checks == len(shares)
+    assert found.converged
+
+
+def test_what_a_budget_ends_has_not_converged_whatever_its_check_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refine = _Filling.refine
+    monkeypatch.setattr(_Filling, "refine", lambda *given: refine(*given) and False)
+    found, _, _ = _fill(lambda x, y: np.ones_like(x + y))
+    assert found.check is not None
+    assert found.check.share_within == 1
+    assert found.num_checks == 1
+    assert not found.converged
+
+
 def test_preview_sees_it_sharpen() -> None:
     counts: list[int] = []
     found, _, _ = _fill(
@@ -522,13 +677,15 @@ def test_spline_and_its_variance_are_the_textbooks(order: int) -> None:
     np.testing.assert_allclose(spline.values, VALUES @ solved[:25], rtol=1e-7, atol=1e-7)
     variance = -np.sum(sides * solved, axis=0)
     assert variance.min() > 0
-    ratio = spline.deviation**2 / variance
-    # What is left over is the local scale σ², an average of c_i²/(A⁻¹)_ii, or its median.
+    # What is left over is the local scale σ²: the mean of c_i²/(A⁻¹)_ii over the twelve nearest
+    # points, or the median of that.
     inverse = np.linalg.inv(matrix)
     coefficients = (inverse[:, :25] @ VALUES)[:25]
     scales = coefficients**2 / np.diagonal(inverse)[:25]
-    assert ratio.min() >= scales.min() * (1 - 1e-6)
-    assert ratio.max() <= scales.max() * (1 + 1e-6)
+    nearest = np.linalg.norm(GRID[:, None] - POINTS[None], axis=2).argsort(axis=1)[:, :12]
+    local = scales[nearest].mean(axis=1)
+    expected = variance * np.maximum(local, np.median(np.sqrt(local)) ** 2)
+    np.testing.assert_allclose(spline.deviation**2, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -609,3 +766,11 @@ def test_order_follows_the_surface() -> None:
     broken = np.random.default_rng(0).permutation(len(grid)) / 10.0
     assert fit(grid, smooth, grid, 1e-6).order == 5
     assert fit(grid, broken, grid, 1e-6).order == 1
+
+
+def test_order_is_one_that_the_points_determine_with_one_to_spare() -> None:
+    assert [fit(POINTS[:n], VALUES[:n], GRID, TOLERANCE).order for n in (2, 3)] == [1, 1]
+    assert fit(POINTS[:6], VALUES[:6], GRID, TOLERANCE).order < 5
+    assert [_determined(POINTS[:n], 3) for n in (3, 4)] == [False, True]
+    line = POINTS * [1.0, 0.0]
+    assert fit(line, line[:, 0] ** 2, GRID, TOLERANCE).order == 1

@@ -92,6 +92,7 @@ def test_a_permuted_copy_is_recovered_exactly(name: str) -> None:
         assert torch.equal(result.state[key], value), key
     assert result.distance_after == 0.0 < result.distance_before
     assert result.output_difference <= FLOAT64
+    assert result.output_tolerance == 2.0**-26
     assert result.num_units == sum(CASES[name].groups)
 
 

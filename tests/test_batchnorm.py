@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -104,6 +105,8 @@ def test_recomputed_statistics_in_closed_form() -> None:
     with _objective(model) as objective:
         _push(objective)
         batchnorm = BatchNorm(objective, "recompute")
+        model.norm.running_mean.fill_(math.nan)  # what was there has no part in it
+        model.norm.running_var.fill_(math.inf)
         h = model.conv(objective.samples.inputs).transpose(0, 1).detach()
         with batchnorm.at():
             mean, variance = model.norm.running_mean, model.norm.running_var

@@ -15,7 +15,9 @@ from lgo_cli.config import ContourConfig, Execution, FigureConfig, HessianConfig
 from lgo_cli.errors import InputError, NumericsError, OutputError, UsageError
 from lgo_cli.manifest import Manifest
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.claims import read_aside
 from lgo_cli.runs.inspect import inspect_run
+from lgo_cli.runs.plan import plan_step
 
 HESSIAN = HessianConfig(top_k=2, analysis_samples=64)
 
@@ -179,6 +181,13 @@ def test_a_killed_redraw_is_drawn_again_and_not_computed(
         with pytest.raises(KeyboardInterrupt):
             execute(config, small_run, figure=figure)
         assert not (killed / "contour.json").exists()
+        plan = plan_step(config, killed, Execution())
+        assert read_aside(plan) is not None
+        aside = killed / ".lgo" / "contour.old.json"
+        text = aside.read_text()
+        aside.write_text(text.replace('"seed": 0', '"seed": 7'))
+        assert read_aside(plan) is None  # it was edited
+        aside.write_text(text)
         planned = execute(config, killed, execution=Execution(dry_run=True))
         assert planned.status is Status.REDRAW_PLANNED
         with pytest.raises(KeyboardInterrupt):  # it is no worse after Ctrl-C

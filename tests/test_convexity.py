@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,37 @@ def test_loss_without_curvature_has_no_ratio() -> None:
         found = convexity_map(objective, _directions(4), [0.0, 1.0], [0.0])
     assert (found.largest == 0).all()
     assert np.isnan(found.ratio).all()
+
+
+def test_error_of_a_ratio_is_of_first_order_in_both() -> None:
+    """|λmin| = 2 ± 0.1 over λmax = 4 ± 0.2: (0.1 + 0.5·0.2) / 4."""
+    ends = {"largest": np.array([4.0, 0.0]), "ratio": np.array([0.5, math.nan])}
+    errors = {"largest_error_estimate": 0.2, "smallest_error_estimate": 0.1}
+    found = Convexity.ratio_error.fget(SimpleNamespace(**ends, **errors))
+    np.testing.assert_allclose(found, [0.05, math.nan])
+
+
+def test_each_number_of_a_finished_cell_has_its_place() -> None:
+    """Of a map that is all done, in serpentine order: nothing is computed."""
+    cells = np.arange(60.0).reshape(6, 10)
+    cells[:, 7] = [1, 0, 1, 1, 0, 1]
+    cells[[1, 4], 9] = cells[4, 1] = math.nan
+    model, samples, loss = make("relu")
+    with Objective(model, samples, loss) as objective:
+        directions = torch.eye(objective.dim)[:2]
+        found = convexity_map(
+            objective, directions, [0.0, 1.0, 2.0], [0.0, 1.0], finished=Finished(cells)
+        )
+    expected = cells[[[0, 1, 2], [5, 4, 3]]]
+    names = (
+        "loss", "largest", "smallest", "largest_residual_bound", "smallest_residual_bound",
+        "largest_error_estimate", "smallest_error_estimate", "converged", "num_matvecs",
+    )  # fmt: skip
+    for number, name in enumerate(names):
+        np.testing.assert_array_equal(getattr(found, name), expected[..., number], name)
+    # The fifth has no eigenvalues, and so neither bounds nor convergence to speak of.
+    (warning,) = found.warnings
+    assert warning.startswith("residual bounds at 1 of 6 cells of the convexity map allow for")
+    not_finite, unconverged = found.complaints
+    assert not_finite.startswith("at 1 cells of the convexity map the loss is finite and products")
+    assert unconverged.startswith("at 1 of 6 cells of the convexity map the eigenvalues did not")

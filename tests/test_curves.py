@@ -154,6 +154,7 @@ def test_arc_length_of_chains_and_of_a_curve_that_turns_back() -> None:
     lengths = chain.arc_length([1 / 3, 0.5, 2 / 3, 1.0])
     expected = [sides[0], sides[0] + sides[1] / 2, sides[0] + sides[1], sum(sides)]
     np.testing.assert_allclose(lengths, expected, rtol=DOUBLE_ROUNDING)
+    assert chain.arc_length([1.0])[0] == pytest.approx(sum(sides), rel=DOUBLE_ROUNDING)
     # Out to half the bend and back, with speed zero at the turn: there the integrand has a corner,
     # inside one panel of 64 at worst; the documented 1e-6.
     zero = torch.zeros(7, dtype=torch.float64)
@@ -202,6 +203,24 @@ def test_plane_of_several_bends_leaves_out_the_least() -> None:
     sides = sides - torch.outer(sides @ chord, chord)
     least = torch.linalg.svdvals(sides)[1:].square().sum()
     assert float(np.sum(plane.distances**2)) == pytest.approx(float(least), rel=1e-12)
+
+
+def test_plane_is_drawn_through_kinks_and_turned_to_the_farthest_bend() -> None:
+    for num_points in (4, 5, 6, 7):
+        chain = _curve(PolyChain, _vectors(num_points, 50))
+        plane = bend_plane(chain)
+        assert plane is not None
+        sides = plane.coordinates[1:-1, 1]
+        assert sides[np.argmax(np.abs(sides))] > 0
+        gaps = np.abs(plane.path(chain)[:, None] - plane.coordinates[None]).max(axis=2)
+        assert gaps.min(axis=0).max() <= 1e-12
+
+
+def test_plane_of_a_nearly_straight_curve_has_orthogonal_axes() -> None:
+    start, end, offset = _vectors(3, 50)
+    plane = bend_plane(Bezier(start, ((start + end) / 2 + 1e-9 * offset,), end))
+    assert plane is not None
+    assert abs(float(plane.directions[0] @ plane.directions[1])) <= DOUBLE_ROUNDING
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -558,6 +577,9 @@ def test_logged_loss_is_the_mean_over_the_epoch() -> None:
         expected = objective.loss(line.point(t))
     assert trained.history[0].train_loss == pytest.approx(expected, rel=1e-12)
     assert trained.history[0].learning_rate == 0.5
+    # Of the last step that was done, of two along half a cosine; not of the next.
+    trained = _one_step("relu", "bezier", _recipe(epochs=2, schedule="cosine"))[0]
+    assert [row.learning_rate for row in trained.history] == pytest.approx([0.5, 0.25])
 
 
 def test_divergence_says_where_and_keeps_the_last_finite_bends() -> None:

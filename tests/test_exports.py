@@ -413,19 +413,27 @@ def test_export_refuses_arrays_that_are_not_what_was_written(measured_run: Path,
     lgo("export", measured_run, "--to", "csv", "--step", "interp")
 
 
+@pytest.mark.parametrize("moment", ["_refuse_others_directory", "atomic_write"])
 def test_export_of_arrays_that_change_meanwhile_is_refused(
-    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
+    """Before a file is written, or when it is: then it goes again."""
     lgo("contour", small_run, *SMALL)
-    refuse = exporting._refuse_others_directory
+    step, written = getattr(exporting, moment), []
 
-    def measure_first(*arguments: Any, **options: Any) -> None:
-        lgo("contour", small_run, "--plane", "gradient", *SMALL)
-        refuse(*arguments, **options)
+    def measure_first(*arguments: Any, **options: Any) -> Any:
+        if not written:
+            lgo("contour", small_run, "--plane", "gradient", *SMALL)
+        written.append(arguments[0].name)
+        return step(*arguments, **options)
 
-    monkeypatch.setattr(exporting, "_refuse_others_directory", measure_first)
+    monkeypatch.setattr(exporting, moment, measure_first)
+    if moment != "atomic_write":
+        monkeypatch.setattr(exporting, "atomic_write", None)
     error = lgo("export", small_run, "--to", "csv", code=3).stderr
     assert "lgo contour wrote other arrays while they were exported" in error
+    assert not (small_run / "contour.csv").exists()
+    assert ("contour.csv" in written) == (moment == "atomic_write")
     assert _names(small_run) == set()
 
 

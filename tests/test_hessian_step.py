@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     assert sum(block["num_parameters"] for block in blocks) == results["num_parameters"]
     share = results["per_layer"]["off_block_share"]
     assert 0 < share < 1
+    whole = results["frobenius_norm"]
+    total, inside = whole["value"] ** 2, sum(block["frobenius_norm"] ** 2 for block in blocks)
+    assert share == pytest.approx(1 - inside / total)
+    # To first order: a square's error is 2x times that of x, relative to it twice.
+    errors = [2 * b["frobenius_norm"] * b["frobenius_standard_error"] / total for b in blocks]
+    errors.append(2 * inside / total * whole["standard_error"] / whole["value"])
+    error = results["per_layer"]["off_block_share_standard_error"]
+    assert 0 < error == pytest.approx(math.hypot(*errors))
     halves = results["halves"]
     assert (halves["first"]["num_samples"], halves["second"]["num_samples"]) == (32, 32)
     first, second = (halves[key]["largest"][0]["value"] for key in ("first", "second"))

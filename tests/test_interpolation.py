@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.landscape import barriers
+from lgo_cli.landscape import barriers, interpolation
 from lgo_cli.landscape.barriers import (
     _factor,
     _quantile,
@@ -27,11 +27,13 @@ from lgo_cli.landscape.barriers import (
     rounding_allowance,
 )
 from lgo_cli.landscape.curves import Arc, straight
+from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.grids import alpha_grid, linspace
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
+from lgo_cli.results import Barrier
 from lgo_cli.samples import Samples
 
 DIM, CLASSES = 6, 3
@@ -497,6 +499,9 @@ def test_one_sample_is_said_to_have_no_interval() -> None:
         assert path.warnings == (
             "the barrier over one sample has no interval: raise --analysis-samples",
         )
+    with Objective(_network(), TRAIN.head(2)) as objective:
+        path = interpolate(objective, TEST.head(2), [0.0, 0.5, 1.0], target=objective.theta + 0.1)
+    assert not path.warnings
 
 
 def test_equal_losses_have_no_barrier_beyond_rounding() -> None:
@@ -510,6 +515,40 @@ def test_equal_losses_have_no_barrier_beyond_rounding() -> None:
         assert found.value == pytest.approx(ulp, rel=0.5)
         assert found.interval == (0.0, pytest.approx(found.value + rounding))
         assert rounding < 20 * ulp
+    # Twice four roundings of the largest loss L, in units of eps·(1 + L), and once what is fast.
+    allowed = rounding_allowance(np.array([1.0, 3.0, 2.0]), torch.float32, 0.125)
+    assert allowed == 2 * 4 * 2.0**-23 * (1 + 3) + 0.125 * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_barriers_are_told_of_the_arithmetic_and_of_fast_paths(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the training samples points are fast and off by 1/8, on the test samples they are not."""
+    told, compared = [], []
+
+    def noted(*arrays: np.ndarray, **known: Any) -> Barrier | None:
+        told.append(known)
+        return estimate_barrier(*arrays, **known)
+
+    monkeypatch.setattr(interpolation, "estimate_barrier", noted)
+    monkeypatch.setattr(Evaluator, "verify", lambda _, points: compared.append(points))
+    is_fast = property(lambda self: self.samples is self.objective.samples)
+    monkeypatch.setattr(Evaluator, "is_fast", is_fast)
+    monkeypatch.setattr(
+        Evaluator, "difference", property(lambda self: 0.125 if self.is_fast else 9.0)
+    )
+    with Objective(_network(), TRAIN, dtype=dtype) as objective:
+        test = TEST.to(objective.device, dtype)
+        end = objective.theta + 0.1
+        path = interpolate(objective, test, [-0.5, 0.0, 0.5, 1.0, 2.0], target=end, seed=3)
+    assert told == [
+        {"seed": 3, "label": "train", "dtype": dtype, "fast_path_difference": 0.125},
+        {"seed": 3, "label": "test", "dtype": dtype, "fast_path_difference": 0.0},
+    ]
+    assert compared == 2 * [[(0.0,), (-0.5,), (2.0,)]]
+    assert path.fast_path_difference == 0.125
+    assert not path.is_fast
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])

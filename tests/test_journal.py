@@ -8,7 +8,9 @@ import resource
 import struct
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,10 @@ from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import MachineError, UsageError
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
+from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.landscape.convexity import Finished
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import InputRef, Request, read_manifest
 from lgo_cli.objective import Objective
 from lgo_cli.runs import Status, execute, journal
@@ -95,6 +99,15 @@ def test_damaged_record_ends_what_is_believed(tmp_path: Path, position: int) -> 
     assert len(_known(tmp_path)) == position // size
 
 
+def test_record_that_is_written_in_part_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path, "key") as journal, monkeypatch.context() as patch:
+        patch.setattr(journal, "_handle", SimpleNamespace(write=lambda data: len(data) - 1))
+        with pytest.raises(MachineError, match="no space left"):
+            journal.add(*next(iter(CELLS.items())))
+
+
 def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:
     paths = {_fill(tmp_path, share) for share in ("0-of-2", "1-of-2")}
     assert len(paths) == 2
@@ -147,6 +160,53 @@ def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _key(request=REQUEST.model_copy(update=change)) not in keys
     monkeypatch.setattr("lgo_cli.landscape.evaluator.VERSION", 999)
     assert _key() not in keys
+
+
+CHANGES: dict[str, Callable[[Evaluator], object]] = {
+    "plan": lambda e: setattr(e, "plan", "another"),
+    "centre": lambda e: e.objective.theta.add_(1.0),
+    "frozen": lambda e: e.objective.model[2].weight.add_(1.0),
+    "buffers": lambda e: e.objective.model[1].running_var.add_(1.0),
+    "directions": lambda e: e.directions.mul_(2.0),
+    "inputs": lambda e: e.samples.inputs.add_(1.0),
+    "labels": lambda e: e.samples.labels.add_(1),
+    "loss": lambda e: setattr(e.objective, "loss_function", LossFunction("squared_error")),
+    "smoothing": lambda e: setattr(e.objective, "loss_function", LossFunction(label_smoothing=0.1)),
+    "policy": lambda e: setattr(e.batchnorm, "policy", "batch"),
+    "policy's samples": lambda e: setattr(e.batchnorm, "num_samples", 7),
+    "policy's ends": lambda e: e.batchnorm.ends[1].add_(1.0),
+    "dtype": lambda e: setattr(e.objective, "dtype", torch.float64),
+    "micro-batch": lambda e: setattr(e.objective, "micro_batch_size", 7),
+    "device": lambda e: setattr(e.objective, "device", torch.device("cuda", 0)),
+    "threads": lambda e: torch.set_num_threads(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_key_is_of_each_of_these_alone(change: str) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+    )
+    model[2].requires_grad_(False)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    with Objective(model, Samples(torch.ones(6, 4), torch.zeros(6).long())) as objective:
+        ends = {(0.0, 0.0): own, (1.0, 0.0): own, (0.0, 1.0): own}
+        batchnorm = BatchNorm(objective, "interpolate", ends=ends)
+        evaluator = Evaluator(objective, torch.eye(objective.dim)[:2], batchnorm=batchnorm)
+        before = key_of(evaluator, REQUEST)
+        assert key_of(evaluator, REQUEST) == before
+        with torch.no_grad():
+            CHANGES[change](evaluator)
+        assert key_of(evaluator, REQUEST) != before
+
+
+def test_key_is_of_the_library_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [_key()]
+    monkeypatch.setattr(torch, "__version__", "0")
+    keys.append(_key())
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    keys.append(_key())
+    assert len(set(keys)) == 3
 
 
 def _contour(run: Path, out: Path, shard: str | None = None, **config: object) -> Status:

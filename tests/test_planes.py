@@ -22,12 +22,14 @@ from lgo_cli.curvature.search import Wanted
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.landscape.directions import gradient_direction, orthogonalize, random_direction
 from lgo_cli.landscape.planes import (
+    PlaneCurve,
     checkpoints_plane,
     eigen_plane,
     given_plane,
     gradient_plane,
     random_eigen_plane,
     random_plane,
+    range_around,
 )
 from lgo_cli.loss import LossFunction
 from lgo_cli.manifest import read_manifest
@@ -226,6 +228,47 @@ def test_given_directions_are_used_as_they_are() -> None:
         f"y: given direction 2, norm {norm(oblique[1]):.4g}",
     )
     assert right.warnings == ()
+
+
+def test_curve_of_given_directions_is_inside_the_picture() -> None:
+    """Its bend too, which it need not go through, and a quarter of the extent around."""
+    path = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]])
+    points = np.array([[0.0, 0.0], [0.5, 2.0], [1.0, 0.0]])
+    with Objective(network(), images()) as objective:
+        first, other = unit(objective.dim, 1), unit(objective.dim, 2)
+        directions = torch.stack([first, other - 0.5 * first])
+        plane = given_plane(objective, directions, PlaneCurve(path, points, np.zeros(3)))
+    assert plane.axis_cosine < 0
+    assert (plane.x_range, plane.y_range) == ((-0.5, 1.5), (-0.5, 2.5))
+    places = [(marker.label, marker.x, marker.y) for marker in plane.markers]
+    assert places == [("bend", 0.5, 2.0), ("other end", 1.0, 0.0)]
+    (warning,) = plane.warnings
+    assert f"(cosine {plane.axis_cosine:.3f})" in warning
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((1.0, 3.0), "lie on one line"),
+        ((1e-3, 1.0), "lie on one line"),
+        ((1e-9, 1.0), "run itself"),
+    ],
+)
+def test_checkpoints_on_a_line_but_for_rounding_span_no_plane(
+    scales: tuple[float, float], message: str
+) -> None:
+    """Weights in float32 leave the line by their rounding, near the run by more of the distance."""
+    with Objective(network(), images()) as objective:
+        direction = objective.theta.norm() * unit(objective.dim, 1)
+        a, b = ((objective.theta.double() + scale * direction).float() for scale in scales)
+        with pytest.raises(InputError, match=message):
+            checkpoints_plane(objective, a, b)
+
+
+def test_ranges_are_rounded_to_three_digits_of_the_larger_extent() -> None:
+    found = range_around([(0.0, 0.0), (1.23456, 0.5)])
+    assert found == ((-0.31, 1.54), (-0.31, 0.81))
+    assert range_around([(0.0, 0.0), (-1234.56, 0.5)]) == ((-1540.0, 310.0), (-310.0, 310.0))
 
 
 def test_given_directions_that_are_none() -> None:

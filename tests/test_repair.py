@@ -247,6 +247,25 @@ def test_a_spread_of_rounding_is_none() -> None:
             assert torch.equal(model[0].weight[0], inside["0.weight"][0])
 
 
+def test_a_spread_of_a_thousandth_of_the_mean_is_one() -> None:
+    model = nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[0].bias.fill_(1.0)
+    with Objective(model, _samples((12,))) as objective:
+        end = objective.theta.clone()
+        end[:24] = end[:24].flip(0)
+        repair = Repair(objective, end)
+        objective.move((objective.theta + end) / 2)
+        before = repair.moments("0.weight")["0.weight"].std
+        with repair.at(0.5):
+            after = repair.moments("0.weight")["0.weight"].std
+        expected = sum(each.std for each in repair.ends["0.weight"]) / 2
+        # Outputs near 1 are rounded to 6e-8, of a spread of 6e-4.
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=0)
+        assert ((before / expected - 1).abs() > 0.05).all()
+
+
 class SharedBias(nn.Module):
     def __init__(self) -> None:
         super().__init__()

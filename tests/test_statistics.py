@@ -82,6 +82,17 @@ def test_profile_of_a_minimum_about_as_wide_as_a_cell(number: int, center: float
     np.testing.assert_allclose(found[1:], expected[1:], rtol=0.05, atol=room)
 
 
+def test_profile_of_a_parabolic_height_is_exact_up_to_the_rim() -> None:
+    def loss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.asarray(0.5 * np.sinh(1 + 0.3 * x - 0.2 * x * y + 0.5 * x**2 + 0.4 * y**2))
+
+    x, y, radii = np.linspace(-1, 1, 9), np.linspace(-1, 1, 7), np.array([0.3, 0.9, 1.0])
+    angles = 2 * np.pi * np.arange(96) / 96
+    expected = [loss(r * np.cos(angles), r * np.sin(angles)).mean() for r in radii]
+    found = profile(x, y, loss(x[None], y[:, None]), radii, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_profile_of_losses_that_no_scale_holds() -> None:
     loss = np.ones((21, 21))
     loss[0] = 1e300
@@ -94,11 +105,10 @@ def test_profile_is_infinite_where_a_circle_touches_what_is_not_finite() -> None
     loss[10, 20] = math.nan  # (1, 0)
     found = profile(X, Y, loss, np.array([0.0, 0.5, 0.87, 0.9, 1.0]), 1.0)
     assert found.tolist() == [1.0, 1.0, 1.0, math.inf, math.inf]
-    # The rim itself has neighbours beyond it of no weight.
-    loss[10, 20] = 1.0
-    loss[9, 20] = loss[11, 20] = math.inf
-    at_the_rim = profile(X, Y, loss, np.array([0.0]), 1.0)
-    assert at_the_rim.tolist() == [1.0]
+    # A circle through cells has neighbours beyond it, of no weight.
+    x, beyond = np.linspace(-2, 2, 5), np.ones((5, 5))
+    beyond[2, 4] = math.inf  # (2, 0)
+    assert profile(x, x, beyond, np.array([1.0, 1.01]), 1.0).tolist() == [1.0, math.inf]
 
 
 def test_statistics_of_surfaces() -> None:
@@ -141,6 +151,8 @@ def test_mean_curvature_along_random_lines_is_the_weighted_trace(
     # 300 lines: beyond 4 standard errors in 1 of 16,000 seeds.
     assert abs(found.mean - truth) <= 4 * found.standard_error
     assert abs(found.expected - truth) <= 4 * found.expected_standard_error + 1e-12
+    together = math.hypot(found.standard_error, found.expected_standard_error)
+    assert found.deviation == pytest.approx((found.mean - found.expected) / together)
     assert abs(found.deviation) <= 4
     # And the test could fail: the lines know their mean far better than they know λmax.
     assert 0 < found.standard_error < 0.05 * top
@@ -179,6 +191,20 @@ def test_variance_of_a_line_is_that_of_many(normalization: Normalization) -> Non
     stated = found.standard_error * math.sqrt(300)
     # The sample deviation of 300 lines, skewed ones, is known to about a tenth.
     assert found.values.std(ddof=1) == pytest.approx(stated, rel=0.3)
+
+
+def test_variance_of_a_line_is_of_the_weights_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(trace: float, norm: float, num_moved: int) -> float:
+        seen.append(num_moved)
+        return line_variance(trace, norm, num_moved)
+
+    monkeypatch.setattr("lgo_cli.landscape.line_curvature.line_variance", noted)
+    for normalization in ("filter", "none"):
+        _line_curvature("relu", normalization, 1)
+    sizes = [(p.numel(), p.ndim) for p in make("relu")[0].parameters()]
+    assert seen == [sum(n for n, ndim in sizes if ndim > 1), sum(n for n, _ in sizes)]
 
 
 @pytest.mark.parametrize("num_lines", [4, 16])

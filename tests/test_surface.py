@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgo_cli.landscape.adaptive import Filled
 from lgo_cli.landscape.cells import Cells
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.grids import linspace
@@ -243,6 +245,26 @@ def test_cells_that_are_not_finite_stay_so() -> None:
     assert surface.loss_max == surface.loss[:, 0].max()
 
 
+def test_filled_cells_count_as_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among cells that are not finite, and among the extremes."""
+
+    def fill(x: list[float], y: list[float], measure: Any, **options: Any) -> Filled:
+        assert (options["tolerance"], options["max_cost"], options["seed"]) == (0.1, 99, 4)
+        loss = np.array([[*measure([(0, 0)]), 9.0, math.nan], [math.inf, 0.25, 1.0]])
+        rest = {"error_estimate": loss, "num_measured": 1, "num_small": 0, "cost": 1.0}
+        check = {"floor": 1.0, "check": None, "num_checks": 0, "converged": True}
+        return Filled(loss=loss, measured=loss > 0, **rest, **check)
+
+    monkeypatch.setattr("lgo_cli.landscape.surface.fill_surface", fill)
+    with Objective(_network(), SAMPLES) as objective:
+        options = {"tolerance": 0.1, "max_cells": 99, "seed": 4}
+        plane = random_plane(objective, 0)
+        found = _surface(objective, plane, [0.5, 1.0, 1.5], [0.5, 1.0], **options)
+    assert found.self_check.num_nonfinite == 2
+    assert (found.loss_min, found.loss_max) == (0.25, 9.0)
+    assert found.num_measured == found.measured.sum() == 1
+
+
 def test_surface_without_a_finite_cell_has_no_extremes() -> None:
     with Objective(_network(), SAMPLES) as objective:
         steep = torch.full((objective.dim,), 1e38)
@@ -273,6 +295,10 @@ class _Listener:
     def __init__(self) -> None:
         self.total: int | None = None
         self.losses: list[float] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
@@ -292,6 +318,37 @@ def test_progress_hears_of_each_cell_once() -> None:
         surface = _surface(objective, plane, [-1.0, 0.0, 1.0], [0.0, 1.0], progress=listener)
     assert listener.total == 6
     assert sorted(listener.losses) == sorted(surface.loss.ravel().tolist())
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(0.8, None), (10.0, 12)])
+def test_a_long_surface_is_said_once_to_be_long(
+    seconds: float, minutes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 9 of 81 cells, by the time that these took: the other 72 take 72 times `seconds`."""
+    cells, listener, axis = Cells(), _Listener(), linspace((0.5, 1.5), 9)
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + seconds * cells.num_measured)
+    monkeypatch.setattr("lgo_cli.landscape.surface.time", clock)
+    with Objective(_network(), SAMPLES) as objective:
+        plane = random_plane(objective, 0)
+        _surface(objective, plane, axis, axis, cells=cells, progress=listener)
+    said = f"hint: the other 72 cells take about {minutes} min; --tolerance 0.01 measures"
+    assert [note.partition(" a part")[0] for note in listener.notes] == [said] * bool(minutes)
+
+
+def test_a_fast_path_is_compared_at_the_centre_and_two_corners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[float, ...]] = []
+
+    def verify(evaluator: Evaluator, points: list[tuple[float, ...]]) -> float:
+        compared.extend(points)
+        return 0.25
+
+    monkeypatch.setattr(Evaluator, "verify", verify)
+    with Objective(_network(), SAMPLES) as objective:
+        found = _surface(objective, random_plane(objective, 0), [-1.0, 0.0, 2.0], [-3.0, 4.0])
+    assert compared == [(0.0, 0.0), (-1.0, -3.0), (2.0, 4.0)]
+    assert found.self_check.fast_path_difference == 0.25
 
 
 def test_finer_and_wider_grids_measure_shared_cells_once() -> None:
@@ -364,11 +421,13 @@ def test_other_samples_are_treated_as_the_own_are() -> None:
     with Objective(_network(), _samples(400)) as objective:
         evaluator = Evaluator(objective, random_plane(objective, 0).directions)
         x, y = linspace((-3.0, 3.0), 41), linspace((-3.0, 3.0), 31)
-        own = measure_surface(evaluator, x, y, tolerance=0.003)
+        own = measure_surface(evaluator, x, y, tolerance=0.003, cells=(cells := Cells()))
         other = measure_surface(evaluator.on(_samples(400)), x, y, tolerance=0.003)
     assert own.filled is not None
     assert other.filled is not None
     assert own.filled.num_small == other.filled.num_small > 0
+    assert own.filled.cost == own.num_measured + own.filled.num_small / 16
+    assert {num_samples for _, _, num_samples in cells.known} == {400, 400 // 16}
     assert np.array_equal(own.measured, other.measured)
     assert np.array_equal(own.loss, other.loss)
     assert own.loss_at_center == other.loss_at_center

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SMALL, Lgo
+
+from lgo_cli.runs.evidence import convexity_results
 
 HONEST = (
     "hessian --top-k 2",
@@ -197,3 +200,17 @@ def test_arrays_that_lack_one_are_told(lgo: Lgo, small_run: Path) -> None:
     path.write_text(json.dumps(manifest))
     error = lgo("verify", small_run, code=3).stderr
     assert "hessian: hessian.npz has no largest_residual_bounds\n" in error
+
+
+def test_convexity_is_reported_of_the_cell_that_is_surely_the_largest() -> None:
+    """A larger ratio that is hardly known, and one that is not known at all, are not it."""
+    found = convexity_results(
+        {
+            "convexity_ratio": np.array([[0.5, 0.6, 0.45], [math.nan, 0.3, 0.9]]),
+            "convexity_ratio_error": np.array([[0.05, 0.2, 0.01], [math.nan, 0.0, math.nan]]),
+            "convexity_converged": np.array([[True, False, True], [False, True, False]]),
+            "convexity_num_matvecs": np.array([[1, 2, 3], [4, 5, 6]]),
+        }
+    )
+    assert (found.largest_ratio, found.largest_ratio_error) == (0.5, 0.05)
+    assert (found.num_cells, found.num_converged, found.num_matvecs) == (6, 3, 21)

@@ -169,7 +169,7 @@ def fill_surface(
         check = filling.check(cells, num_checks)
         good = filling.enlarge(check) and check.share_within == 1
         if good or not done:
-            return filling.result(check, num_checks, converged=done and good)
+            return filling.result(check, num_checks, converged=done)
 
 
 class _Filling:

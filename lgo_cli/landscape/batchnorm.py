@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.outputs import call, no_variance
+from lgo_cli.outputs import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -164,7 +164,7 @@ class BatchNorm:
         seen: dict[int, int] = {}
 
         def accumulate(call: dict[str, Any]) -> None:
-            count = _values_per_channel(call["input"])
+            count = call["input"].numel() // call["input"].shape[1]  # values of each channel
             layer = id(call["running_mean"])
             seen[layer] = seen.get(layer, 0) + count
             # A moving average with these momenta is the weighted mean of all that came so far.
@@ -222,20 +222,7 @@ class _Intercepting(TorchFunctionMode):
 
 
 def _normalise_by_batch(call: dict[str, Any]) -> None:
-    _values_per_channel(call["input"])
     call.update(running_mean=None, running_var=None, training=True)
-
-
-def _values_per_channel(inputs: Tensor) -> int:
-    """How many values of each channel there are in inputs [n, C, ...].
-
-    Raises:
-        UsageError: if it is one.
-    """
-    count = inputs.numel() // inputs.shape[1]
-    if count == 1:
-        raise no_variance()
-    return count
 
 
 @torch.no_grad()

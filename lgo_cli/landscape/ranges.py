@@ -111,8 +111,7 @@ class _Search:
 
         def above(distance: float) -> bool:
             self.num_evaluations += 1
-            # Without the sign of zero: (-0.0, y) is the cell (0.0, y).
-            value = self.loss(sign_x * distance + 0.0, sign_y * distance + 0.0)
+            value = self.loss(sign_x * distance, sign_y * distance)
             return not math.isfinite(value) or value >= self.target
 
         exponent = self.exponent
