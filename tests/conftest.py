@@ -31,8 +31,9 @@ from lgo_cli.figures.files import save_figure
 
 
 def _untraced(owner: Any, *names: str) -> None:
-    """Keep coverage's tracer out of functions of others: it makes all Python two to three times as
-    slow, and drawing is most of what the suite does. Python 3.12's own way of tracing does not.
+    """Keep coverage's tracer out of functions of others: it makes their Python twice as slow too.
+
+    What of ours they call back is not measured there: one line, in drawing.
     """
     for name in names:
         setattr(owner, name, _paused(getattr(owner, name)))
