@@ -54,6 +54,7 @@ def _paused(function: Any) -> Any:
     return call
 
 
+gc.disable()  # while test modules are rewritten and imported
 _untraced(rewrite, "rewrite_asserts")
 _untraced(ConstrainedLayoutEngine, "execute")
 _untraced(
@@ -74,6 +75,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
