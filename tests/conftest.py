@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import os
 import pickle
+import sys
 
 # Bits differ with the number of threads: every test that compares them runs on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,12 +16,66 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
+from _pytest.assertion import rewrite
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation, Text
+from mpl_toolkits.mplot3d import Axes3D
 from typer.testing import CliRunner, Result
 
 from lgo_cli.cli import app
 from lgo_cli.figures.catalogue import draw
 from lgo_cli.figures.files import save_figure
+
+
+def _untraced(owner: Any, *names: str) -> None:
+    """Keep coverage's tracer out of functions of others: it makes their Python twice as slow too.
+
+    What of ours they call back is not measured there: one line, in drawing.
+    """
+    for name in names:
+        setattr(owner, name, _paused(getattr(owner, name)))
+
+
+def _paused(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        tracer: Any = sys.gettrace()
+        if type(tracer).__name__ != "CTracer":
+            return function(*arguments, **options)
+        tracer.stop()
+        try:
+            return function(*arguments, **options)
+        finally:
+            tracer.start()
+
+    return call
+
+
+gc.disable()  # while test modules are rewritten and imported
+_untraced(rewrite, "rewrite_asserts")
+_untraced(ConstrainedLayoutEngine, "execute")
+_untraced(
+    Figure, "add_axes", "colorbar", "draw_without_rendering", "findobj", "get_tightbbox", "legend",
+    "savefig", "subplots",
+)  # fmt: skip
+_untraced(Axes, "clabel", "contour", "contourf", "get_tightbbox", "inset_axes")
+_untraced(Axes3D, "plot_surface")
+_untraced(Text, "get_window_extent")
+_untraced(Annotation, "get_window_extent")
+
+# Each call of the command line would build all commands from their signatures again.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported is no garbage: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,18 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Lgo
+from lgo_server import CLIENT
 
 import lgo_cli
 
@@ -23,17 +26,31 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 README = EXAMPLES.parent / "README.md"
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `lgo` is this interpreter's, on one thread."""
-    bin_directory = tmp_path / "bin"
-    bin_directory.mkdir()
-    for name, arguments in (("lgo", "-m lgo_cli"), ("python", "")):
-        script = bin_directory / name
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment in which `lgo` is this interpreter's, on one thread, in a fork of a server."""
+    place = tmp_path_factory.mktemp("shell")
+    address = str(place / "server")
+    (place / "client.py").write_text(CLIENT.format(address=address))
+    (place / "bin").mkdir()
+    for name, arguments in (("lgo", f'-IS "{place}/client.py"'), ("python", "")):
+        script = place / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
         script.chmod(0o755)
-    path = f"{bin_directory}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(README.parent)}
+    path = f"{place / 'bin'}:{os.environ['PATH']}"
+    environment = {
+        **os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(README.parent)
+    }  # fmt: skip
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        command = [sys.executable, "-m", "lgo_server", str(listening.fileno())]
+        server = subprocess.Popen(
+            command, cwd=Path(__file__).parent, env=environment, pass_fds=[listening.fileno()]
+        )
+    yield environment
+    server.kill()
+    server.wait()
 
 
 Done = subprocess.CompletedProcess[str]
