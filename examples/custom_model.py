@@ -3,7 +3,7 @@
     lgo train --model examples/custom_model.py:build --model-arg width=32 --dataset digits
 
 `width` comes from --model-arg. `input_shape` and `num_classes` are filled in from the data set,
-because the signature names them. `weights` is a state_dict to begin from; else the seed decides.
+because the signature names them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,5 @@ class SmallConvNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-def build(
-    input_shape: tuple[int, ...], num_classes: int, width: int = 16, weights: str = ""
-) -> nn.Module:
-    model = SmallConvNet(input_shape[0], width, num_classes)
-    if weights:
-        model.load_state_dict(torch.load(weights, weights_only=True))
-    return model
+def build(input_shape: tuple[int, ...], num_classes: int, width: int = 16) -> nn.Module:
+    return SmallConvNet(input_shape[0], width, num_classes)

@@ -132,6 +132,7 @@ class TrainConfig(RecipeConfig):
     dataset: str = "synthetic"
     loss: LossName = "cross_entropy"
     label_smoothing: UnitInterval = 0.0
+    init: str | None = None
     save_every: Count | None = None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import resource
 import struct
 import sys
@@ -99,13 +101,26 @@ def test_damaged_record_ends_what_is_believed(tmp_path: Path, position: int) -> 
     assert len(_known(tmp_path)) == position // size
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "no space left"), (errno.EFBIG, "limit on the size of")]
+)
 def test_record_that_is_written_in_part_is_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:
+    """The system says why at the next call, and the part is no record."""
     with Journal(tmp_path, "key") as journal, monkeypatch.context() as patch:
-        patch.setattr(journal, "_handle", SimpleNamespace(write=lambda data: len(data) - 1))
-        with pytest.raises(MachineError, match="no space left"):
+        whole = journal._handle
+        writes = iter([lambda data: whole.write(data[:-1])])
+
+        def write(data: bytes) -> int:
+            for each in writes:
+                return each(data)
+            raise OSError(number, os.strerror(number))
+
+        patch.setattr(journal, "_handle", SimpleNamespace(write=write))
+        with pytest.raises(MachineError, match=said):
             journal.add(*next(iter(CELLS.items())))
+    assert not _known(tmp_path)
 
 
 def test_all_files_of_a_key_are_read_and_one_is_written(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, Lgo
 
 from lgo_cli.config import (
     ContourConfig,
@@ -503,6 +505,62 @@ def test_checkpoint_on_the_way_and_pca(small_run: Path) -> None:
     # An MLP has no buffers: each checkpoint is drawn as what it is.
     assert all(point.own_loss == point.loss for point in trajectory)
     assert sum(pca.results.explained_variance) <= 1 + 1e-12  # type: ignore[union-attr]
+
+
+def test_training_begins_from_other_weights(lgo: Lgo) -> None:
+    """Of steps without memory two halves are the whole, but for the order of a sum's terms."""
+    step = (
+        *SMALL, "--batch-size", 256, "--momentum", 0, "--schedule", "constant", "--weight-decay", 0,
+    )  # fmt: skip
+    lgo("train", *step, "--epochs", 4, "--out", "whole")
+    lgo("train", *step, "--out", "first")
+    second = ("train", *step, "--seed", 5, "--init", "first", "--out", "second")
+    lgo(*second)
+    end, init = torch.load("first/model.pth"), torch.load("second/init.pth")
+    whole, halves = torch.load("whole/model.pth"), torch.load("second/model.pth")
+    for name, value in end.items():
+        assert torch.equal(init[name], value)
+        assert not torch.equal(halves[name], value)
+        torch.testing.assert_close(halves[name], whole[name], rtol=1e-5, atol=1e-6)
+    request = json.loads(Path("second/train.json").read_text())["request"]
+    assert request["config"]["init"] == "init.pth"
+    assert request["inputs"]["init.pth"] == {
+        "sha256": hashlib.sha256(Path("first/model.pth").read_bytes()).hexdigest(),
+        "produced_by": read_manifest(Path("first/train.json")).fingerprint,
+    }
+    for again in (second, ("train", "--config", "second/train.json", "--out", "second")):
+        assert "up to date" in lgo(*again).stderr
+    lgo("interp", "second", "--num-points", 3)
+    lgo("verify", "second")
+    # A file that belongs to no run has weights too.
+    shutil.copy("whole/init.pth", "elsewhere.pth")
+    lgo("train", *step, "--init", "elsewhere.pth", "--out", "third")
+    for name, value in torch.load("elsewhere.pth").items():
+        assert torch.equal(torch.load("third/init.pth")[name], value)
+    lgo("train", *step, "--seed", 9, "--out", "first")
+    stale = "stale: input init.pth (first/model.pth) has changed since"
+    assert stale in lgo("verify", "second", code=3).stderr
+    assert (
+        "is not the init.pth that the manifest records"
+        in lgo("train", "--config", "second/train.json", code=3).stderr
+    )
+
+
+def test_training_does_not_begin_from_what_it_replaces_or_what_does_not_fit(lgo: Lgo) -> None:
+    lgo("train", *SMALL)
+    before = _digests(Path("outputs"))
+    error = lgo("train", *SMALL, "--init", "outputs/init.pth", code=2).stderr
+    assert error.startswith(
+        "lgo: error: --init outputs/init.pth is of the run that this training would replace\n"
+    )
+    error = lgo("train", "--init", "outputs", "--epochs", 1, "--out", "other", code=3).stderr
+    assert "outputs/model.pth does not fit the model" in error
+    assert not Path("other").exists()
+    assert (
+        "no such run or checkpoint: none"
+        in lgo("train", *SMALL, "--init", "none", "--out", "other", code=3).stderr
+    )
+    assert _digests(Path("outputs")) == before
 
 
 def test_changed_weights_are_not_the_manifests(small_run: Path) -> None:

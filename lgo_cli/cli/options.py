@@ -113,6 +113,14 @@ Augment = Annotated[
         metavar="NAME",
     ),
 ]
+Init = Annotated[
+    str | None,
+    option(
+        TRAINING,
+        "Run or checkpoint to begin from. (default: random weights, by --seed)",
+        metavar="RUN",
+    ),
+]
 SaveEvery = Annotated[
     int | None,
     option(TRAINING, "Optimiser steps between checkpoints that are kept.", metavar="N"),

@@ -284,6 +284,8 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
                 "init" if name == "init" else _place(manifest, path, str(name))
                 for name in values[key]
             ]
+    if values.get("init") is not None:
+        values["init"] = _place(manifest, path, "init.pth")
     if "warm_start.npz" in request.inputs:
         values["warm_start"] = str(Path(_place(manifest, path, "warm_start.npz")).parent)
     named = "model.pth" in request.inputs
@@ -310,6 +312,8 @@ def _named_by(name: str, manifest: Manifest) -> str:
         return role_of(name)
     if role_of(name) in ("model.py", "warm_start.npz"):
         return name.partition(".")[0]
+    if name == "init.pth" and manifest.request.command == "train":
+        return "init"
     if name.startswith("directions_"):
         return "directions"
     if name == "to" or name.startswith("to_"):

@@ -37,6 +37,7 @@ def train(
     schedule: options.Schedule = _C.schedule,
     warmup_epochs: options.WarmupEpochs = _C.warmup_epochs,
     augment: options.Augment = _C.augment,
+    init: options.Init = _C.init,
     save_every: options.SaveEvery = _C.save_every,
     resume: options.Resume = _E.resume,
     seed: options.Seed = _C.seed,

@@ -1,22 +1,45 @@
-"""Whether the eigenvectors of an earlier `lgo hessian` serve another analysis; without torch."""
+"""Eigenvectors of an earlier `lgo hessian`, for another analysis; without torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lgo_cli.config import OBJECTIVE_FIELDS, HessianConfig
-from lgo_cli.manifest import ALGORITHM_VERSIONS
+from lgo_cli.errors import InputError
+from lgo_cli.manifest import ALGORITHM_VERSIONS, InputRef, damaged_outputs, read_manifest
 from lgo_cli.parsing import parse_config
 from lgo_cli.results import HessianResults
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from lgo_cli.manifest import Manifest, Request
 
 PLANE_VECTOR_RTOL = 1e-3
 """Residual of an eigenvector that is good enough to go along, relative to max(|λ|, 0.01·max|θ|)."""
 
 
-def serves(found: Manifest, request: Request, num_vectors: int) -> bool:
+def saved_eigenvectors(
+    places: Iterable[Path], request: Request, num_vectors: int
+) -> tuple[Path, InputRef] | None:
+    """The first `hessian.npz` in some directories that serves a request, if there is any."""
+    for directory in places:
+        path = directory / "hessian.json"
+        if not path.is_file():
+            continue
+        try:
+            found = read_manifest(path)
+        except InputError:  # nobody asked for it
+            continue
+        if _serves(found, request, num_vectors) and not damaged_outputs(found, directory):
+            sha256 = found.outputs["hessian.npz"].sha256
+            reference = InputRef(sha256=sha256, produced_by=found.fingerprint)
+            return directory / "hessian.npz", reference
+    return None
+
+
+def _serves(found: Manifest, request: Request, num_vectors: int) -> bool:
     """Whether another step's eigenvectors are those of this objective, and precise enough."""
     results = found.results
     if not isinstance(results, HessianResults) or not results.converged:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lgo_cli import checkpoint
-from lgo_cli.config import AnalysisConfig
+from lgo_cli.config import AnalysisConfig, TrainConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError, dtype_name
 from lgo_cli.factories import parse_factory
@@ -86,8 +86,9 @@ def load(plan: Plan, device: str) -> Loaded:
         config.seed,
     )
     use_true_float32()  # once more: one's own files may have said otherwise
-    if "model.pth" in plan.files:
-        path = plan.files["model.pth"]
+    weights = "init.pth" if isinstance(config, TrainConfig) else "model.pth"
+    if weights in plan.files:
+        path = plan.files[weights]
         state = checkpoint.load_fitting(path, model)
         with model_failures(f"{path} cannot be put into the model"):
             model.load_state_dict(state)

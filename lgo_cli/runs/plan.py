@@ -35,7 +35,7 @@ from lgo_cli.manifest import (
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.parsing import parse_config
 from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
-from lgo_cli.runs.eigenvectors import serves
+from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inputs import differing, not_given, refuse_other
 from lgo_cli.runs.names import optimizer_name, saved_step
@@ -171,7 +171,17 @@ def _plan_training(config: TrainConfig, execution: Execution) -> Plan:
     builder = _Builder(execution)
     builder.name_model(config.model, config.model_arg)
     builder.name_dataset(config.dataset, config.dataset_arg)
-    return builder.plan(config, execution.out or DEFAULT_RUN)
+    out = execution.out or DEFAULT_RUN
+    if config.init is not None:
+        begun = find_checkpoint(Path(config.init))
+        if begun.trained is not None and begun.trained[1].resolve() == out.resolve():
+            raise UsageError(
+                f"--init {config.init} is of the run that this training would replace",
+                hint="--out DIR",
+            )
+        builder.add_checkpoint("init.pth", begun)
+        builder.set("init", config.init, "init.pth")
+    return builder.plan(config, out)
 
 
 def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Execution) -> Plan:
@@ -195,7 +205,13 @@ def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Executio
     along = plan.request.config.get("plane") or plan.request.config.get("direction")
     if along in ("eigen", "random+eigen"):
         num_vectors = 2 if isinstance(config, ContourConfig) and along == "eigen" else 1
-        return _with_eigenvectors(plan, checkpoint, num_vectors)
+        places = dict.fromkeys((out, checkpoint.directory))
+        found = saved_eigenvectors(places, plan.request, num_vectors)
+        if found is not None:  # else they will be computed
+            npz, reference = found
+            inputs = {**plan.request.inputs, "hessian.npz": reference}
+            request = plan.request.model_copy(update={"inputs": inputs})
+            return replace(plan, request=request, files={**plan.files, "hessian.npz": npz})
     return plan
 
 
@@ -205,7 +221,8 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
     digests = {name: ref.sha256 for name, ref in trained.request.inputs.items()} if trained else {}
     code = {name: digest for name, digest in digests.items() if role_of(name) == "model.py"}
     named = {name: digest for name, digest in digests.items() if role_of(name) in ARGUMENTS}
-    data = {name: digest for name, digest in digests.items() if name not in {**code, **named}}
+    others = {**code, **named, "init.pth": ""}  # whose weights the run's own are not any more
+    data = {name: digest for name, digest in digests.items() if name not in others}
     for name in ("train_samples", "loss", "label_smoothing"):
         default = TrainConfig.model_fields[name].default
         given = getattr(config, name)
@@ -370,27 +387,6 @@ def _add_warm_start(builder: _Builder, config: HessianConfig, out: Path) -> None
         raise InputError(next(iter(damaged.values())), hint="run lgo hessian there again")
     builder.add("warm_start.npz", directory / "hessian.npz", found.fingerprint)
     builder.set("warm_start", str(directory), "warm_start.npz")
-
-
-def _with_eigenvectors(plan: Plan, checkpoint: Checkpoint, num_vectors: int) -> Plan:
-    """Use `hessian.npz` as an input if one is there and fits; else they will be computed."""
-    for directory in dict.fromkeys((plan.out, checkpoint.directory)):
-        path = directory / "hessian.json"
-        if not path.is_file():
-            continue
-        try:
-            found = read_manifest(path)
-        except InputError:  # nobody asked for it: the eigenvectors are computed
-            continue
-        if serves(found, plan.request, num_vectors) and not damaged_outputs(found, directory):
-            npz = directory / "hessian.npz"
-            reference = InputRef(
-                sha256=found.outputs["hessian.npz"].sha256, produced_by=found.fingerprint
-            )
-            inputs = {**plan.request.inputs, "hessian.npz": reference}
-            request = plan.request.model_copy(update={"inputs": inputs})
-            return replace(plan, request=request, files={**plan.files, "hessian.npz": npz})
-    return plan
 
 
 def plan_step(config: StepConfig, run: Path | None, execution: Execution) -> Plan:
