@@ -185,16 +185,23 @@ def step_lock(directory: Path, step: str) -> Iterator[None]:
         MachineError: if its file system has no locks.
     """
     lock = directory / BOOKKEEPING / f"{step}.lock"
-    new = [path for path in (lock, *lock.parents) if not os.path.exists(path)]
+    is_new = not os.path.exists(lock)
+    new = [path for path in lock.parents if not os.path.exists(path)]
     try:
         with _locked(lock, directory, step):
-            yield
+            try:
+                yield
+            except BaseException:
+                with suppress(OSError):  # while it is held: who waits for it would hold no file
+                    if is_new:
+                        lock.unlink()
+                raise
     except LockedError:  # by its owner
         raise
     except BaseException:
         with suppress(OSError):
             for path in new:
-                path.unlink() if path == lock else path.rmdir()
+                path.rmdir()
         raise
 
 

@@ -234,6 +234,23 @@ def test_a_step_that_fails_leaves_no_lock_where_none_was(
     assert (tmp_path / "new" / "run" / ".lgo" / "train.lock").exists()
 
 
+def test_a_lock_is_removed_while_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who takes it in between holds a lock that others do not find."""
+    original, seen = Path.unlink, []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        seen.append(is_locked(tmp_path, "train"))
+        original(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(InputError), step_lock(tmp_path, "train"):
+        raise InputError("bad data")
+    assert seen == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_who_is_refused_a_lock_leaves_it_to_its_owner(tmp_path: Path) -> None:
     with step_lock(tmp_path, "train"):
         with pytest.raises(LockedError), step_lock(tmp_path, "train"):
