@@ -379,6 +379,10 @@ def test_files_that_arguments_name_are_inputs(lgo: Lgo, tmp_path: Path) -> None:
     )
     assert torch.equal(init, one)
     assert not torch.equal(one, two)
+    several = ("--model", "net.py:build", "--model-arg", 'weights=["none", "start.pth"]')
+    request = json.loads(lgo("train", *data, *several, "--dry-run", "--json").stdout)
+    assert "model_arg/weights/1" in request["inputs"]
+    assert "model_arg/weights/0" not in request["inputs"]
     along = ("interp", "from-1", "--to", "from-2", "--trust-code", "--num-points", 3)
     assert "up to date" not in lgo(*along).stderr
     assert "up to date" in lgo(*along).stderr
@@ -394,6 +398,11 @@ def test_files_that_arguments_name_are_inputs(lgo: Lgo, tmp_path: Path) -> None:
     config = ("train", "--config", "from-1/train.json", "--trust-code")
     error = lgo(*config, code=3).stderr
     assert "start.pth is not the model_arg/weights that the manifest records" in error
+    assert error == lgo(*config, "--dataset-arg", "labels=y.npy", code=3).stderr
+    Path("start.pth").rename("moved.pth")  # as seen from elsewhere
+    gone = "model_arg/weights is in the record, and is no input any more"
+    assert gone in lgo(*config, code=3).stderr
+    Path("moved.pth").rename("start.pth")
     stale = "stale: input model_arg/weights (start.pth) has changed since"
     assert stale in lgo("verify", "from-1", code=3).stderr
     assert "up to date" not in lgo(*again).stderr

@@ -126,6 +126,11 @@ def asked(
         trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
         options = read_config_file(file, cls, trusted)
         if file.suffix == ".json":
+            for role in (role for role in ARGUMENTS if role in said):
+                # Beside a factory that is named they stand alone, else over the manifest's others.
+                is_alone = role.removesuffix("_arg") in said
+                of = (options.values if is_alone else said)[role]
+                named |= {f"{role}/{key}" for key in of}
             inputs = _recorded_inputs(read_manifest(file), named)
     config, execution, figure = put_together(ctx, cls, options, said)
     return config, run or options.run, execution, figure, inputs
@@ -307,9 +312,9 @@ def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str
 
 
 def _named_by(name: str, manifest: Manifest) -> str:
-    """The parameter that names an input."""
+    """The parameter that names an input, or the argument of a factory, as `model_arg/weights`."""
     if role_of(name) in ARGUMENTS:
-        return role_of(name)
+        return "/".join(name.split("/")[:2])
     if role_of(name) in ("model.py", "warm_start.npz"):
         return name.partition(".")[0]
     if name == "init.pth" and manifest.request.command == "train":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, StepConfig
 from lgo_cli.errors import InputError, LockedError, UsageError
-from lgo_cli.factories import role_of
+from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import atomic_write, refuse_non_directory, step_lock
 from lgo_cli.manifest import (
     Manifest,
@@ -215,10 +215,14 @@ def _download(config: StepConfig, execution: Execution) -> None:
 def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
     found = plan.request.inputs
     # What is said beside a manifest may leave no use for some of its inputs.
-    used = {name: wanted[name] for name in wanted if name in found or role_of(name) in found}
+    used = {
+        name: digest
+        for name, digest in wanted.items()
+        if name in found or role_of(name) in found or role_of(name) in ARGUMENTS
+    }
     hint = (
-        "put the old one back, or name what to use on the command line: the run, --model, "
-        "--dataset, --to, --directions or --warm-start"
+        "put the old one back, or name what to use on the command line: the run, --init, --model, "
+        "--model-arg, --dataset, --dataset-arg, --to, --directions or --warm-start"
     )
     refuse_other(found, plan.files, used, "the {name} that the manifest records", hint)
 

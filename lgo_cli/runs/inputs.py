@@ -43,7 +43,7 @@ def not_given(named: Mapping[str, str], role: str, given: Mapping[str, object]) 
     return {
         name: digest
         for name, digest in named.items()
-        if role_of(name) == role and name.partition("/")[2] not in given
+        if role_of(name) == role and name.split("/")[1] not in given
     }
 
 
