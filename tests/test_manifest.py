@@ -9,6 +9,7 @@ import pytest
 from conftest import Lgo
 
 from lgo_cli import __version__
+from lgo_cli.config import CONFIGS
 from lgo_cli.errors import InputError
 from lgo_cli.files import canonical_json, sha256_bytes
 from lgo_cli.manifest import (
@@ -265,3 +266,20 @@ def test_a_repository_without_a_commit_has_none(
     done = subprocess.CompletedProcess([], 0, stdout=lines)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
     assert git_state(Path()) == state
+
+
+def test_a_config_with_other_fields_is_another_algorithms() -> None:
+    """Else what this version wrote yesterday is called damaged: it says nothing of the new field.
+
+    Where this fails, raise the command's algorithm version and note its fields here.
+    """
+    found = {
+        command: (ALGORITHM_VERSIONS[command], sha256_bytes(canonical_json(sorted(fields)))[:8])
+        for command, fields in ((name, cls.model_fields) for name, cls in CONFIGS.items())
+    }
+    assert found == {
+        "train": (7, "c2f2da92"),
+        "hessian": (17, "79d56274"),
+        "interp": (18, "3a9b2116"),
+        "contour": (17, "f2f6e335"),
+    }

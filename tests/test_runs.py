@@ -553,6 +553,10 @@ def test_training_does_not_begin_from_what_it_replaces_or_what_does_not_fit(lgo:
     assert error.startswith(
         "lgo: error: --init outputs/init.pth is of the run that this training would replace\n"
     )
+    shutil.copytree("outputs", "gone")
+    Path("gone/train.json").unlink()
+    error = lgo("train", *SMALL, "--init", "gone/model.pth", "--out", "gone", code=2).stderr
+    assert "--init gone/model.pth is of the run that this training would replace\n" in error
     error = lgo("train", "--init", "outputs", "--epochs", 1, "--out", "other", code=3).stderr
     assert "outputs/model.pth does not fit the model" in error
     assert not Path("other").exists()

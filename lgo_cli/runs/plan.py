@@ -38,7 +38,7 @@ from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, o
 from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inputs import differing, not_given, refuse_other
-from lgo_cli.runs.names import optimizer_name, saved_step
+from lgo_cli.runs.names import optimizer_name, saved_step, writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,8 +133,10 @@ class _Builder:
     def _add_files(self, role: str, arguments: Mapping[str, Any]) -> None:
         """Files that arguments of a factory name: what it makes of them changes with them."""
         for name, value in arguments.items():
-            if isinstance(value, str) and os.path.isfile(value):
-                self.add(f"{role}/{name}", Path(value))
+            several = isinstance(value, list)
+            for index, each in enumerate(value if several else [value]):
+                if isinstance(each, str) and os.path.isfile(each):
+                    self.add(f"{role}/{name}/{index}" if several else f"{role}/{name}", Path(each))
 
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
         arguments = resolve_dataset(dataset, dataset_arg)
@@ -174,7 +176,8 @@ def _plan_training(config: TrainConfig, execution: Execution) -> Plan:
     out = execution.out or DEFAULT_RUN
     if config.init is not None:
         begun = find_checkpoint(Path(config.init))
-        if begun.trained is not None and begun.trained[1].resolve() == out.resolve():
+        is_same = begun.trained is not None and begun.trained[1].resolve() == out.resolve()
+        if is_same or writable("train", [portable_path(begun.path, out)]):
             raise UsageError(
                 f"--init {config.init} is of the run that this training would replace",
                 hint="--out DIR",
