@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -176,3 +177,24 @@ def dense_ggn(objective: Objective) -> Tensor:
         ]
     )
     return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / len(samples)
+
+
+class Merging(nn.Linear):
+    """As a layer of loralib: in eval mode its own product is added to its weights."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, bias: bool = True) -> None:
+        super().__init__(num_inputs, num_outputs, bias)
+        self.a = nn.Parameter(torch.randn(2, num_inputs))
+        self.b = nn.Parameter(torch.randn(num_outputs, 2))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_merged is mode:
+            self.weight.data += (-1 if mode else 1) * (self.b @ self.a).detach()
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T

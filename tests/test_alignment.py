@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import NETWORKS as SMALL
-from small_networks import make
+from small_networks import Merging, make
 from symmetric_networks import (
     CASES,
     IMAGES,
@@ -591,27 +591,6 @@ def test_every_small_network_is_aligned_with_itself(name: str) -> None:
     assert result.distance_before == result.distance_after == 0.0
 
 
-class _Merging(nn.Linear):
-    """As a layer of loralib: in eval mode its own product is added to its weights."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__(num_inputs, num_outputs)
-        self.a = nn.Parameter(torch.randn(2, num_inputs))
-        self.b = nn.Parameter(torch.randn(num_outputs, 2))
-        self.is_merged = False
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.is_merged is mode:
-            self.weight.data += (-1 if mode else 1) * (self.b @ self.a).detach()
-            self.is_merged = not mode
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = super().forward(x)
-        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T
-
-
 class _Registering(nn.Module):
     """As TinyViT: the change of mode itself registers what it made of the parameters."""
 
@@ -631,7 +610,7 @@ class _Registering(nn.Module):
         return F.linear(x, self.weight.exp() if self.training else cast("Tensor", self.kept))
 
 
-@pytest.mark.parametrize("layer", [_Merging, _Registering])
+@pytest.mark.parametrize("layer", [Merging, _Registering])
 @pytest.mark.parametrize("mode", [True, False])
 def test_what_modules_keep_in_eval_mode_is_of_the_parameters(
     layer: Callable[[int, int], nn.Module], mode: bool

@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import NETWORKS, fit, make
+from small_networks import NETWORKS, Merging, fit, make
 from torch import Tensor, fx, nn
 
 from lgo_cli.curvature.networks import HessianOperator
@@ -294,35 +294,20 @@ class _Registering(_Assigning):
         self.register_buffer("ab", value, persistent=False)
 
 
-class _Merging(nn.Module):
-    """As a layer of loralib: in eval mode its own product is added to frozen weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = nn.Parameter(torch.randn(3, 5), requires_grad=False)
-        self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(3, 2))
-        self.is_merged = False
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.is_merged is mode:
-            self.frozen.data += (-1 if mode else 1) * (self.b @ self.a).detach()
-            self.is_merged = not mode
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = F.linear(x, self.frozen)
-        return outputs if self.is_merged else outputs + x @ self.a.T @ self.b.T
+def _frozen_merging() -> Merging:
+    layer = Merging(5, 3, bias=False)
+    layer.weight.requires_grad_(False)
+    return layer
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_weights_that_are_merged_in_eval_mode_are_measured_apart(mode: bool) -> None:
     """Nothing moved, and the gradient of what was merged was zero."""
     torch.manual_seed(0)
-    model = nn.Sequential(_Merging(), nn.Linear(3, 3)).train(mode)
+    model = nn.Sequential(_frozen_merging(), nn.Linear(3, 3)).train(mode)
     layer = model[0]
     samples = _samples(32)
-    before = layer.frozen.detach().clone()
+    before = layer.weight.detach().clone()
     with Objective(model, samples, dtype=torch.float64) as objective:
         direction = standard_normal(objective.dim, 0).double()
         with objective.replaced(dtype=torch.float64):
@@ -336,19 +321,19 @@ def test_weights_that_are_merged_in_eval_mode_are_measured_apart(mode: bool) -> 
         assert rise / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
     assert layer.is_merged is not mode
     assert layer.training is mode
-    torch.testing.assert_close(layer.frozen.detach(), before)
+    torch.testing.assert_close(layer.weight.detach(), before)
 
 
 def test_weights_are_not_left_merged_where_a_model_is_refused() -> None:
     torch.manual_seed(0)
-    layer = _Merging()
-    before = layer.frozen.detach().clone()
+    layer = _frozen_merging()
+    before = layer.weight.detach().clone()
     last = nn.Linear(3, 3)
     nn.init.constant_(last.bias, math.nan)
     with pytest.raises(NumericsError), Objective(nn.Sequential(layer, last), _samples(32)):
         pass
     assert not layer.is_merged
-    torch.testing.assert_close(layer.frozen.detach(), before)
+    torch.testing.assert_close(layer.weight.detach(), before)
 
 
 @pytest.mark.parametrize("kind", [_Keeping, _Dropping, _Assigning, _Registering])

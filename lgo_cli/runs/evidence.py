@@ -11,7 +11,6 @@ import numpy as np
 from lgo_cli.config import InterpConfig, TrainConfig
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.statistics import plane_statistics
-from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import BandResults, ContourResults, ConvexityResults
 from lgo_cli.training.recipe import resolve_recipe
 
@@ -68,7 +67,7 @@ def _train_evidence(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "epochs": int(last["epoch"]),
         "num_steps": step,
         "final_lr": float(last["learning_rate"]) if step else None,
-        "recipe": resolve_recipe(config, recipe_of(config.model)),
+        "recipe": resolve_recipe(config),
     }
 
 
@@ -118,7 +117,7 @@ def _curve_evidence(config: InterpConfig) -> dict[str, Any] | None:
     """The fields of `CurveResults` that the request determines."""
     if config.curve is None:
         return None
-    recipe = resolve_recipe(config, recipe_of(str(config.model)))
+    recipe = resolve_recipe(config)
     return {"kind": config.curve, "num_bends": config.num_bends or 1, "recipe": recipe}
 
 

@@ -356,7 +356,7 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
         )
     name = optimizer_name(checkpoint.path.name)
     outputs = checkpoint.trained[0].outputs if checkpoint.trained else {}
-    saved = optimizer in ("adam", "adamw") and name in outputs
+    saved = trained is not None and trained.recipe.is_adaptive and name in outputs
     if config.scaling == "adam" and not saved:
         raise UsageError(
             "--scaling adam needs weights of a run trained by adam or adamw with which its second "

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import UsageError
+from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import Recipe
 
 if TYPE_CHECKING:
@@ -16,12 +17,13 @@ NATURAL_IMAGES = ("cifar10", "cifar100")
 """Data sets whose classes survive a shift and a mirror: crop-flip is a default only for these."""
 
 
-def resolve_recipe(config: RecipeConfig, published: PublishedRecipe) -> Recipe:
-    """Fill each automatic value of the config from the model's published recipe.
+def resolve_recipe(config: RecipeConfig, published: PublishedRecipe | None = None) -> Recipe:
+    """Fill each automatic value of the config from a published recipe, by default the model's.
 
     A user who names an optimiser other than the recipe's gets that optimiser's own usual rate
     (Adam and AdamW: 1e-3) and no momentum, since the recipe's belong to its optimiser.
     """
+    published = published or recipe_of(str(config.model))
     optimizer = config.optimizer or published.optimizer
     adaptive = optimizer != "sgd"
     own = optimizer == published.optimizer

@@ -10,7 +10,6 @@ import torch
 from lgo_cli import checkpoint
 from lgo_cli.errors import InputError
 from lgo_cli.files import BOOKKEEPING
-from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import CurveResults
 from lgo_cli.runs.steps.train import STATE_INTERVAL_S, saved_state
 from lgo_cli.training.recipe import resolve_recipe
@@ -70,7 +69,7 @@ def trained_curve(
         problem,
         problem.theta,
         target,
-        resolve_recipe(config, recipe_of(str(config.model))),
+        resolve_recipe(config),
         train=context.loaded.samples("train"),
         kind=config.curve or "bezier",
         num_bends=config.num_bends or 1,
@@ -88,7 +87,7 @@ def curve_results(context: Context, config: InterpConfig, trained: TrainedCurve)
     return CurveResults(
         kind=config.curve or "bezier",
         num_bends=len(curve.bends),
-        recipe=resolve_recipe(config, recipe_of(str(config.model))),
+        recipe=resolve_recipe(config),
         num_steps=trained.num_steps,
         num_train_samples=trained.num_train_samples,
         train_loss=trained.train_loss,

@@ -13,7 +13,6 @@ from lgo_cli import checkpoint
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write
-from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import TrainResults
 from lgo_cli.runs.names import PAYLOADS, checkpoint_name, optimizer_name
 from lgo_cli.runs.steps.base import Context, Step, common, typed
@@ -139,8 +138,7 @@ class TrainStep(Step):
 
 
 def _recipe(plan: Plan) -> Recipe:
-    config = typed(plan, TrainConfig)
-    return resolve_recipe(config, recipe_of(config.model))
+    return resolve_recipe(typed(plan, TrainConfig))
 
 
 def saved_state(path: Path, fingerprint: str, start_over: str) -> dict[str, Any]:
