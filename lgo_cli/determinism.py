@@ -71,8 +71,8 @@ def coupling(
 
     Args:
         loss_function: Losses [n] from outputs and labels.
-        outputs: z [n, C], float64.
-        labels: [n], or [n, C].
+        outputs: z [n, ..., C], float64.
+        labels: [n, ...], or targets like the outputs.
         others: ℓ' [n], float64.
     """
     with torch.enable_grad():
@@ -80,7 +80,7 @@ def coupling(
         losses = loss_function(z, labels)
         (slope,) = torch.autograd.grad(losses.sum(), z)
     losses = losses.detach()
-    largest = torch.where(slope == 0, 0.0, outputs.abs()).amax(dim=1)
-    scale = losses.abs() + slope.abs().sum(dim=1) * largest
+    largest = torch.where(slope == 0, 0.0, outputs.abs()).flatten(1).amax(dim=1)
+    scale = losses.abs() + slope.abs().flatten(1).sum(dim=1) * largest
     tiny = torch.finfo(scale.dtype).tiny
     return float((losses - others).abs().max() / scale.max().clamp_min(tiny))

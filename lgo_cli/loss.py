@@ -1,4 +1,8 @@
-"""Loss of a sample, from a network's outputs and its label (theory.md, section 1)."""
+"""Loss of a sample, from a network's outputs and its labels (theory.md, section 1).
+
+Shapes: n samples, C classes; "..." are the axes along which a sample has several labels, such as
+the tokens of a text, usually none. A real-valued target has the shape of the outputs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor
 
 from lgo_cli.config import LossName
 from lgo_cli.errors import UsageError
+from lgo_cli.labels import num_labels, refuse_misfit, refuse_real_targets
 
 LEAST_ROW = 16
 """Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has
@@ -24,9 +29,11 @@ UNDERFLOW = 745.2
 class LossFunction:
     """Loss of each sample; its mean over samples is the objective.
 
+    That of a sample with several labels is the mean over them.
+
     Attributes:
         name: `cross_entropy` (natural logarithm, on logits), or `squared_error`, which is
-            ½‖f(x) − t‖² with the one-hot target t, summed over classes.
+            ½‖f(x) − t‖² with the one-hot target t, summed over classes, or with a real-valued one.
         label_smoothing: s in [0, 1): the target is (1 − s)·onehot(y) + s/C, in both losses.
 
     Raises:
@@ -45,9 +52,17 @@ class LossFunction:
             raise UsageError(f"a label smoothing of {self.label_smoothing} is outside [0, 1)")
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n] from outputs [n, C] and labels [n], or soft labels [n, C]."""
+        """Losses [n] from outputs [n, ..., C] and labels [n, ...], or targets like the outputs.
+
+        Raises:
+            InputError: if they do not fit together.
+        """
+        refuse_misfit(outputs, labels)
         if labels.is_floating_point():
             labels = labels.to(outputs.dtype)
+        elif labels.ndim > 1:
+            each = self(outputs.flatten(0, -2), labels.flatten())
+            return each.view(len(labels), -1).mean(dim=1)
         if self.name == "cross_entropy":
             smoothing = self.label_smoothing
             if outputs.shape[1] < LEAST_ROW and outputs.device.type == "cpu" and labels.ndim == 1:
@@ -61,20 +76,30 @@ class LossFunction:
         targets = labels if labels.is_floating_point() else F.one_hot(labels, num_classes)
         targets = targets.to(outputs.dtype)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        return 0.5 * (outputs - targets).square().sum(dim=1)
+        return 0.5 * (outputs - targets).square().flatten(1).sum(dim=1)
+
+    def check(self, labels: Tensor, where: str = "the data") -> None:
+        """See that it is a loss of such labels.
+
+        Raises:
+            InputError: if they are real-valued targets, and the loss, or its smoothing, is of class
+                labels.
+        """
+        if labels.is_floating_point() and (self.name == "cross_entropy" or self.label_smoothing):
+            refuse_real_targets(labels, where)
 
     def curving(self, outputs: Tensor) -> Tensor:
-        """Outputs [n, C], zero where they have no part in ∂²ℓ/∂z².
+        """Outputs [n, ..., C], zero where they have no part in ∂²ℓ/∂z².
 
         Of cross entropy those whose probability is zero in float64, as of masked classes.
         """
         if self.name != "cross_entropy":
             return outputs
-        return torch.where(outputs < outputs.amax(dim=1, keepdim=True) - UNDERFLOW, 0.0, outputs)
+        return torch.where(outputs < outputs.amax(dim=-1, keepdim=True) - UNDERFLOW, 0.0, outputs)
 
     @staticmethod
     def advice(outputs: Tensor) -> str | None:
-        """What to say of a loss that is not finite, if some outputs [n, C] tell."""
+        """What to say of a loss that is not finite, if some outputs [n, ..., C] tell."""
         if not bool(outputs.isneginf().any()):
             return None
         return (
@@ -82,10 +107,16 @@ class LossFunction:
             "without --label-smoothing or soft labels, and where no sample is of such a class"
         )
 
-    def mass(self, labels: Tensor) -> Tensor | float:
-        """Σ t of each target [n, 1]: one but for rounding, and a factor of ∂²ℓ/∂z²."""
-        if self.name != "cross_entropy" or not labels.is_floating_point():
-            return 1.0
+    def mass(self, labels: Tensor, *, own: bool = False) -> Tensor | float:
+        """Σ t of each target [n, 1], divided by the number of labels: a factor of ∂²ℓ/∂z².
+
+        Args:
+            labels: The data's.
+            own: Whether the model's own labels stand in their place, as in the Fisher matrix: those
+                of the data sum to one but for rounding.
+        """
+        if own or self.name != "cross_entropy" or not labels.is_floating_point():
+            return 1 / num_labels(labels)
         total = labels.double().sum(dim=1, keepdim=True)
         return total * (1 - self.label_smoothing) + self.label_smoothing
 

@@ -1,7 +1,8 @@
 """The one place where model, data and loss meet.
 
 L(θ) = (1/N) Σ ℓ(f_θ(x_n), y_n) over a fixed set of samples (theory.md, section 1). Shapes: P
-parameters, N samples, C classes.
+parameters, N samples, C classes; "..." are the axes along which a sample has several labels,
+usually none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lgo_cli.buffers import (
 from lgo_cli.determinism import coupling, nondeterministic_module
 from lgo_cli.errors import LgoError, NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
+from lgo_cli.labels import num_labels
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes, uncompiled
 from lgo_cli.outputs import call
@@ -62,7 +64,7 @@ class Objective:
     surrounds it.
 
     Args:
-        model: Maps inputs [n, *input_shape] to outputs [n, C]; sits on the device to use.
+        model: Maps inputs [n, *input_shape] to outputs [n, ..., C]; sits on the device to use.
         samples: What the mean runs over.
         loss_function: Loss of each sample.
         micro_batch_size: Samples per forward pass; `None` takes `default_micro_batch_size`. Moves
@@ -75,7 +77,8 @@ class Objective:
         TypeError, UsageError: if the model is no module, the loss no `LossFunction`, or a
             micro-batch has no sample.
         RuntimeError: on entering, if it is entered already; by what it measures, if it is not.
-        InputError: on entering, if the model cannot take the samples or puts out too few classes.
+        InputError: on entering, if the model cannot take the samples, its outputs do not fit their
+            labels, or the loss is none of such labels.
         NumericsError: on entering, if the loss is not finite, or if two evaluations differ.
     """
 
@@ -110,7 +113,7 @@ class Objective:
         self.layout = ParameterLayout.of(model)
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self.loss_function = loss_function or LossFunction()
-        self.micro_batch_size = micro_batch_size or default_micro_batch_size(model)
+        self.micro_batch_size = micro_batch_size or default_micro_batch_size(model, samples.labels)
         self.dtype = dtype
         self._is_checked = checked
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -171,6 +174,7 @@ class Objective:
             moves = isinstance(tensor, nn.Parameter) and tensor.requires_grad  # to the buffer
             tensor.data = tensor.data.to(dtype, copy=not moves)
         if not self._is_checked:
+            self.loss_function.check(self.samples.labels)
             check_outputs(self.model, self.samples)
             self._measure_center()
             self._follow_parameters()
@@ -309,7 +313,7 @@ class Objective:
     def batch_outputs(
         self, batch: Samples, model: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Outputs [n, C] on a micro-batch, as a graph that can be differentiated twice.
+        """Outputs [n, ..., C] on a micro-batch, as a graph that can be differentiated twice.
 
         Args:
             batch: The samples.
@@ -396,12 +400,18 @@ def train_alone(model: nn.Module, modules: Sequence[nn.Module], inputs: Tensor) 
     return False
 
 
-def default_micro_batch_size(model: nn.Module) -> int:
-    """Samples per pass, from the model's shapes and never from a timing, so that bytes repeat.
+def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
+    """Samples per pass, from shapes and never from a timing, so that bytes repeat.
 
     Activations of convolutions are large and want to stay in cache; those of dense layers are small
     and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
-    module or of a user's own, or an embedding of positions, whose activations are as large.
+    module or of a user's own, or an embedding of positions, whose activations are as large. Where
+    a sample has several labels, each has activations and outputs of its own.
+
+    Args:
+        model: Whose passes.
+        labels: [N, ...].
     """
-    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return 128 if has_positions else 4096
+    if any(parameter.ndim > 2 for parameter in model.parameters()):
+        return 128
+    return max(1, 4096 // num_labels(labels))

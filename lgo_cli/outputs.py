@@ -1,4 +1,4 @@
-"""A model's call: what it raises, what it puts out, and what cannot be a classifier's outputs."""
+"""A model's call: what it raises, what it puts out, and what cannot be a loss's outputs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def model_failures(
 
 
 def call(model: Callable[[Tensor], object], inputs: Tensor, *, training: bool = False) -> Tensor:
-    """Outputs [n, C] of a model, or of what is called in its place.
+    """Outputs [n, ..., C] of a model, or of what is called in its place.
 
     Args:
         model: As it is called.
@@ -103,7 +103,7 @@ def no_variance(*, training: bool = False) -> UsageError:
 
 
 def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs [n, C] of a few inputs, no graph kept.
+    """Outputs [n, ..., C] of a few inputs, no graph kept.
 
     Raises:
         InputError: if the model cannot take them, returns anything else, or changes them.
@@ -149,7 +149,7 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
 
 
 def checked_outputs(outputs: object, inputs: Tensor, *, training: bool = False) -> Tensor:
-    """The outputs of a call, if they are real numbers [n, C].
+    """The outputs of a call, if they are real numbers [n, ..., C].
 
     Args:
         outputs: What the model returned.
@@ -159,14 +159,14 @@ def checked_outputs(outputs: object, inputs: Tensor, *, training: bool = False) 
     Raises:
         InputError: if they are anything else.
     """
-    hint = "return the logits alone, a tensor [samples, classes]"
+    hint = "return the logits alone, a tensor [samples, classes]; a single output is [samples, 1]"
     if training:
         hint += (
             ", in training mode too; a factory with auxiliary outputs may have an argument that "
             "leaves them out, such as --model-arg aux_logits=false"
         )
     where = "in training mode " if training else ""
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(inputs):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else a_kind(outputs)
         raise InputError(
             f"{where}the model must return outputs of shape [samples, classes], it returned {got}",

@@ -1,6 +1,7 @@
 """A fixed set of samples, and what one pass of a model over them measures.
 
-Shapes: N samples, C classes, n samples of a batch.
+Shapes: N samples, C classes, n samples of a batch; "..." the axes along which a sample has several
+labels, usually none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgo_cli.errors import InputError, a_kind
+from lgo_cli.labels import are_distributions, refuse_misfit
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
@@ -28,11 +30,12 @@ class Samples:
 
     Attributes:
         inputs: [N, *input_shape]; of the floating dtype of the arithmetic, or int64 indices.
-        labels: [N], int64; or soft labels [N, C], each row a distribution over classes.
+        labels: [N, ...], int64; or soft labels [N, C], each row a distribution over classes; or
+            real-valued targets, of the shape of the model's outputs.
 
     Raises:
         TypeError: if they are no tensors.
-        ValueError: if there are none, or not one label for each.
+        ValueError: if there are none, or not labels for each.
     """
 
     inputs: Tensor
@@ -70,7 +73,7 @@ class Evaluation:
     Attributes:
         loss: Mean loss over the samples; may be non-finite.
         standard_error: Of that mean, the samples taken as independent draws.
-        accuracy: Fraction of samples whose largest output is the label's.
+        accuracy: Fraction of labels that have the largest output; NaN of real-valued targets.
         num_samples: N.
     """
 
@@ -81,24 +84,20 @@ class Evaluation:
 
 
 def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
-    """Run a model on two samples and refuse what cannot be a classifier of them.
+    """Run a model on two samples and refuse what no loss takes beside their labels.
 
     Returns:
-        The outputs [2, C].
+        The outputs [2, ..., C].
 
     Raises:
-        InputError: if the model cannot take the inputs, returns anything but real numbers [n, C],
-            or has fewer outputs than the labels need.
+        InputError: if the model cannot take the inputs, returns anything but real numbers
+            [n, ..., C], or has other outputs than the labels need.
     """
-    outputs = first_outputs(model, samples.head(2).inputs)
-    num_outputs = outputs.shape[1]
-    if samples.labels.ndim == 2:
-        if samples.labels.shape[1] != num_outputs:
-            raise InputError(
-                f"the data have soft labels over {samples.labels.shape[1]} classes, "
-                f"but the model puts out {num_outputs}"
-            )
-    elif int(samples.labels.max()) >= num_outputs:
+    first = samples.head(2)
+    outputs = first_outputs(model, first.inputs)
+    refuse_misfit(outputs, first.labels)
+    num_outputs = outputs.shape[-1]
+    if not samples.labels.is_floating_point() and int(samples.labels.max()) >= num_outputs:
         raise InputError(
             f"the data have label {int(samples.labels.max())}, "
             f"but the model puts out {counted(num_outputs, 'class')}"
@@ -121,15 +120,22 @@ def evaluate_model(
 
 
 def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
-    """Sums over samples of loss, squared loss and correct answers [3], float64, on the device.
+    """Sums over samples of loss, squared loss and share of correct answers [3], float64.
+
+    On the device.
 
     Losses are taken of the outputs in float64: in float32 the cross entropy of a sample that is
     fitted moves in steps of 6e-8, of which a mean loss of 1e-7 has but few.
     """
     losses = loss_function(outputs.double(), labels)
-    classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
+    is_soft = labels.is_floating_point()
+    classes = labels.argmax(dim=-1) if is_soft else labels
     # Twice as fast as argmax, and the first of equal ones likewise.
-    correct = (outputs.max(dim=1).indices == classes).double()
+    correct = (outputs.max(dim=-1).indices == classes).double()
+    if correct.ndim > 1:
+        correct = correct.flatten(1).mean(dim=1)
+    if is_soft:
+        correct = torch.where(are_distributions(labels), correct, math.nan)
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
 
 

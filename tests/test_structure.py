@@ -42,7 +42,7 @@ LAYERS = [
     {"models", "data"},
     {"vectors", "seeding", "second_derivatives", "samples"},
     {"filters", "determinism", "loss", "outputs", "buffers", "modes", "memory"},
-    {"factories", "arguments"},
+    {"factories", "arguments", "labels"},
     {"provenance"},
     {"manifest"},
     {"results"},

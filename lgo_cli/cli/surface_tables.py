@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.cli.path_tables import interval
-from lgo_cli.results import counted, percent
+from lgo_cli.results import counted, percent, with_accuracy
 
 if TYPE_CHECKING:
     from lgo_cli.cli.talk import Rows
@@ -52,8 +52,8 @@ def surface_rows(results: ContourResults) -> Rows:
         rows.append(
             (
                 "test",
-                f"{test.loss_at_center:.6g} at the centre, accuracy {test.accuracy_at_center:.4f}, "
-                f"{samples}; {cells}",
+                f"{test.loss_at_center:.6g} at the centre"
+                f"{with_accuracy(test.accuracy_at_center)}, {samples}; {cells}",
             )
         )
         if test.loss_min is not None and test.loss_max is not None:

@@ -16,6 +16,7 @@ from lgo_cli.results import (
     TrainResults,
     batchnorm_statistics,
     counted,
+    with_accuracy,
 )
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ def summary(manifest: Manifest) -> Rows:
         smoothing = (
             f", label smoothing {measured.label_smoothing:g}" if measured.label_smoothing else ""
         )
+        several = measured.labels_per_sample
+        labels = f"{several} labels each, " if several > 1 else ""
         rows.append(
             (
                 "objective",
                 f"mean {measured.loss}{smoothing} on "
                 f"{counted(measured.num_samples, f'{measured.split} sample')} of {dataset}, "
-                f"{measured.dtype}",
+                f"{labels}{measured.dtype}",
             )
         )
         if measured.batchnorm != "none":
@@ -76,6 +79,6 @@ def _train(results: TrainResults, dataset: str) -> Rows:
             f"weight decay {recipe.weight_decay:g}, batches of {recipe.batch_size}",
         ),
         ("epochs", f"{results.epochs} ({counted(results.num_steps, 'step')})"),
-        ("train", f"loss {results.train_loss:.4g}, accuracy {results.train_accuracy:.4f}"),
-        ("test", f"loss {results.test_loss:.4g}, accuracy {results.test_accuracy:.4f}"),
+        ("train", f"loss {results.train_loss:.4g}{with_accuracy(results.train_accuracy)}"),
+        ("test", f"loss {results.test_loss:.4g}{with_accuracy(results.test_accuracy)}"),
     ]

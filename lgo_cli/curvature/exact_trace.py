@@ -87,7 +87,7 @@ def exact_trace(
         with strange_forward():
             norms.repeat_shared(few)
             difference = norms.difference(few)
-            num_passes = len(norms.columns(operator, few.head(1)))
+            num_passes = norms.num_columns(operator, few.head(1))
     except ForwardError as error:
         return norms.doubt or f"the traced model fails ({error})"
     if not difference <= NORM_TOLERANCE:
@@ -202,12 +202,12 @@ class _GradientNorms(fx.Interpreter):
         self._run(batch)
         return dict(self.lengths)
 
-    def columns(self, operator: OperatorName, batch: Samples) -> list[Tensor]:
-        """Columns s_c [n, C] of a factor of each sample's matrix, in float64."""
-        return self._factor(operator, self._run(batch), batch)
+    def num_columns(self, operator: OperatorName, batch: Samples) -> int:
+        """Columns of a factor of each sample's matrix."""
+        return 1 if operator == "empirical-fisher" else self._run(batch)[0].numel()
 
     def squares(self, batch: Samples, operator: OperatorName) -> Iterator[tuple[int, Tensor]]:
-        """For each parameter that the outputs see, its index and ‖∂(s_cᵀz)/∂w‖² [C, n]."""
+        """For each parameter that the outputs see, its index and ‖∂(s_cᵀz)/∂w‖² [columns, n]."""
         outputs = self._run(batch)
         return self._pulled_back(outputs, self._factor(operator, outputs, batch))
 
@@ -219,14 +219,14 @@ class _GradientNorms(fx.Interpreter):
         """
         objective, parameters = self.objective, list(self.parameters.values())
         outputs = self._run(batch)
-        direction = standard_normal(outputs.shape[1], 0, "hessian", "exact trace")
-        direction = direction.to(outputs.device)
+        direction = standard_normal(outputs[0].numel(), 0, "hessian", "exact trace")
+        direction = direction.view(outputs.shape[1:]).to(outputs.device)
         shape = (len(objective.parameters), len(batch))
         # On the device: one synchronisation at the end.
         expected = torch.zeros(shape, dtype=torch.float64, device=outputs.device)
         for place, sample in enumerate(batch.batches(1)):
             alone = objective.batch_outputs(sample).double()
-            each = gradients((alone @ direction).sum(), parameters)
+            each = gradients((alone * direction).sum(), parameters)
             for index, gradient in zip(self.parameters, each, strict=True):
                 expected[index, place] = gradient.double().square().sum()
         found = torch.zeros_like(expected)
@@ -242,21 +242,31 @@ class _GradientNorms(fx.Interpreter):
         return self.objective.batch_outputs(batch, self.run).double()
 
     def _factor(self, operator: OperatorName, outputs: Tensor, batch: Samples) -> list[Tensor]:
-        """√(p_c Σt) (e_c − p) for cross entropy, e_c for squared error; one gradient each for EF.
+        """Columns, like the outputs [n, ..., C], of a factor of each sample's ∂²ℓ/∂z².
 
-        Σt is one for the Fisher matrix, whose labels are the model's own.
+        √(p_c m) (e_c − p) for cross entropy and √m e_c for squared error, at one label after the
+        other, with m = `LossFunction.mass`; the gradient alone for the empirical Fisher matrix.
         """
         loss = self.objective.loss_function
         z = outputs.detach()
         if operator == "empirical-fisher":
             z.requires_grad_()
             return list(torch.autograd.grad(loss(z, batch.labels).sum(), z))
-        unit = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        if loss.name == "squared_error":
-            return [row.expand_as(z) for row in unit]
-        p = torch.softmax(z, dim=1)
-        weights = (p if operator == "fisher" else p * loss.mass(batch.labels)).sqrt()
-        return [weights[:, c : c + 1] * (row - p) for c, row in enumerate(unit)]
+        mass = loss.mass(batch.labels, own=operator == "fisher")
+        places = z.view(len(z), -1, z.shape[-1])
+        p = torch.softmax(places, dim=-1)
+        columns = []
+        for place in range(places.shape[1]):
+            for c in range(places.shape[2]):
+                column = torch.zeros_like(places)
+                if loss.name == "squared_error":
+                    column[:, place, c] = mass**0.5
+                else:
+                    column[:, place] = -p[:, place]
+                    column[:, place, c] += 1
+                    column[:, place] *= (p[:, place, c : c + 1] * mass).sqrt()
+                columns.append(column.view_as(z))
+        return columns
 
     def _pulled_back(self, outputs: Tensor, columns: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
         edges = list(self.outputs.values())

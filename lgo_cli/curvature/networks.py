@@ -1,6 +1,7 @@
 """Curvature of a network's objective as operators: Hessian, Gauss-Newton and Fisher.
 
-Notation: θ [P], outputs z = f_θ(x) [n, C], N samples, J = ∂z/∂θ, all summed over micro-batches.
+Notation: θ [P], outputs z = f_θ(x) [n, ..., C], N samples, J = ∂z/∂θ, all summed over
+micro-batches; "..." are the axes along which a sample has several labels, usually none.
 """
 
 from __future__ import annotations
@@ -225,9 +226,9 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
 
 
 class _Linearized:
-    """One micro-batch's outputs z [n, C], and Jᵀu as a graph that is linear in u [n, C].
+    """One micro-batch's outputs z [n, ..., C], and Jᵀu as a graph that is linear in u, like z.
 
-    And the mass Σ t of each target [n, 1], where ∂²ℓ/∂z² grows with it.
+    And the factor of ∂²ℓ/∂z², `LossFunction.mass`.
     """
 
     def __init__(
@@ -249,8 +250,8 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
 
     ∂²ℓ/∂z² is in closed form: (Σt)(diag(p) − ppᵀ) for cross entropy, with Σt = 1 for class labels,
     smoothed or not, and but for their rounding for soft ones; the identity for squared error; both
-    in float64. It is the Hessian without the term of the model's own second derivatives, and
-    positive semidefinite.
+    in float64. Of a sample with T labels it is the mean over them. It is the Hessian without the
+    term of the model's own second derivatives, and positive semidefinite.
 
     Jv is the derivative of (Jᵀu)ᵀv by u, a second backward pass: no forward mode is needed.
     """
@@ -265,16 +266,16 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
         return self.objective.loss_function.mass(batch.labels)
 
     def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
-        """(∂²ℓ/∂z²)·(Jv) [n, C]."""
+        """(∂²ℓ/∂z²)·(Jv) [n, ..., C]."""
         if self.objective.loss_function.name == "squared_error":
-            return tangent
+            return graph.mass * tangent
         outputs = graph.outputs.detach()
-        p = torch.softmax(outputs, dim=1)
+        p = torch.softmax(outputs, dim=-1)
         # The same for all tangents that differ by a constant. Less that of the likeliest class,
         # nothing large cancels where a sample is fitted and its p is all but one.
-        tangent = tangent - tangent.gather(1, outputs.argmax(dim=1, keepdim=True))
+        tangent = tangent - tangent.gather(-1, outputs.argmax(dim=-1, keepdim=True))
         scaled = graph.mass * p * tangent
-        return scaled - p * scaled.sum(dim=1, keepdim=True)
+        return scaled - p * scaled.sum(dim=-1, keepdim=True)
 
     def _share(self, graph: _Linearized, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
         reached = [
@@ -296,16 +297,18 @@ class FisherOperator(GaussNewtonOperator):
     It is the Gauss-Newton matrix, exactly: cross entropy is the negative log-likelihood of a
     categorical, ½‖z − t‖² of a Gaussian of unit variance, and for an exponential family in its
     natural parameters the two agree (Martens 2020, section 9.2). The data's labels have no part in
-    it, nor what they sum to.
+    it, nor what they sum to. Of a sample with several labels, drawn independently of each other
+    given its inputs, it is that of one label, the mean over them.
     """
 
     def _mass(self, batch: Samples) -> Tensor | float:
-        del batch
-        return 1.0
+        return self.objective.loss_function.mass(batch.labels, own=True)
 
 
 class EmpiricalFisherOperator(GaussNewtonOperator):
     """(1/N) Σ g_n g_nᵀ with g_n the gradient of sample n's own loss, never held as a matrix [N, P].
+
+    A sample with several labels has one loss, the mean over them.
 
     The same products as a Gauss-Newton matrix, of the losses in place of the outputs.
     """

@@ -95,20 +95,25 @@ def from_arrays(source: str, arrays: Mapping[str, Any]) -> Dataset:
     Inputs of int32 or int64 are indices, such as tokens, and become int64. Narrower integers are
     pixels and the like.
 
-    Labels in floating point are soft ones: for each sample a distribution over classes.
+    Labels in floating point are soft ones, for each sample a distribution over classes; or else
+    real-valued targets, of which single numbers [N] become [N, 1].
 
     The number of classes is `arrays["num_classes"]`; or what either split's soft labels have, or
-    one more than its largest label, and at least 2.
+    one more than its largest label, and at least 2. Of real-valued targets it is how many numbers
+    each has.
 
     Raises:
-        InputError: if an array is not numeric, or labels are neither class indices nor soft.
+        InputError: if an array is not numeric.
     """
     x_train, x_test = (_inputs(f"{source}: {name}", arrays[name]) for name in ("x_train", "x_test"))
     y_train, y_test = (_labels(f"{source}: {name}", arrays[name]) for name in ("y_train", "y_test"))
     sizes = [_num_classes(y) for y in (y_train, y_test) if y.numel()]
-    num_classes = arrays.get("num_classes", max([2, *sizes]))
-    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
-        raise InputError(f"{source}: num_classes is {num_classes!r}, not an integer of 2 or more")
+    least = 1 if y_train.is_floating_point() else 2
+    num_classes = arrays.get("num_classes", max([least, *sizes]))
+    if not isinstance(num_classes, int | np.integer) or num_classes < least:
+        raise InputError(
+            f"{source}: num_classes is {num_classes!r}, not an integer of {least} or more"
+        )
     return Dataset(x_train, y_train, x_test, y_test, int(num_classes))
 
 
@@ -138,24 +143,26 @@ def _labels(where: str, value: object) -> Tensor:
     if _is_plain(value):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 2:
-        return torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim:
+        with np.errstate(over="ignore"):  # an infinity, which validation names with its row
+            targets = np.array(value, dtype=np.float32, order="C")
+        return torch.from_numpy(targets[:, None] if targets.ndim == 1 else targets)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or not value.ndim:
         raise InputError(
-            f"{where} is {_kind(value)}, but labels are integers from 0",
-            hint="class indices: y.astype('int64'); or soft labels, a row of probabilities "
-            "for each sample, in floating point",
+            f"{where} is {_kind(value)}, but labels are integers from 0, one or several a row",
+            hint="class indices: y.astype('int64'); in floating point soft labels, a row of "
+            "probabilities for each sample, or real-valued targets",
         )
     if value.size and int(value.max()) >= MAX_CLASSES:
         raise InputError(
-            f"{where} has label {value.max()} in row {value.argmax()}; "
+            f"{where} has label {value.max()} in row {value.argmax() // value[0].size}; "
             f"labels are class indices below {MAX_CLASSES:,}"
         )
     return torch.from_numpy(np.array(value, dtype=np.int64, order="C"))
 
 
 def _num_classes(labels: Tensor) -> int:
-    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    return labels[0].numel() if labels.is_floating_point() else int(labels.max()) + 1
 
 
 def _kind(value: object) -> str:

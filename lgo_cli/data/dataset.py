@@ -8,24 +8,23 @@ import torch
 from torch import Tensor
 
 from lgo_cli.errors import InputError, dtype_name
+from lgo_cli.labels import are_distributions, num_labels, refuse_real_targets
 
 Normalization = dict[str, list[float]]
-
-SUM_TOLERANCE = 1e-4
-"""By which the sum of a soft label may differ from one; rounding of float32 is far below."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Classification data, in stored order, on the CPU.
+    """Inputs with their labels or real-valued targets, in stored order, on the CPU.
 
     Attributes:
         x_train: Training inputs [N, *input_shape], float32; or int64, indices such as tokens.
-        y_train: Training labels [N], int64, in [0, num_classes); or soft ones [N, num_classes],
-            float32, each row a distribution over classes.
+        y_train: Training labels [N], int64, in [0, num_classes), or [N, ...], several for each
+            sample, such as one for each token; or soft ones [N, num_classes], float32, each row a
+            distribution over classes; or real-valued targets [N, ...], float32.
         x_test: Test inputs [M, *input_shape], likewise.
         y_test: Test labels, likewise.
-        num_classes: Number of classes, at least 2.
+        num_classes: Number of classes, at least 2; or of the real values of a target.
         normalization: `mean` and `std` per channel that raw values, scaled to [0, 1], were
             normalised with; `None` if the data are as they came.
     """
@@ -41,6 +40,12 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.x_train.shape[1:])
+
+    @property
+    def has_real_targets(self) -> bool:
+        """Whether the training samples have real-valued targets in the place of labels."""
+        y = self.y_train
+        return y.is_floating_point() and not bool(are_distributions(y).all())
 
     def head(self, num_train: int | None) -> Dataset:
         """Keep the first `num_train` training samples in stored order; `None` keeps all."""
@@ -67,7 +72,7 @@ class Dataset:
                 raise InputError(f"{where} has shape {list(x.shape)}, but must be [N, ...]")
             if 0 in x.shape:
                 raise InputError(f"{where} is empty: its shape is {list(x.shape)}")
-            self._check_labels(source, split, y, len(x))
+            self._check_labels(f"{source}: y_{split}", split, y, len(x))
             if x.shape[1:] != self.x_train.shape[1:]:
                 raise InputError(
                     f"{where} has samples of shape {list(x.shape[1:])}, "
@@ -86,40 +91,47 @@ class Dataset:
                     raise InputError(f"{where} is not finite in row {int((~finite).nonzero()[0])}")
         return self
 
-    def _check_labels(self, source: str, split: str, y: Tensor, n: int) -> None:
-        soft = y.is_floating_point()
-        where = f"{source}: y_{split}"
-        if tuple(y.shape) != ((n, self.num_classes) if soft else (n,)):
-            expected = f"[{n}], one class index a row"
-            if soft:
-                expected = f"[{n}, {self.num_classes}], a distribution over classes a row"
-            hint = None
-            if not soft and y.ndim == 2 and y.shape[1] > 1:
-                hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
-            elif soft and y.shape[1] == 1:
-                hint = 'y.squeeze(1).astype("int64") if these are classes: no others are taken'
-            elif not soft and tuple(y.shape) == (n, 1):
-                hint = "y.squeeze(1)"
-            raise InputError(
-                f"{where} has shape {list(y.shape)}, but x_{split} has {n} rows: "
-                f"it must be {expected}",
-                hint=hint,
-            )
-        if soft:
-            within = (y >= 0).all(dim=1) & ((y.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)
-        else:
-            within = (y >= 0) & (y < self.num_classes)
-        if bool(within.all()):
+    def _check_labels(self, where: str, split: str, y: Tensor, n: int) -> None:
+        shapes = f"{where} has shape {list(y.shape)}, but"
+        if len(y) != n:
+            raise InputError(f"{shapes} x_{split} has {n} rows")
+        if y.is_floating_point():
+            self._check_targets(where, y)
             return
-        row = int((~within).nonzero()[0])
-        if soft:
+        like_train = not self.y_train.is_floating_point()
+        if like_train and y.shape[1:] != self.y_train.shape[1:]:
             raise InputError(
-                f"{where} has no distribution over classes in row {row}: the least entry is "
-                f"{float(y[row].min()):.6g}, the sum {float(y[row].sum()):.6g}"
+                f"{shapes} y_train has shape {list(self.y_train.shape)}",
+                hint='y.astype("float32") makes soft labels of rows that are one-hot',
             )
-        raise InputError(
-            f"{where} has label {int(y[row])} in row {row}, outside [0, {self.num_classes})"
-        )
+        if y.ndim > 1 and num_labels(y) == 1:
+            raise InputError(f"{shapes} there is one label a row", hint="y.squeeze(1)")
+        outside = ((y < 0) | (y >= self.num_classes)).view(n, -1)
+        if bool(outside.any()):
+            row, place = outside.nonzero()[0].tolist()
+            cut = "no label is left out of the loss: cut samples to one length, without padding"
+            raise InputError(
+                f"{where} has label {int(y[row].view(-1)[place])} in row {row}, outside "
+                f"[0, {self.num_classes})",
+                hint=cut if y.ndim > 1 else None,
+            )
+
+    def _check_targets(self, where: str, y: Tensor) -> None:
+        """Soft labels, unless both splits have real-valued targets."""
+        are_real = self.has_real_targets and self.y_test.is_floating_point()
+        shape = list(self.y_train.shape[1:]) if are_real else [self.num_classes]
+        if list(y.shape[1:]) != shape:
+            what = "a target" if are_real else "a distribution over classes"
+            raise InputError(
+                f"{where} has shape {list(y.shape)}, but must be "
+                f"[{', '.join(map(str, [len(y), *shape]))}], {what} a row",
+                hint=None if are_real else "class indices are integers: y.astype('int64')",
+            )
+        if not are_real:
+            refuse_real_targets(y, where)
+        elif not bool(y.isfinite().all()):
+            row = int((~y.isfinite()).nonzero()[0, 0])
+            raise InputError(f"{where} is not finite in row {row}")
 
 
 def from_pixels(

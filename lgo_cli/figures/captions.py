@@ -21,6 +21,7 @@ from lgo_cli.results import (
     route,
     some,
     spelled_out,
+    with_accuracy,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
     loss, samples = measured["loss"], f"{measured['split']} sample"
     smoothing = measured["label_smoothing"]
     smoothed = f" with label smoothing {smoothing:g}" if smoothing else ""
+    several = measured.get("labels_per_sample", 1)
+    labels = f" and the {several} labels of each" if several > 1 else ""
     policy = "The model has no batch norm."
     if measured["batchnorm"] != "none":
         whose = batchnorm_statistics(measured, pairs=bool(results.get("matrix")))
@@ -73,7 +76,7 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
         f"{spelled_out(results['dataset'])}.",
         f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
         f"decay, over the first {measured['num_samples']:,} of "
-        f"{counted(measured['num_available'], samples)}, in evaluation mode "
+        f"{counted(measured['num_available'], samples)}{labels}, in evaluation mode "
         f"and {measured['dtype']} arithmetic.",
         policy,
         f"Seed: {config['seed']}.",
@@ -106,7 +109,7 @@ def _contour(
         text.append(
             f"Test: {counted(results['measured']['num_test_samples'], 'sample')} of the test "
             f"split, on which {test['num_measured']:,} cells were measured; the run's loss is "
-            f"{number(test['loss_at_center']):.6g}, its accuracy {test['accuracy_at_center']:.4f}."
+            f"{number(test['loss_at_center']):.6g}{with_accuracy(test['accuracy_at_center'])}."
         )
     if results.get("explained_variance"):
         first, second = (percent(number(share)) for share in results["explained_variance"])
@@ -376,7 +379,8 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
 
 
 def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
-    line = ["Loss and accuracy along the path; bands are one standard error on each side."]
+    what = "Loss" if np.isnan(arrays["accuracy"]).all() else "Loss and accuracy"
+    line = [f"{what} along the path; bands are one standard error on each side."]
     if "line_loss" in arrays:
         aligned = ", the other aligned" if "unaligned_loss" in arrays else ""
         line.append(

@@ -32,7 +32,7 @@ from lgo_cli.figures.style import (
 from lgo_cli.results import DIRECTIONS, ENDS, alike
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -46,6 +46,8 @@ def draw_interpolation(
 ) -> Figure:
     """Loss above, accuracy below, over α; train and test with one standard error on each side.
 
+    Of real-valued targets, the loss alone.
+
     Beside them, where measured, each with its barrier: the straight line beside a trained curve,
     the path before REPAIR, and the path before the permutations were matched.
 
@@ -55,8 +57,11 @@ def draw_interpolation(
         size: Inches.
     """
     with house_style():
-        figure = new_figure(size, 0.6 * size[0] + 1.25)
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        num_panels = 1 if np.isnan(arrays["accuracy"]).all() else 2
+        figure = new_figure(size, (0.2 + 0.2 * num_panels) * size[0] + 1.25)
+        heights = [3, 2][:num_panels]
+        panels = figure.subplots(num_panels, 1, sharex=True, squeeze=False, height_ratios=heights)
+        above, below = panels[0, 0], panels[-1, 0]
         alpha = arrays["alpha"]
         # What was done to the path, the last first.
         done = {
@@ -91,18 +96,19 @@ def draw_interpolation(
             height = f": {_barrier(beside['value'], beside['interval'])}" if beside else ""
             how: dict[str, Any] = {"linestyle": style, "color": colour, "marker": marker}
             above.plot(alpha, loss, label=f"{name}{height}", **how)
-            if f"{prefix}accuracy" in arrays:
+            if num_panels == 2 and f"{prefix}accuracy" in arrays:
                 below.plot(alpha, arrays[f"{prefix}accuracy"], label=name, **how)
         logarithmic = log_axis_if_wide(above, *drawn) if drawn else False
-        for axes in () if drawn else (above, below):
+        for axes in () if drawn else panels.flat:
             axes.set_yticks([])  # they would be of no number
         _hatch_missing(above, alpha, arrays["loss"])
-        _mark_ends(above, below, results)
+        _mark_ends([*panels.flat], results)
         if results["barrier"] is not None:
             _mark_barrier(above, arrays, results)
         above.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
-        below.set_ylabel("accuracy\n(fraction)")
-        below.set_ylim(-0.03, 1.03)
+        if num_panels == 2:
+            below.set_ylabel("accuracy\n(fraction)")
+            below.set_ylim(-0.03, 1.03)
         below.set_xlabel(_axis_label(arrays, results, size[0] - 0.5))
         # Steps of which the ends, 0 and 1, are multiples.
         few = MaxNLocator(5 if size[0] < NARROW else 9, steps=[1, 2, 2.5, 5, 10])
@@ -147,19 +153,19 @@ def _hatch_missing(axes: Axes, alpha: Array, loss: Array) -> None:
         )  # fmt: skip
 
 
-def _mark_ends(above: Axes, below: Axes, results: Mapping[str, Any]) -> None:
+def _mark_ends(panels: Sequence[Axes], results: Mapping[str, Any]) -> None:
     points = {"run": 0.0}
     if results["along"] in ENDS:
         points[ENDS[results["along"]]] = 1.0
-    for axes in (above, below):
+    for axes in panels:
         for at in points.values():
             axes.axvline(at, color=INK, linewidth=0.7, linestyle=":")
-    low, high = above.get_xlim()
+    low, high = panels[0].get_xlim()
     for name, at in points.items():
         # Near a border a name goes inwards, so that it takes no room from the picture.
         share = (at - low) / (high - low)
         side = "left" if share < 0.15 else "right" if share > 0.85 else "center"
-        above.annotate(
+        panels[0].annotate(
             name, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
             textcoords="offset points", ha=side, va="bottom", fontsize=7,
         )  # fmt: skip

@@ -37,7 +37,7 @@ DECADE = 10.0
 def draw_training(
     columns: Mapping[str, Any], results: Mapping[str, Any], size: Size = COLUMN
 ) -> Figure:
-    """Loss and accuracy by epoch, on both splits.
+    """Loss and accuracy by epoch, on both splits; of real-valued targets, the loss alone.
 
     Args:
         columns: `train.csv` as arrays, one entry an epoch.
@@ -46,8 +46,12 @@ def draw_training(
     """
     with house_style():
         narrow = size[0] < NARROW
-        figure = new_figure(size, 4.0 if narrow else 2.7)
-        left, right = figure.subplots(*((2, 1) if narrow else (1, 2)))
+        num_panels = 1 if np.isnan(columns["train_accuracy"]).all() else 2
+        stacked = narrow and num_panels == 2
+        figure = new_figure(size, 4.0 if stacked else 2.7)
+        shape = (num_panels, 1) if stacked else (1, num_panels)
+        panels = figure.subplots(*shape, squeeze=False).flat
+        left, right = panels[0], panels[-1]
         epochs = columns["epoch"]
         marker = "o" if len(epochs) <= 12 else ""
         for split, colour, style in (("train", TRAIN, "-"), ("test", TEST, "--")):
@@ -56,12 +60,14 @@ def draw_training(
             }  # fmt: skip
             final = f"{split}, last {columns[f'{split}_loss'][-1]:.4g}"
             left.plot(epochs, columns[f"{split}_loss"], label=final, **kwargs)
-            final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
-            right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
+            if num_panels == 2:
+                final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
+                right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
         log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
         left.set_ylabel(loss_label(results))
-        right.set_ylabel("accuracy (fraction)")
-        for axes in (left, right):
+        if num_panels == 2:
+            right.set_ylabel("accuracy (fraction)")
+        for axes in panels:
             axes.set_xlabel("epoch")
             round_epochs = MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
             axes.xaxis.set_major_locator(round_epochs)

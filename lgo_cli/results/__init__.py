@@ -10,12 +10,14 @@ from lgo_cli.results.base import (
     Recipe,
     Results,
     TrainResults,
+    absent_if_nan,
     alike,
     batchnorm_statistics,
     counted,
     percent,
     some,
     spelled_out,
+    with_accuracy,
 )
 from lgo_cli.results.paths import (
     DIRECTIONS,
@@ -101,6 +103,7 @@ __all__ = [
     "TraceEstimate",
     "TrainResults",
     "TrajectoryPoint",
+    "absent_if_nan",
     "alike",
     "batchnorm_statistics",
     "counted",
@@ -108,4 +111,5 @@ __all__ = [
     "route",
     "some",
     "spelled_out",
+    "with_accuracy",
 ]

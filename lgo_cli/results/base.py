@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lgo_cli.config import Augmentation, LossName, OptimizerName, Schedule, Strict
 
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 Real = Annotated[float, Field(strict=False)]
 """A float that may be non-finite, written as the string "NaN" or "Infinity"."""
+
+
+def absent_if_nan(value: float | None) -> float | None:
+    """A number that was measured, or `None`."""
+    return None if value is None or math.isnan(value) else value
+
+
+Accuracy = Annotated[float | None, BeforeValidator(absent_if_nan)]
+"""A fraction of labels; `None`, measured as NaN, where targets are real-valued."""
 
 
 class Results(Strict):
@@ -58,8 +67,8 @@ class TrainResults(Results):
 
     train_loss: Real
     test_loss: Real
-    train_accuracy: float
-    test_accuracy: float
+    train_accuracy: Accuracy
+    test_accuracy: Accuracy
     epochs: int
     num_steps: int
     num_train_samples: int
@@ -86,6 +95,7 @@ class Measured(Strict):
     num_available: int
     num_test_samples: int | None = None
     micro_batch_size: int
+    labels_per_sample: int = 1
 
 
 class AnalysisResults(Results):
@@ -132,6 +142,11 @@ def counted(number: int, noun: str) -> str:
     """A number of things in words: `1 parameter`, `39,562 parameters`, `2 passes`."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def with_accuracy(accuracy: float | None) -> str:
+    """What follows a loss in figures' captions and tables: nothing where there is no accuracy."""
+    return "" if accuracy is None else f", accuracy {accuracy:.4f}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

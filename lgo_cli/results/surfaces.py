@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgo_cli.config import Normalization, Strict
-from lgo_cli.results.base import AnalysisResults, Real
+from lgo_cli.results.base import Accuracy, AnalysisResults, Real
 
 
 class Marker(Strict):
@@ -82,7 +82,7 @@ class TestSurface(Strict):
     """The same plane on the test samples; `measured` says how many they are."""
 
     loss_at_center: Real
-    accuracy_at_center: float
+    accuracy_at_center: Accuracy
     loss_min: Real | None
     loss_max: Real | None
     num_measured: int

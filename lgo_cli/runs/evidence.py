@@ -11,7 +11,7 @@ import numpy as np
 from lgo_cli.config import InterpConfig, TrainConfig
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.statistics import plane_statistics
-from lgo_cli.results import BandResults, ContourResults, ConvexityResults
+from lgo_cli.results import BandResults, ContourResults, ConvexityResults, absent_if_nan
 from lgo_cli.training.recipe import resolve_recipe
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ def _train_evidence(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """The last line of the log, and the recipe, which the request determines."""
     with (directory / "train.csv").open(newline="") as handle:
         last = list(csv.DictReader(handle))[-1]
-    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    losses, accuracies = ("train_loss", "test_loss"), ("train_accuracy", "test_accuracy")
     step = int(last["step"])
     config = TrainConfig.model_validate(manifest.request.config)
     return {
-        **{name: float(last[name]) for name in names},
+        **{name: float(last[name]) for name in losses},
+        **{name: absent_if_nan(float(last[name])) for name in accuracies},
         "epochs": int(last["epoch"]),
         "num_steps": step,
         "final_lr": float(last["learning_rate"]) if step else None,
@@ -219,7 +220,8 @@ def _grid_evidence(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     if measured[center].any():
         found["loss_at_center"] = loss[center].item()
         if prefix:
-            found["accuracy_at_center"] = arrays[f"{prefix}accuracy"][center].item()
+            accuracy = arrays[f"{prefix}accuracy"][center].item()
+            found["accuracy_at_center"] = absent_if_nan(accuracy)
     return found
 
 

@@ -15,6 +15,7 @@ from lgo_cli.config import AnalysisConfig, TrainConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError, dtype_name
 from lgo_cli.factories import parse_factory
+from lgo_cli.labels import num_labels
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
@@ -94,9 +95,12 @@ def load(plan: Plan, device: str) -> Loaded:
             model.load_state_dict(state)
     if isinstance(config, AnalysisConfig):
         warnings += probe_warnings(dataset, config.analysis_samples)
+    loss = LossFunction(config.loss or "cross_entropy", config.label_smoothing or 0.0)
+    for split, labels in (("y_train", dataset.y_train), ("y_test", dataset.y_test)):
+        loss.check(labels, f"{config.dataset}: {split}")
     loaded = Loaded(model.to(target), dataset, target, warnings)
     if parse_factory(str(config.model)):
-        warnings += output_warnings(loaded, config.loss or "cross_entropy")
+        warnings += output_warnings(loaded, loss.name)
     return loaded
 
 
@@ -110,15 +114,15 @@ def output_warnings(loaded: Loaded, loss: str) -> list[str]:
         loaded.model.eval()
         outputs = check_outputs(loaded.model, loaded.samples("train", 2))
         loaded.model.train()
-    num_outputs, num_classes = outputs.shape[1], loaded.dataset.num_classes
+    num_outputs, num_classes = outputs.shape[-1], loaded.dataset.num_classes
     warnings = []
-    if num_outputs != num_classes:
+    if not loaded.dataset.y_train.is_floating_point() and num_outputs != num_classes:
         warnings.append(
             f"the model puts out {counted(num_outputs, 'class')}, the data have {num_classes}: "
             "the others are in the loss too; its factory may take "
             f"--model-arg num_classes={num_classes}"
         )
-    sums_to_one = bool(((outputs.double().sum(dim=1) - 1).abs() < ROUNDED_SUM).all())
+    sums_to_one = bool(((outputs.double().sum(dim=-1) - 1).abs() < ROUNDED_SUM).all())
     if loss == "cross_entropy" and sums_to_one and bool((outputs >= 0).all()):
         warnings.append(
             "the model puts out probabilities (none is negative, they sum to one), which "
@@ -139,7 +143,10 @@ def probe_warnings(dataset: Dataset, num_samples: int) -> list[str]:
         )
         warnings.append(f"{them} measured, not {num_samples}")
     labels = dataset.y_train[:num_samples]
-    seen = (labels > 0).any(dim=0).sum() if labels.ndim == 2 else len(torch.unique(labels))
+    if dataset.has_real_targets or num_labels(labels) > 1:
+        return warnings  # no classes; or words, of which few are in any text
+    soft = labels.is_floating_point()
+    seen = (labels > 0).any(dim=0).sum() if soft else len(torch.unique(labels))
     missing = dataset.num_classes - int(seen)
     if missing:
         used, which, more = len(labels), "", ""
@@ -220,6 +227,7 @@ def measured(
         num_available=len(loaded.dataset.y_train),
         num_test_samples=num_test_samples,
         micro_batch_size=objective.micro_batch_size,
+        labels_per_sample=num_labels(objective.samples.labels),
     )
 
 

@@ -117,6 +117,7 @@ class Descent(ABC):
         with torch.random.fork_rng(devices=self._devices):
             model.eval()  # whose result may be anything, where a model has its own
             refuse_sparse_gradients(model)
+            self.loss_function.check(train.labels)
             check_outputs(model, train)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
@@ -204,7 +205,7 @@ class Descent(ABC):
 
         Raises:
             DivergenceError: if a loss or a weight is not finite.
-            InputError: if the model fails or returns anything but [n, C] in training mode.
+            InputError: if the model fails or returns other outputs in training mode.
             UsageError: if batch norm is to normalise a single sample.
         """
         with torch.random.fork_rng(devices=self._devices):
@@ -354,13 +355,17 @@ class Training(Descent):
             test_accuracy=test.accuracy,
         )
         self.rows.append(row)
-        return {"accuracy": row.test_accuracy}
+        has_accuracy = not math.isnan(test.accuracy)
+        return {"accuracy": test.accuracy} if has_accuracy else {"test_loss": test.loss}
 
     def evaluate(self, samples: Samples) -> Evaluation:
         """The model as it stands, in eval mode, on all of `samples`."""
         self.model.eval()
         return evaluate_model(
-            self.model, samples, self.loss_function, default_micro_batch_size(self.model)
+            self.model,
+            samples,
+            self.loss_function,
+            default_micro_batch_size(self.model, samples.labels),
         )
 
 

@@ -1,0 +1,78 @@
+"""What samples are labelled with, and how it shows.
+
+Integers [N, ...] are class labels, one or several a sample. Floating-point rows [N, C] that are
+distributions over classes are soft ones; all else in floating point are real-valued targets.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lgo_cli.errors import InputError
+
+SUM_TOLERANCE = 1e-4
+"""By which the sum of a soft label may differ from one; rounding of float32 is far below."""
+
+
+def are_distributions(labels: Tensor) -> Tensor:
+    """Which rows [N], bool, of floating-point labels [N, ...] are distributions over classes.
+
+    Those that are not are real-valued targets, and so are all of more than two dimensions.
+    """
+    if labels.ndim != 2:
+        return torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    return (labels >= 0).all(dim=1) & ((labels.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)
+
+
+def num_labels(labels: Tensor) -> int:
+    """How many class labels each sample has; a soft one, or a real-valued target, counts as one."""
+    return 1 if labels.is_floating_point() else labels[0].numel()
+
+
+def refuse_real_targets(labels: Tensor, where: str) -> None:
+    """Check that each row of floating-point labels is a distribution over classes.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    fine = are_distributions(labels)
+    if bool(fine.all()):
+        return
+    row = int((~fine).nonzero()[0])
+    values = labels[row].double()
+    raise InputError(
+        f"{where} has no distribution over classes in row {row}: the least entry is "
+        f"{float(values.min()):.6g}, the sum {float(values.sum()):.6g}",
+        hint="class indices are integers: y.astype('int64'); real-valued targets, in both splits, "
+        "are fitted by --loss squared_error",
+    )
+
+
+def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
+    """Check the shape of outputs [n, ..., C] against labels [n, ...], or targets like the outputs.
+
+    Raises:
+        InputError: if they do not fit together.
+    """
+    are_targets = labels.is_floating_point()
+    if labels.shape == (outputs.shape if are_targets else outputs.shape[:-1]):
+        return
+    shape = list(labels.shape[1:])
+    hint = None
+    if are_targets:
+        what = f"a target of shape {shape}"
+    elif not shape:
+        what = "one label"
+        hint = "with labels [samples, ...], such as one for each token, each has its own outputs"
+    else:
+        what = f"labels of shape {shape}"
+        hint = "classes are the last axis: movedim(1, -1) at the model's end puts them there"
+        if labels.shape == outputs.shape:
+            hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
+    wanted = ", ".join(map(str, ["samples", *shape, *([] if are_targets else ["classes"])]))
+    raise InputError(
+        f"each sample has {what}: the model must return outputs of shape [{wanted}], it returned "
+        f"{tuple(outputs.shape)}",
+        hint=hint,
+    )

@@ -1,0 +1,462 @@
+"""Several labels a sample, as of tokens and pixels, and real-valued targets, as of regression."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Lgo
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev
+
+from lgo_cli.config import OperatorName, TrainConfig
+from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
+from lgo_cli.curvature.networks import OPERATORS
+from lgo_cli.data.arrays import from_arrays
+from lgo_cli.errors import InputError
+from lgo_cli.figures.interpolation import draw_interpolation
+from lgo_cli.figures.training import draw_training
+from lgo_cli.labels import are_distributions
+from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.loss import LossFunction
+from lgo_cli.objective import Objective, default_micro_batch_size
+from lgo_cli.samples import Samples, check_outputs, evaluate_model
+from lgo_cli.training.loop import Training
+from lgo_cli.training.recipe import resolve_recipe
+from lgo_cli.vectors import Block
+
+LENGTH, VOCABULARY = 4, 5
+EXACT = 1e-11
+"""A few thousand float64 operations on numbers of order one."""
+
+
+class Language(nn.Module):
+    """A transformer of one head whose last layer is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 4)
+        self.positions = nn.Parameter(torch.randn(LENGTH, 4))
+        self.norm = nn.LayerNorm(4)
+        self.qkv = nn.Linear(4, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.positions
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x @ self.embed.weight.T
+
+
+def _tagger() -> nn.Module:
+    """Piecewise linear, at each token by itself."""
+    return nn.Sequential(
+        nn.Embedding(VOCABULARY, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, VOCABULARY)
+    )
+
+
+class Segmenting(nn.Module):
+    """Convolutions that see images of tokens, with the classes last: [n, 2, 2, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(),
+            nn.Conv2d(3, VOCABULARY, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        images = tokens.view(-1, 1, 2, 2) / VOCABULARY
+        return self.convolutions(images.to(self.convolutions[0].weight.dtype)).movedim(1, -1)
+
+
+def _tokens(build: Callable[[], nn.Module], loss: LossFunction) -> Objective:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = build()
+        tokens = torch.randint(0, VOCABULARY, (9, LENGTH + 1))
+        labels = tokens[:, 1:]
+        if isinstance(model, Segmenting):
+            model.train()(tokens[:, :-1])  # running statistics
+            labels = labels.reshape(-1, 2, 2)
+    samples = Samples(tokens[:, :-1], labels)
+    return Objective(model, samples, loss, micro_batch_size=4, dtype=torch.float64)
+
+
+LOSSES = {
+    "cross entropy": LossFunction(),
+    "smoothed": LossFunction("cross_entropy", 0.1),
+    "squared error": LossFunction("squared_error"),
+}
+MODELS = {"language": Language, "tagger": _tagger, "segmenting": Segmenting}
+
+
+def _function(objective: Objective) -> Callable[[Tensor], Tensor]:
+    names = objective.layout.names
+
+    def outputs(theta: Tensor) -> Tensor:
+        parameters = dict(zip(names, objective.layout.split(theta), strict=True))
+        return functional_call(objective.model, parameters, (objective.samples.inputs,))
+
+    return outputs
+
+
+def _losses_by_pytorch(outputs: Tensor, labels: Tensor, loss: LossFunction) -> Tensor:
+    """[N]: PyTorch's own, of tokens that stand in one long row."""
+    rows, classes = outputs.flatten(0, -2), labels.flatten()
+    if loss.name == "cross_entropy":
+        each = F.cross_entropy(
+            rows, classes, reduction="none", label_smoothing=loss.label_smoothing
+        )
+    else:
+        each = F.mse_loss(rows, F.one_hot(classes, VOCABULARY).double(), reduction="none")
+        each = each.sum(dim=1) / 2
+    return each.view(len(labels), -1).mean(dim=1)
+
+
+def _dense(objective: Objective, operator: str) -> Tensor:
+    """[P, P], by reverse mode twice, or from the Jacobian of all labels' outputs."""
+    outputs, labels, loss = _function(objective), objective.samples.labels, objective.loss_function
+    theta = objective.theta
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        if operator == "hessian":
+            return jacrev(grad(lambda at: _losses_by_pytorch(outputs(at), labels, loss).mean()))(
+                theta
+            ).detach()
+        if operator == "empirical-fisher":
+            slopes = jacrev(lambda at: _losses_by_pytorch(outputs(at), labels, loss))(theta)
+            return (slopes.T @ slopes / len(labels)).detach()
+        jacobian = jacrev(lambda at: outputs(at).flatten(0, -2))(theta).detach()
+        p = outputs(theta).detach().flatten(0, -2).softmax(-1)
+    middle = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    if loss.name == "squared_error":
+        middle = torch.eye(VOCABULARY, dtype=p.dtype).expand_as(middle)
+    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / labels.numel()
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize("model", list(MODELS))
+def test_products_are_of_the_mean_over_all_labels(
+    model: str, operator: OperatorName, loss: str
+) -> None:
+    with _tokens(MODELS[model], LOSSES[loss]) as objective:
+        dense = _dense(objective, operator)
+        found = OPERATORS[operator](objective)
+        columns = [found.matvec(unit) for unit in torch.eye(objective.dim, dtype=dense.dtype)]
+    assert float((torch.stack(columns) - dense).norm()) <= EXACT * float(dense.norm())
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("operator", list(OPERATORS))
+def test_exact_trace_of_several_labels(operator: OperatorName, loss: str) -> None:
+    with _tokens(_tagger, LOSSES[loss]) as objective:
+        found = exact_trace(objective, operator, Block.whole(objective.layout))
+        assert isinstance(found, ExactTrace), found
+        passes = "1 backward pass" if operator == "empirical-fisher" else "20 backward passes"
+        assert passes in found.reason
+        parts = _dense(objective, operator).diag().split(objective.layout.sizes)
+    assert found.parts == pytest.approx([float(part.sum()) for part in parts], rel=EXACT)
+
+
+def test_a_backward_pass_for_each_word_at_each_place_is_too_many() -> None:
+    samples = Samples(torch.zeros(2, 30, dtype=torch.int64), torch.zeros(2, 30, dtype=torch.int64))
+    model = nn.Sequential(nn.Embedding(VOCABULARY, 4), nn.Linear(4, VOCABULARY))
+    with Objective(model, samples) as objective:
+        found = exact_trace(objective, "ggn", Block.whole(objective.layout))
+    assert found == "it would take 150 backward passes, one for each output"
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("model", list(MODELS))
+def test_loss_accuracy_and_error_of_several_labels(model: str, loss: str) -> None:
+    with _tokens(MODELS[model], LOSSES[loss]) as objective:
+        labels = objective.samples.labels
+        outputs = objective.model(objective.samples.inputs).detach()
+        losses = _losses_by_pytorch(outputs, labels, LOSSES[loss])
+        found = objective.evaluate()
+        on_a_line = Evaluator(objective, torch.randn(1, objective.dim))(0.0)
+    for each in (found, on_a_line):
+        assert each.loss == pytest.approx(float(losses.mean()), rel=EXACT)
+        # Samples are independent draws; the labels of one are not.
+        assert each.standard_error == pytest.approx(float(losses.std()) / 3, rel=1e-9)
+        right = (outputs.argmax(-1) == labels).double().mean()
+        assert each.accuracy == pytest.approx(float(right), rel=EXACT)
+
+
+def test_micro_batches_count_labels() -> None:
+    labels = torch.zeros(3, 8, 8, dtype=torch.int64)
+    assert default_micro_batch_size(nn.Linear(2, 2), labels) == 4096 // 64
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels) == 128
+    assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(3, 8, 8)) == 4096
+    assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(1, 9999, dtype=torch.int64)) == 1
+
+
+# Real-valued targets.
+
+
+def _regression(shape: tuple[int, ...], build: Callable[[], nn.Module]) -> Objective:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        samples = Samples(torch.randn(11, 6), torch.randn(11, *shape))
+        model = build()
+    loss = LossFunction("squared_error")
+    return Objective(model, samples, loss, micro_batch_size=4, dtype=torch.float64)
+
+
+def test_linear_regression_has_its_closed_form() -> None:
+    """H = G = F = (1/N) Σ x xᵀ for each output, whatever the targets; and its least loss."""
+    with _regression((2,), lambda: nn.Linear(6, 2, bias=False)) as objective:
+        x, y = objective.samples.inputs, objective.samples.labels.double()
+        expected = torch.block_diag(*[x.T @ x / 11] * 2)
+        for operator in ("hessian", "ggn", "fisher"):
+            found = OPERATORS[operator](objective)
+            for unit, column in zip(torch.eye(12, dtype=torch.float64), expected, strict=True):
+                torch.testing.assert_close(found.matvec(unit), column, rtol=EXACT, atol=EXACT)
+        solution, residual, *_ = torch.linalg.lstsq(x, y, driver="gelsd")
+        least, gradient = objective.loss_and_gradient(solution.T.reshape(-1))
+        assert least == pytest.approx(float(residual.sum()) / 22, rel=EXACT)
+        assert float(gradient.norm()) < EXACT
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3)])
+@pytest.mark.parametrize("operator", list(OPERATORS))
+def test_products_and_trace_of_real_targets(operator: OperatorName, shape: tuple[int, ...]) -> None:
+    def build() -> nn.Module:
+        layers = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, math.prod(shape))
+        return nn.Sequential(*layers, nn.Unflatten(1, shape))
+
+    with _regression(shape, build) as objective:
+        outputs, y = _function(objective), objective.samples.labels.double()
+
+        def losses(theta: Tensor) -> Tensor:
+            return ((outputs(theta) - y) ** 2).flatten(1).sum(dim=1) / 2
+
+        if operator == "hessian":
+            dense = jacrev(grad(lambda theta: losses(theta).mean()))(objective.theta)
+        else:
+            what = losses if operator == "empirical-fisher" else outputs
+            jacobian = jacrev(what)(objective.theta).reshape(-1, objective.dim)
+            dense = jacobian.T @ jacobian / 11
+        dense = dense.detach()
+        found = OPERATORS[operator](objective)
+        columns = [found.matvec(unit) for unit in torch.eye(objective.dim, dtype=dense.dtype)]
+        trace = exact_trace(objective, operator, Block.whole(objective.layout))
+        expected = losses(objective.theta).mean()
+        assert objective.center.loss == pytest.approx(float(expected), rel=EXACT)
+        assert math.isnan(objective.center.accuracy)
+    assert float((torch.stack(columns) - dense).norm()) <= EXACT * float(dense.norm())
+    assert isinstance(trace, ExactTrace), trace
+    assert trace.of(Block.whole(objective.layout)) == pytest.approx(float(dense.trace()), rel=EXACT)
+
+
+def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
+    soft = torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.6, 0.4]])
+    targets = soft + torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 0.0]])
+    assert are_distributions(soft).tolist() == [True] * 3
+    assert are_distributions(targets).tolist() == [True, False, True]
+    assert are_distributions(soft[:, None]).tolist() == [False] * 3
+    loss, inputs = LossFunction("squared_error"), torch.tensor([[0.0, 1.0]] * 3)
+    found = evaluate_model(nn.Identity(), Samples(inputs, soft), loss, 2)
+    assert found.accuracy == pytest.approx(1 / 3)
+    found = evaluate_model(nn.Identity(), Samples(inputs, targets), loss, 2)
+    assert math.isnan(found.accuracy)
+    assert found.loss == pytest.approx((0.04 * 2 + 1 + 0.81 + 0.36 * 2) / 6)
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "message", "hint"),
+    [
+        (torch.zeros(2, dtype=torch.int64), (2, 7, 3), "one label: .* [samples, classes]", "tok"),
+        (
+            torch.zeros(2, 7, dtype=torch.int64),
+            (2, 3, 7),
+            "labels of shape [7]: .* [samples, 7, classes], it returned (2, 3, 7)",
+            "movedim(1, -1)",
+        ),
+        (
+            torch.zeros(2, 7, dtype=torch.int64),
+            (2, 7),
+            "labels of shape [7]: .* [samples, 7, classes], it returned (2, 7)",
+            'y.astype("float32") makes soft labels',
+        ),
+        (torch.ones(2, 1), (2, 3), "a target of shape [1]: .* [samples, 1], it returned", "None"),
+        (torch.ones(2, 2, 3), (2, 6), "a target of shape [2, 3]: .* [samples, 2, 3], it", "None"),
+    ],
+)
+def test_outputs_that_do_not_fit(
+    labels: Tensor, outputs: tuple[int, ...], message: str, hint: str
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, math.prod(outputs[1:])))
+    model.append(nn.Unflatten(1, outputs[1:]))
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    with pytest.raises(InputError, match=pattern) as error:
+        check_outputs(model, Samples(torch.zeros(2, 4), labels))
+    assert hint in str(error.value.hint)
+    with pytest.raises(InputError, match=pattern):
+        LossFunction("squared_error")(torch.zeros(outputs), labels)
+
+
+def test_a_single_output_keeps_its_axis() -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
+        check_outputs(model, Samples(torch.zeros(2, 4), torch.ones(2, 1)))
+    assert "a single output is [samples, 1]" in str(error.value.hint)
+
+
+def _data(**change: Any) -> dict[str, Any]:
+    x = np.zeros((3, 2), "float32")
+    return {"x_train": x, "y_train": [], "x_test": x, "y_test": [], **change}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (np.array([0.5, 2, 1]), np.array([0, 2, 1]), r"y_train .* must be \[3, 3\], a dist"),
+        (np.array([0.5, 2, np.inf]), np.ones(3), "y_train is not finite in row 2"),
+        (np.array([0.5, 2, 1e300]), np.ones(3), "y_train is not finite in row 2"),
+        (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar"),
+        (np.zeros((3, 4), int), np.zeros((3, 5), int), r"y_test has shape \[3, 5\], but y_train"),
+        (np.zeros((3, 1), int), np.zeros((3, 1), int), r"\[3, 1\], but there is one label a row"),
+        (np.array([[1, 2], [0, -100], [0, 0]]), np.zeros((3, 2), int), "label -100 in row 1"),
+        (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\], a dist"),
+        (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "test has no dist.* 1"),
+    ],
+)
+def test_targets_that_are_refused(train: Any, test: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_arrays("own.npz", _data(y_train=train, y_test=test)).validate("own.npz")
+
+
+def test_how_many_values_a_target_has() -> None:
+    one = from_arrays("here", _data(y_train=np.array([0.5, 2, 1]), y_test=np.ones(3)))
+    assert one.validate("here").num_classes == 1
+    assert one.y_train.tolist() == [[0.5], [2], [1]]
+    image = np.ones((3, 4, 5), "float32")
+    many = from_arrays("here", _data(y_train=image, y_test=image)).validate("here")
+    assert many.num_classes == 20
+    assert many.has_real_targets
+    soft = np.full((3, 2), 0.5)
+    assert not from_arrays("here", _data(y_train=soft, y_test=soft)).has_real_targets
+
+
+@pytest.mark.parametrize("loss", [LossFunction(), LossFunction("squared_error", 0.1)])
+def test_real_targets_want_a_loss_that_is_of_them(loss: LossFunction) -> None:
+    samples = Samples(torch.zeros(3, 2), torch.tensor([[0.5, 0.5], [2.5, -1.0], [0.0, 1.0]]))
+    message = "no distribution over classes in row 1: the least entry is -1, the sum 1.5"
+    with (
+        pytest.raises(InputError, match=message) as error,
+        Objective(nn.Linear(2, 2), samples, loss),
+    ):
+        pass
+    assert "--loss squared_error" in str(error.value.hint)
+    recipe = resolve_recipe(
+        TrainConfig(model="mlp", loss=loss.name, label_smoothing=loss.label_smoothing)
+    )
+    with pytest.raises(InputError, match=message):
+        Training(nn.Linear(2, 2), samples, samples, recipe)
+
+
+# The command line.
+
+
+def _sine(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, (96, 3)).astype("float32")
+    y = np.sin(2 * x[:, 0]) + x[:, 1]
+    np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
+
+
+def _results(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(path).read_text())["results"]
+    return found
+
+
+def test_regression_from_training_to_the_table(lgo: Lgo) -> None:
+    _sine(Path("sine.npz"))
+    named = ("--dataset", "sine.npz", "--model-arg", "hidden=6", "--epochs", 3)
+    refused = lgo("train", *named, code=3)
+    assert "sine.npz: y_train has no distribution over classes in row 0" in refused.stderr
+    assert "are fitted by --loss squared_error" in refused.stderr
+    for seed in (0, 1):
+        out = ("--seed", seed, "--out", f"run{seed}")
+        trained = lgo("train", *named, "--loss", "squared_error", *out)
+    assert "accuracy" not in trained.stdout
+    lgo("hessian", "run0", "--top-k", 1, "--trace")
+    lgo("interp", "run0", "--to", "run1", "--align", "--num-points", 5)
+    surface = lgo("contour", "run0", "--resolution", 5, "--test")
+    assert "accuracy" not in surface.stdout
+    lgo("export", "run0", "--to", "csv")
+    assert "verified: train, hessian, interp, contour" in lgo("verify", "run0").stdout
+    lgo("show", "run0")
+    train, hessian = _results("run0/train.json"), _results("run0/hessian.json")
+    assert train["train_accuracy"] is train["test_accuracy"] is None
+    assert _results("run0/contour.json")["test"]["accuracy_at_center"] is None
+    assert hessian["trace"]["standard_error"] == 0  # exact
+    assert "accuracy" not in Path("run0/interp_caption.txt").read_text()
+    assert "accuracy" not in Path("run0/contour_caption.txt").read_text()
+    (row,) = csv.DictReader(lgo("table", "run0", "--format", "csv").stdout.splitlines())
+    assert row["test_accuracy"] == ""
+    assert float(row["test_loss"]) == train["test_loss"]
+    columns = np.genfromtxt("run0/train.csv", delimiter=",", names=True)
+    for figure in (
+        draw_training(columns, train),
+        draw_interpolation(dict(np.load("run0/interp.npz")), _results("run0/interp.json")),
+    ):
+        labels = [axes.get_ylabel() for axes in figure.axes]
+        assert "accuracy" not in str(labels)
+        assert sum("loss" in label for label in labels) == 1
+
+
+TAGGER = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.embed = nn.Embedding(num_classes, 6)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.head = nn.Linear(6, num_classes)
+    def forward(self, x):
+        return self.head(self.lstm(self.embed(x))[0])
+
+def build(num_classes):
+    return Tagger(num_classes)
+
+def text(length=6):
+    tokens = torch.arange(40 * length + 1) ** 2 % 7
+    x, y = tokens[:-1].view(-1, length), tokens[1:].view(-1, length)
+    return x[:30], y[:30], x[30:], y[30:]
+"""
+
+
+def test_a_language_model_from_training_to_the_surface(lgo: Lgo) -> None:
+    Path("net.py").write_text(TAGGER)
+    named = ("--model", "net.py:build")
+    data = ("--dataset", "net.py:text", "--lr", 0.3, "--epochs", 4, "--batch-size", 8)
+    lgo("train", *named, *data, "--out", "run", "--save-every", 8)
+    table = lgo("hessian", "run", *named, "--dataset", "net.py:text", "--top-k", 1).stdout
+    assert "on 30 train samples of net.py:text, 6 labels each, float32" in table
+    lgo("contour", "run", *named, "--dataset", "net.py:text", "--resolution", 5, "--plane", "pca")
+    assert "the 6 labels of each" in Path("run/contour_caption.txt").read_text()
+    lgo("verify", "run")
+    train, hessian = _results("run/train.json"), _results("run/hessian.json")
+    assert hessian["measured"]["labels_per_sample"] == 6
+    assert hessian["loss"] == pytest.approx(train["train_loss"], rel=1e-6)
+    assert hessian["warnings"] == [] or "classes" not in str(hessian["warnings"])
+    # The right words are counted, not the samples all of whose words are right.
+    counts = train["train_accuracy"] * 30 * 6
+    assert counts == pytest.approx(round(counts), abs=1e-9)
+    assert 0 < train["train_accuracy"] < 1
