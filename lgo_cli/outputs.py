@@ -159,8 +159,10 @@ def checked_outputs(outputs: object, inputs: Tensor, *, training: bool = False) 
     Raises:
         InputError: if they are anything else.
     """
-    hint = "return the logits alone, a tensor [samples, classes]; a single output is [samples, 1]"
-    if training:
+    hint = "return the logits alone, a tensor [samples, classes]"
+    if isinstance(outputs, Tensor) and outputs.shape == inputs.shape[:1]:
+        hint = "a single output keeps its axis: [samples, 1]"
+    elif training:
         hint += (
             ", in training mode too; a factory with auxiliary outputs may have an argument that "
             "leaves them out, such as --model-arg aux_logits=false"

@@ -262,7 +262,7 @@ def test_caption_of_all_that_a_surface_may_have() -> None:
         "checkpoints from the run.",
         "on 7 planes",
         "Test: 77 samples of the test split, on which 9 cells were measured; the run's loss is "
-        "1.25, its accuracy 0.8750.",
+        "1.25, accuracy 0.8750.",
         "contour_test: Loss on the same plane over the test samples; levels are linear.",
         "its height is linear. Stems lead from each checkpoint's projection to the loss at its "
         "weights.",

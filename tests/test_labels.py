@@ -312,7 +312,7 @@ def test_a_single_output_keeps_its_axis() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
         check_outputs(model, Samples(torch.zeros(2, 4), torch.ones(2, 1)))
-    assert "a single output is [samples, 1]" in str(error.value.hint)
+    assert error.value.hint == "a single output keeps its axis: [samples, 1]"
 
 
 def _data(**change: Any) -> dict[str, Any]:

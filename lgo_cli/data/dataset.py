@@ -98,14 +98,14 @@ class Dataset:
         if y.is_floating_point():
             self._check_targets(where, y)
             return
+        if y.ndim > 1 and num_labels(y) == 1:
+            raise InputError(f"{shapes} there is one label a row", hint="y.squeeze(1)")
         like_train = not self.y_train.is_floating_point()
         if like_train and y.shape[1:] != self.y_train.shape[1:]:
             raise InputError(
                 f"{shapes} y_train has shape {list(self.y_train.shape)}",
                 hint='y.astype("float32") makes soft labels of rows that are one-hot',
             )
-        if y.ndim > 1 and num_labels(y) == 1:
-            raise InputError(f"{shapes} there is one label a row", hint="y.squeeze(1)")
         outside = ((y < 0) | (y >= self.num_classes)).view(n, -1)
         if bool(outside.any()):
             row, place = outside.nonzero()[0].tolist()
@@ -122,10 +122,12 @@ class Dataset:
         shape = list(self.y_train.shape[1:]) if are_real else [self.num_classes]
         if list(y.shape[1:]) != shape:
             what = "a target" if are_real else "a distribution over classes"
+            squeeze = ".squeeze(1)" if list(y.shape[1:]) == [1] else ""
+            classes = f'y{squeeze}.astype("int64") if these are class indices'
             raise InputError(
                 f"{where} has shape {list(y.shape)}, but must be "
                 f"[{', '.join(map(str, [len(y), *shape]))}], {what} a row",
-                hint=None if are_real else "class indices are integers: y.astype('int64')",
+                hint=None if are_real else classes,
             )
         if not are_real:
             refuse_real_targets(y, where)

@@ -379,7 +379,7 @@ def _changed(results: Mapping[str, Any]) -> list[str]:
 
 
 def _interp_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, list[str]]:
-    what = "Loss" if np.isnan(arrays["accuracy"]).all() else "Loss and accuracy"
+    what = "Loss" if np.isnan(arrays.get("accuracy", 0)).all() else "Loss and accuracy"
     line = [f"{what} along the path; bands are one standard error on each side."]
     if "line_loss" in arrays:
         aligned = ", the other aligned" if "unaligned_loss" in arrays else ""
