@@ -3,7 +3,7 @@
     lgo train --model examples/language_model.py:gpt --dataset examples/language_model.py:text \
         --dataset-arg path=theory.md --optimizer adamw --lr 0.003 --batch-size 32 --epochs 5
 
-Each sample is `length` characters [T], and its labels are those that follow them [T]: the model puts
+Each sample is `length` characters [T], and its labels are those that follow [T]: the model puts
 out logits for each place [T, C], and the loss is the mean over all of them.
 """
 
