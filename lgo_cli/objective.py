@@ -412,6 +412,5 @@ def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
         model: Whose passes.
         labels: [N, ...].
     """
-    if any(parameter.ndim > 2 for parameter in model.parameters()):
-        return 128
-    return max(1, 4096 // num_labels(labels))
+    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
+    return max(1, min(128 if has_positions else 4096, 4096 // num_labels(labels)))

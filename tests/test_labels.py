@@ -195,7 +195,8 @@ def test_loss_accuracy_and_error_of_several_labels(model: str, loss: str) -> Non
 def test_micro_batches_count_labels() -> None:
     labels = torch.zeros(3, 8, 8, dtype=torch.int64)
     assert default_micro_batch_size(nn.Linear(2, 2), labels) == 4096 // 64
-    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels) == 128
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels) == 64
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels[:, 0]) == 128
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(3, 8, 8)) == 4096
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(1, 9999, dtype=torch.int64)) == 1
 

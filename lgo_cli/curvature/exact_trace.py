@@ -85,16 +85,16 @@ def exact_trace(
     few = objective.samples.head(3)
     try:
         with strange_forward():
+            num_passes = norms.num_columns(operator, few.head(1))
+            if num_passes > MAX_BACKWARD_PASSES:
+                return f"it would take {counted(num_passes, 'backward pass')}, one for each output"
             norms.repeat_shared(few)
             difference = norms.difference(few)
-            num_passes = norms.num_columns(operator, few.head(1))
     except ForwardError as error:
         return norms.doubt or f"the traced model fails ({error})"
     if not difference <= NORM_TOLERANCE:
         reason = f"gradients read off the graph differ from autograd's by {difference:.1e}"
         return norms.doubt or reason
-    if num_passes > MAX_BACKWARD_PASSES:
-        return f"it would take {counted(num_passes, 'backward pass')}, one for each output"
     totals = torch.zeros(len(block.full.names), dtype=torch.float64, device=objective.device)
     # So that the derivatives by all layers' outputs take what a micro-batch's activations do.
     size = max(1, objective.micro_batch_size // num_passes)
