@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
+from lgo_cli.errors import InputError
 from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.memory import total_memory_bytes
 from lgo_cli.vectors import Block, flatten
@@ -53,7 +54,7 @@ class NetworkOperator(Operator, Generic[G]):
 
     Attributes:
         keeps_graph: Whether the graphs are kept.
-        graph_bytes: What keeping all of them takes, measured on the first.
+        graph_bytes: What keeping all of them takes, measured on the first; `None` if it cannot be.
         memory_bytes: The budget.
         model: What is called in the model's place.
         own_derivatives: Whether rewritten convolutions serve this kind of matrix.
@@ -82,8 +83,8 @@ class NetworkOperator(Operator, Generic[G]):
         batches = list(objective.micro_batches())
         with objective.differentiating():
             first, num_bytes = self._measured_graph(batches[0])
-            self.graph_bytes = num_bytes * len(batches)
-            self.keeps_graph = self.graph_bytes <= memory_bytes
+            self.graph_bytes = None if num_bytes is None else num_bytes * len(batches)
+            self.keeps_graph = self.graph_bytes is not None and self.graph_bytes <= memory_bytes
             if self.keeps_graph:
                 self._kept = [first, *(self._graph(batch) for batch in batches[1:])]
 
@@ -119,6 +120,8 @@ class NetworkOperator(Operator, Generic[G]):
     @property
     def plan(self) -> str:
         """Which path the products take, and why."""
+        if self.graph_bytes is None:
+            return "graph rebuilt for each product: torch.func in the model hides what it keeps"
         size, budget = _gib(self.graph_bytes), _gib(self.memory_bytes)
         if self.keeps_graph:
             return f"graph kept between products: {size} of a budget of {budget}"
@@ -133,8 +136,8 @@ class NetworkOperator(Operator, Generic[G]):
         self._largest_output = torch.maximum(self._largest_output, largest)
         return outputs
 
-    def _measured_graph(self, batch: Samples) -> tuple[G, int]:
-        """A graph, and the bytes that it keeps and no other batch's graph shares."""
+    def _measured_graph(self, batch: Samples) -> tuple[G, int | None]:
+        """A graph, and the bytes that it keeps and no other batch's graph shares, if that shows."""
         model = self.objective.model
         given = (*model.parameters(), *model.buffers(), batch.inputs, batch.labels)
         shared = {tensor.untyped_storage().data_ptr() for tensor in given}
@@ -153,8 +156,13 @@ class NetworkOperator(Operator, Generic[G]):
             # and be held by it: a cycle that no garbage collector sees.
             return tensor.detach(), version
 
-        with torch.autograd.graph.saved_tensors_hooks(count, _unchanged):
-            graph = self._graph(batch)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, _unchanged):
+                graph = self._graph(batch)
+        except InputError as error:
+            if "saved tensor hooks" not in str(error):  # which torch.func does not take
+                raise
+            return self._graph(batch), None
         # The gradients that a graph puts out, which nothing saves for a derivative.
         return graph, num_bytes + self.dim * self.dtype.itemsize
 
