@@ -1,7 +1,8 @@
 """What samples are labelled with, and how it shows.
 
-Integers [N, ...] are class labels, one or several a sample. Floating-point rows [N, C] that are
-distributions over classes are soft ones; all else in floating point are real-valued targets.
+Integers [N, ...] are class labels, one or several a sample, of which some may be ignored. Rows
+[N, C] in floating point that are distributions over classes are soft ones; all else in floating
+point are real-valued targets.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from lgo_cli.errors import InputError
+
+IGNORED = -100
+"""The label that has no part in a sample's loss, where that has several: PyTorch's."""
 
 SUM_TOLERANCE = 1e-4
 """By which the sum of a soft label may differ from one; rounding of float32 is far below."""
@@ -28,6 +32,27 @@ def are_distributions(labels: Tensor) -> Tensor:
 def num_labels(labels: Tensor) -> int:
     """How many class labels each sample has; a soft one, or a real-valued target, counts as one."""
     return 1 if labels.is_floating_point() else labels[0].numel()
+
+
+def shares(labels: Tensor) -> Tensor:
+    """What each of a sample's labels [n, ...] counts in their mean [n, ...], float64.
+
+    All of them the same, but for those that are ignored, which count nothing.
+    """
+    counts = (labels != IGNORED).double()
+    return counts / counts.flatten(1).sum(dim=1).view(-1, *[1] * (labels.ndim - 1))
+
+
+def refuse_unlabelled(labels: Tensor, where: str) -> None:
+    """Check that each sample has a label that is not ignored, of several [N, ...].
+
+    Raises:
+        InputError: naming the first that has none.
+    """
+    empty = (labels == IGNORED).flatten(1).all(dim=1)
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0])
+        raise InputError(f"{where} has no label in row {row}: all are ignored")
 
 
 def refuse_real_targets(labels: Tensor, where: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lgo_cli.config import LossName
 from lgo_cli.errors import UsageError
-from lgo_cli.labels import num_labels, refuse_misfit, refuse_real_targets
+from lgo_cli.labels import IGNORED, refuse_misfit, refuse_real_targets, shares
 
 LEAST_ROW = 16
 """Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has
@@ -29,7 +29,7 @@ UNDERFLOW = 745.2
 class LossFunction:
     """Loss of each sample; its mean over samples is the objective.
 
-    That of a sample with several labels is the mean over them.
+    That of a sample with several labels is the mean over them, less those that are ignored (-100).
 
     Attributes:
         name: `cross_entropy` (natural logarithm, on logits), or `squared_error`, which is
@@ -61,8 +61,11 @@ class LossFunction:
         if labels.is_floating_point():
             labels = labels.to(outputs.dtype)
         elif labels.ndim > 1:
-            each = self(outputs.flatten(0, -2), labels.flatten())
-            return each.view(len(labels), -1).mean(dim=1)
+            ignored = labels == IGNORED
+            classes = labels.masked_fill(ignored, 0)
+            each = self(outputs.flatten(0, -2), classes.flatten()).view_as(labels)
+            shared = shares(labels).to(each.dtype) * each.masked_fill(ignored, 0.0)
+            return shared.flatten(1).sum(dim=1)
         if self.name == "cross_entropy":
             smoothing = self.label_smoothing
             if outputs.shape[1] < LEAST_ROW and outputs.device.type == "cpu" and labels.ndim == 1:
@@ -108,15 +111,17 @@ class LossFunction:
         )
 
     def mass(self, labels: Tensor, *, own: bool = False) -> Tensor | float:
-        """Σ t of each target [n, 1], divided by the number of labels: a factor of ∂²ℓ/∂z².
+        """Σ t of each target [n, ..., 1] times its share in the sample's mean: a factor of ∂²ℓ/∂z².
 
         Args:
             labels: The data's.
             own: Whether the model's own labels stand in their place, as in the Fisher matrix: those
                 of the data sum to one but for rounding.
         """
-        if own or self.name != "cross_entropy" or not labels.is_floating_point():
-            return 1 / num_labels(labels)
+        if not labels.is_floating_point():
+            return shares(labels)[..., None] if labels.ndim > 1 else 1.0
+        if own or self.name != "cross_entropy":
+            return 1.0
         total = labels.double().sum(dim=1, keepdim=True)
         return total * (1 - self.label_smoothing) + self.label_smoothing
 

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lgo_cli.errors import InputError, a_kind
-from lgo_cli.labels import are_distributions, refuse_misfit
+from lgo_cli.labels import (
+    are_distributions,
+    num_labels,
+    refuse_misfit,
+    refuse_unlabelled,
+    shares,
+)
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
@@ -97,6 +103,8 @@ def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     outputs = first_outputs(model, first.inputs)
     refuse_misfit(outputs, first.labels)
     num_outputs = outputs.shape[-1]
+    if num_labels(first.labels) > 1:
+        refuse_unlabelled(samples.labels, "the data")
     if not samples.labels.is_floating_point() and int(samples.labels.max()) >= num_outputs:
         raise InputError(
             f"the data have label {int(samples.labels.max())}, "
@@ -132,10 +140,12 @@ def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> T
     classes = labels.argmax(dim=-1) if is_soft else labels
     # Twice as fast as argmax, and the first of equal ones likewise.
     correct = (outputs.max(dim=-1).indices == classes).double()
-    if correct.ndim > 1:
-        correct = correct.flatten(1).mean(dim=1)
     if is_soft:
-        correct = torch.where(are_distributions(labels), correct, math.nan)
+        correct = torch.where(
+            are_distributions(labels), correct.view(len(labels), -1)[:, 0], math.nan
+        )
+    elif labels.ndim > 1:
+        correct = (shares(labels) * correct).flatten(1).sum(dim=1)
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
 
 

@@ -78,7 +78,9 @@ class Segmenting(nn.Module):
         return self.convolutions(images.to(self.convolutions[0].weight.dtype)).movedim(1, -1)
 
 
-def _tokens(build: Callable[[], nn.Module], loss: LossFunction) -> Objective:
+def _tokens(
+    build: Callable[[], nn.Module], loss: LossFunction, *, ignoring: bool = False
+) -> Objective:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         model = build()
@@ -87,6 +89,10 @@ def _tokens(build: Callable[[], nn.Module], loss: LossFunction) -> Objective:
         if isinstance(model, Segmenting):
             model.train()(tokens[:, :-1])  # running statistics
             labels = labels.reshape(-1, 2, 2)
+        if ignoring:  # as of padding: two labels of four are left, or one
+            labels = labels.clone()
+            labels.view(9, -1)[1:5, 2:] = -100
+            labels.view(9, -1)[7, 1:] = -100
     samples = Samples(tokens[:, :-1], labels)
     return Objective(model, samples, loss, micro_batch_size=4, dtype=torch.float64)
 
@@ -110,16 +116,21 @@ def _function(objective: Objective) -> Callable[[Tensor], Tensor]:
 
 
 def _losses_by_pytorch(outputs: Tensor, labels: Tensor, loss: LossFunction) -> Tensor:
-    """[N]: PyTorch's own, of tokens that stand in one long row."""
-    rows, classes = outputs.flatten(0, -2), labels.flatten()
-    if loss.name == "cross_entropy":
-        each = F.cross_entropy(
-            rows, classes, reduction="none", label_smoothing=loss.label_smoothing
-        )
-    else:
-        each = F.mse_loss(rows, F.one_hot(classes, VOCABULARY).double(), reduction="none")
-        each = each.sum(dim=1) / 2
-    return each.view(len(labels), -1).mean(dim=1)
+    """[N]: PyTorch's own means, of one sample after the other."""
+    return torch.stack(
+        [
+            _loss_of_sample(rows.reshape(-1, VOCABULARY), classes.flatten(), loss)
+            for rows, classes in zip(outputs, labels, strict=True)
+        ]
+    )
+
+
+def _loss_of_sample(rows: Tensor, classes: Tensor, loss: LossFunction) -> Tensor:
+    if loss.name == "cross_entropy":  # whose ignored label is -100
+        return F.cross_entropy(rows, classes, label_smoothing=loss.label_smoothing)
+    kept = classes >= 0
+    targets = F.one_hot(classes[kept], VOCABULARY).double()
+    return F.mse_loss(rows[kept], targets) * VOCABULARY / 2
 
 
 def _dense(objective: Objective, operator: str) -> Tensor:
@@ -139,16 +150,19 @@ def _dense(objective: Objective, operator: str) -> Tensor:
     middle = torch.diag_embed(p) - p[:, :, None] * p[:, None]
     if loss.name == "squared_error":
         middle = torch.eye(VOCABULARY, dtype=p.dtype).expand_as(middle)
-    return torch.einsum("nap,nab,nbq->pq", jacobian, middle, jacobian) / labels.numel()
+    kept = (labels.flatten(1) >= 0).double()
+    share = (kept / kept.sum(dim=1, keepdim=True)).flatten() / len(labels)
+    return torch.einsum("n,nap,nab,nbq->pq", share, jacobian, middle, jacobian)
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 @pytest.mark.parametrize("operator", list(OPERATORS))
 @pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("ignoring", [False, True])
 def test_products_are_of_the_mean_over_all_labels(
-    model: str, operator: OperatorName, loss: str
+    model: str, operator: OperatorName, loss: str, ignoring: bool
 ) -> None:
-    with _tokens(MODELS[model], LOSSES[loss]) as objective:
+    with _tokens(MODELS[model], LOSSES[loss], ignoring=ignoring) as objective:
         dense = _dense(objective, operator)
         found = OPERATORS[operator](objective)
         columns = [found.matvec(unit) for unit in torch.eye(objective.dim, dtype=dense.dtype)]
@@ -157,8 +171,9 @@ def test_products_are_of_the_mean_over_all_labels(
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 @pytest.mark.parametrize("operator", list(OPERATORS))
-def test_exact_trace_of_several_labels(operator: OperatorName, loss: str) -> None:
-    with _tokens(_tagger, LOSSES[loss]) as objective:
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_exact_trace_of_several_labels(operator: OperatorName, loss: str, ignoring: bool) -> None:
+    with _tokens(_tagger, LOSSES[loss], ignoring=ignoring) as objective:
         found = exact_trace(objective, operator, Block.whole(objective.layout))
         assert isinstance(found, ExactTrace), found
         passes = "1 backward pass" if operator == "empirical-fisher" else "20 backward passes"
@@ -177,8 +192,9 @@ def test_a_backward_pass_for_each_word_at_each_place_is_too_many() -> None:
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 @pytest.mark.parametrize("model", list(MODELS))
-def test_loss_accuracy_and_error_of_several_labels(model: str, loss: str) -> None:
-    with _tokens(MODELS[model], LOSSES[loss]) as objective:
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_loss_accuracy_and_error_of_several_labels(model: str, loss: str, ignoring: bool) -> None:
+    with _tokens(MODELS[model], LOSSES[loss], ignoring=ignoring) as objective:
         labels = objective.samples.labels
         outputs = objective.model(objective.samples.inputs).detach()
         losses = _losses_by_pytorch(outputs, labels, LOSSES[loss])
@@ -188,8 +204,9 @@ def test_loss_accuracy_and_error_of_several_labels(model: str, loss: str) -> Non
         assert each.loss == pytest.approx(float(losses.mean()), rel=EXACT)
         # Samples are independent draws; the labels of one are not.
         assert each.standard_error == pytest.approx(float(losses.std()) / 3, rel=1e-9)
-        right = (outputs.argmax(-1) == labels).double().mean()
-        assert each.accuracy == pytest.approx(float(right), rel=EXACT)
+        right = (outputs.argmax(-1) == labels).flatten(1).sum(dim=1)
+        share = right / (labels >= 0).flatten(1).sum(dim=1)
+        assert each.accuracy == pytest.approx(float(share.double().mean()), rel=1e-6)
 
 
 def test_micro_batches_count_labels() -> None:
@@ -368,6 +385,20 @@ def test_outputs_that_do_not_fit(
         LossFunction("squared_error")(torch.zeros(outputs), labels)
 
 
+def test_a_sample_without_a_label() -> None:
+    labels = torch.tensor([[1, 0], [-100, 2], [-100, -100]])
+    with pytest.raises(InputError, match="the data has no label in row 2: all are ignored"):
+        check_outputs(nn.Embedding(3, 3), Samples(torch.zeros(3, 2, dtype=torch.int64), labels))
+
+
+def test_what_is_ignored_may_have_no_finite_loss() -> None:
+    """As a word that is masked by -inf, at a place that does not count."""
+    outputs = torch.zeros(1, 2, 3, dtype=torch.float64)
+    outputs[0, 1, 0] = -torch.inf
+    losses = LossFunction()(outputs, torch.tensor([[1, -100]]))
+    assert losses.tolist() == pytest.approx([math.log(3)])
+
+
 def test_a_single_output_keeps_its_axis() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
@@ -389,7 +420,13 @@ def _data(**change: Any) -> dict[str, Any]:
         (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar"),
         (np.zeros((3, 4), int), np.zeros((3, 5), int), r"y_test has shape \[3, 5\], but y_train"),
         (np.zeros((3, 1), int), np.zeros((3, 1), int), r"\[3, 1\], but there is one label a row"),
-        (np.array([[1, 2], [0, -100], [0, 0]]), np.zeros((3, 2), int), "label -100 in row 1"),
+        (np.array([[1, 2], [0, -1], [0, 0]]), np.zeros((3, 2), int), "label -1 in row 1, outside"),
+        (np.array([0, 1, -100]), np.zeros(3, int), "label -100 in row 2, outside"),
+        (
+            np.array([[1, 2], [0, -100], [-100] * 2]),
+            np.zeros((3, 2), int),
+            "no label in row 2:",
+        ),
         (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\], a dist"),
         (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "test has no dist.* 1"),
     ],

@@ -40,8 +40,9 @@ def summary(manifest: Manifest) -> Rows:
         smoothing = (
             f", label smoothing {measured.label_smoothing:g}" if measured.label_smoothing else ""
         )
-        several = measured.labels_per_sample
+        several, ignored = measured.labels_per_sample, measured.num_ignored_labels
         labels = f"{several} labels each, " if several > 1 else ""
+        labels += f"of which {ignored:,} in all are ignored, " if ignored else ""
         rows.append(
             (
                 "objective",

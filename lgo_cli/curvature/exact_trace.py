@@ -252,20 +252,21 @@ class _GradientNorms(fx.Interpreter):
         if operator == "empirical-fisher":
             z.requires_grad_()
             return list(torch.autograd.grad(loss(z, batch.labels).sum(), z))
-        mass = loss.mass(batch.labels, own=operator == "fisher")
-        places = z.view(len(z), -1, z.shape[-1])
-        p = torch.softmax(places, dim=-1)
+        mass = z.new_ones(*z.shape[:-1], 1) * loss.mass(batch.labels, own=operator == "fisher")
+        # [n, labels, C] and [n, labels, 1].
+        z, mass = (each.view(len(z), -1, each.shape[-1]) for each in (z, mass))
+        p = torch.softmax(z, dim=-1)
         columns = []
-        for place in range(places.shape[1]):
-            for c in range(places.shape[2]):
-                column = torch.zeros_like(places)
+        for place in range(z.shape[1]):
+            for c in range(z.shape[2]):
+                column = torch.zeros_like(z)
                 if loss.name == "squared_error":
-                    column[:, place, c] = mass**0.5
+                    column[:, place, c] = mass[:, place, 0].sqrt()
                 else:
                     column[:, place] = -p[:, place]
                     column[:, place, c] += 1
-                    column[:, place] *= (p[:, place, c : c + 1] * mass).sqrt()
-                columns.append(column.view_as(z))
+                    column[:, place] *= (p[:, place, c : c + 1] * mass[:, place]).sqrt()
+                columns.append(column.view_as(outputs))
         return columns
 
     def _pulled_back(self, outputs: Tensor, columns: list[Tensor]) -> Iterator[tuple[int, Tensor]]:

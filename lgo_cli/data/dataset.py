@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from lgo_cli.errors import InputError, dtype_name
-from lgo_cli.labels import are_distributions, num_labels, refuse_real_targets
+from lgo_cli.labels import (
+    IGNORED,
+    are_distributions,
+    num_labels,
+    refuse_real_targets,
+    refuse_unlabelled,
+)
 
 Normalization = dict[str, list[float]]
 
@@ -20,8 +26,9 @@ class Dataset:
     Attributes:
         x_train: Training inputs [N, *input_shape], float32; or int64, indices such as tokens.
         y_train: Training labels [N], int64, in [0, num_classes), or [N, ...], several for each
-            sample, such as one for each token; or soft ones [N, num_classes], float32, each row a
-            distribution over classes; or real-valued targets [N, ...], float32.
+            sample, such as one for each token, -100 where one is ignored; or soft ones
+            [N, num_classes], float32, each row a distribution over classes; or real-valued targets
+            [N, ...], float32.
         x_test: Test inputs [M, *input_shape], likewise.
         y_test: Test labels, likewise.
         num_classes: Number of classes, at least 2; or of the real values of a target.
@@ -106,14 +113,17 @@ class Dataset:
                 f"{shapes} y_train has shape {list(self.y_train.shape)}",
                 hint='y.astype("float32") makes soft labels of rows that are one-hot',
             )
-        outside = ((y < 0) | (y >= self.num_classes)).view(n, -1)
+        outside = (y < 0) | (y >= self.num_classes)
+        if y.ndim > 1:
+            refuse_unlabelled(y, where)
+            outside &= y != IGNORED
         if bool(outside.any()):
-            row, place = outside.nonzero()[0].tolist()
-            cut = "no label is left out of the loss: cut samples to one length, without padding"
+            row = int(outside.nonzero()[0, 0])
+            ignoring = f"{IGNORED} is the label that is left out, as of padding"
             raise InputError(
-                f"{where} has label {int(y[row].view(-1)[place])} in row {row}, outside "
+                f"{where} has label {int(y[outside][0])} in row {row}, outside "
                 f"[0, {self.num_classes})",
-                hint=cut if y.ndim > 1 else None,
+                hint=ignoring if y.ndim > 1 else None,
             )
 
     def _check_targets(self, where: str, y: Tensor) -> None:

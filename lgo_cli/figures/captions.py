@@ -66,6 +66,8 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
     smoothed = f" with label smoothing {smoothing:g}" if smoothing else ""
     several = measured.get("labels_per_sample", 1)
     labels = f" and the {several} labels of each" if several > 1 else ""
+    ignored = measured.get("num_ignored_labels", 0)
+    labels += f", of which {ignored:,} in all are ignored" if ignored else ""
     policy = "The model has no batch norm."
     if measured["batchnorm"] != "none":
         whose = batchnorm_statistics(measured, pairs=bool(results.get("matrix")))

@@ -96,6 +96,7 @@ class Measured(Strict):
     num_test_samples: int | None = None
     micro_batch_size: int
     labels_per_sample: int = 1
+    num_ignored_labels: int = 0
 
 
 class AnalysisResults(Results):
