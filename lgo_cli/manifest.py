@@ -7,6 +7,7 @@ determines the fingerprint.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -108,6 +109,16 @@ class Manifest(Strict):
         if role not in STAND_INS:
             return recorded
         return f"{PurePosixPath(self.locations.get(role, role)).name}{separator}{factory}"
+
+    def place(self, name: str, directory: Path) -> str | None:
+        """Where an input is to be, as seen from the current directory; `None` if there is none.
+
+        Args:
+            name: Of the input.
+            directory: Where this manifest stands.
+        """
+        location = self.locations.get(name)
+        return None if location is None else os.path.normpath(directory / location)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

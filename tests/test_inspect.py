@@ -78,6 +78,43 @@ def test_a_stale_step_is_computed_again_by_the_command_of_its_error(lgo: Lgo, ru
     assert after["request"]["config"] == before["request"]["config"]
 
 
+def test_what_a_training_began_from_is_named_and_made_anew_where_it_moved(
+    lgo: Lgo, small_run: Path
+) -> None:
+    """Each hint of `lgo verify` works as it stands, but for the place that only the user knows."""
+    options = ("--model-arg", "hidden=8", "--epochs", 1, "--quiet")
+    lgo("train", "--init", small_run, *options, "--out", "child")
+    before = Path("child/model.pth").read_bytes()
+    begun = f"{small_run.name}/model.pth"
+    assert f"  init    {begun}\n" in lgo("show", "child").stdout
+    assert "init " not in lgo("show", small_run).stdout
+    table = lgo("table", "child", small_run, "--format", "csv").stdout
+    assert [row["init"] for row in csv.DictReader(io.StringIO(table))] == [begun, ""]
+    lgo("hessian", "child", "--top-k", 1, "--out", "else", "--quiet")
+
+    def advised(where: str, problem: str) -> str:
+        error = lgo("verify", where, code=3).stderr
+        assert f"{where}: {problem}\n" in error
+        return error.rstrip("\n").rpartition(": lgo ")[2]
+
+    small_run.rename("moved")
+    command = advised("child", f"train: input init.pth is not at {begun}")
+    lgo(*shlex.split(command.replace("RUN", "moved")))
+    assert lgo("verify", "child").stdout == "child  verified: train\n"
+    assert Path("child/model.pth").read_bytes() == before
+
+    Path("child").rename("grown")
+    command = advised("else", "hessian: input model.pth is not at child/model.pth")
+    lgo(*shlex.split(command.replace("RUN", "grown")))
+    lgo("verify", "else")
+
+    lgo("train", *SMALL, "--seed", 5, "--out", "moved", "--quiet")
+    stale = "train: stale: input init.pth (moved/model.pth) has changed since"
+    lgo(*shlex.split(advised("grown", stale)))
+    lgo("verify", "grown")
+    assert Path("grown/model.pth").read_bytes() != before
+
+
 def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> None:
     line = ["--top-k", 1, "--analysis-samples", 64, "--quiet"]
     lgo("hessian", run / "init.pth", *line)

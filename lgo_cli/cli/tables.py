@@ -19,21 +19,28 @@ from lgo_cli.results import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lgo_cli.manifest import Manifest
 
 
-def summary_lines(manifest: Manifest, columns: int | None = None) -> list[str]:
-    """A step's results as aligned lines, for a terminal of so many columns if there is one."""
-    return laid_out(summary(manifest), columns)
+def summary_lines(manifest: Manifest, directory: Path, columns: int | None = None) -> list[str]:
+    """A step's results as aligned lines, for a terminal of so many columns if there is one.
+
+    Args:
+        manifest: Of the step.
+        directory: Where it stands.
+        columns: Of the terminal.
+    """
+    return laid_out(_summary(manifest, directory), columns)
 
 
-def summary(manifest: Manifest) -> Rows:
-    """A step's results as names and values."""
+def _summary(manifest: Manifest, directory: Path) -> Rows:
     results, dataset = manifest.results, manifest.called("dataset")
     parameters = counted(results.num_parameters, "parameter")
     rows: Rows = [("model", f"{manifest.called('model')}, {parameters}")]
     if isinstance(results, TrainResults):
-        return rows + _train(results, dataset)
+        return rows + _train(results, dataset, manifest.place("init.pth", directory))
     if isinstance(results, AnalysisResults):
         measured = results.measured
         smoothing = (
@@ -60,7 +67,7 @@ def summary(manifest: Manifest) -> Rows:
     return rows
 
 
-def _train(results: TrainResults, dataset: str) -> Rows:
+def _train(results: TrainResults, dataset: str, init: str | None) -> Rows:
     recipe = results.recipe
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     nesterov = " (Nesterov)" if recipe.nesterov else ""
@@ -70,6 +77,7 @@ def _train(results: TrainResults, dataset: str) -> Rows:
             f"{dataset}, {results.num_train_samples:,} training and "
             f"{results.num_test_samples:,} test samples",
         ),
+        *([("init", init)] if init else []),
         (
             "recipe",
             f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}{momentum}{nesterov}, "
