@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,15 @@ def test_changed_second_moments_are_refused(lgo: Lgo, tmp_path: Path) -> None:
         ("optimizer/step-00000008.pth", run / "checkpoints" / "step-00000008.pth"),
     ):
         assert "no weights alone" in lgo("hessian", run / state, code=3).stderr
+        whole = (run / state).read_bytes()
         (run / state).write_bytes(b"x")
         error = lgo("hessian", weights, *FEW, code=3).stderr
-        assert f"{run / state} is not what lgo train wrote" in error
+        assert f"{run / state} is not the file that {run / 'train.json'} records" in error
+        (run / state).unlink()
+        error = lgo("hessian", weights, *FEW, code=3).stderr
+        assert f"{run / state} is gone: it was the file that {run / 'train.json'} records" in error
+        lgo(*shlex.split(error.rstrip("\n").rpartition(": lgo ")[2]), "--quiet")
+        assert (run / state).read_bytes() == whole
 
 
 def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:

@@ -544,3 +544,13 @@ def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: 
     hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
     command = hint.removeprefix("name the run that is there, and the same options: lgo ")
     lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")
+
+
+def test_a_checkpoint_or_run_that_is_not_there_is_told_the_nearest(
+    lgo: Lgo, small_run: Path
+) -> None:
+    error = lgo("hessian", small_run / "checkpoints" / "step-9.pth", code=3).stderr
+    assert "step-9.pth; did you mean step-00000008.pth?\n" in error
+    error = lgo("interp", small_run, "--to", "smal", code=3).stderr
+    assert "no such run or checkpoint: smal; did you mean small?\n" in error
+    assert "did you mean" not in lgo("interp", small_run, "--to", "other", code=3).stderr

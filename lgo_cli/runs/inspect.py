@@ -14,6 +14,7 @@ from lgo_cli.errors import InputError
 from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
+from lgo_cli.runs.claims import failure
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
     """What became of a step that began and has no manifest; empty if none began."""
     if not (directory / BOOKKEEPING / f"{command}.claim").is_file():
         return ()
-    running = is_locked(directory, command)
-    return ("running in another process" if running else "interrupted: run it again",)
+    if is_locked(directory, command):
+        return ("running in another process",)
+    failed = failure(directory, command)
+    return (f"failed: {failed[0]}" if failed else "interrupted: run it again",)
 
 
 def _made_by(directory: Path) -> str:
