@@ -805,7 +805,12 @@ def test_eigenvalues_have_their_bounds_as_bars() -> None:
 
 @pytest.mark.parametrize(
     ("threshold", "text"),
-    [(38.0, "stability threshold 38"), (900.0, "900 (above the picture)"), (None, None)],
+    [
+        (38.0, "stability threshold 38"),
+        (900.0, "900 (above the picture)"),
+        (38000.0, "stability threshold 38,000 (above the picture)"),
+        (None, None),
+    ],
 )
 def test_stability_threshold(threshold: float | None, text: str | None) -> None:
     arrays, results = _spectrum(with_density=False)
@@ -841,6 +846,9 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     figure.draw_without_rendering()
     assert "NOT CONVERGED" in figure.get_supxlabel()
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
+    legend = figure.axes[0].get_legend()
+    names = [text.get_text() for text in legend.get_texts()][-2:] if legend else []
+    assert names == {0: [], 1: ["largest", "smallest"], 60: ["60 largest", "2 smallest"]}[count]
 
 
 def test_ranks_are_from_either_end_where_there_are_two() -> None:

@@ -157,6 +157,7 @@ def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
     decay = 0.0 if optimizer == "adam" else 0.0005
     expected = pytest.approx(19 * (2 - rate * decay) / rate, rel=1e-12)
     assert results["stability_threshold"] == expected
+    assert f"threshold {results['stability_threshold']:,.0f}, " in lgo("show", run).stdout
     top = results["preconditioned"]["value"]
     # What it is of is said: Adam's decay is a part of its gradient, AdamW's is not.
     assert results["preconditioned_weight_decay"] == (0.0005 if optimizer == "adam" else 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import counted, percent
+from lgo_cli.results import counted, in_thousands, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -201,7 +201,7 @@ def _stability(results: HessianResults) -> Rows:
         rows.append(
             ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of {of}")
         )
-    rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
+    rows.append(("stability", f"threshold {in_thousands(results.stability_threshold)}{shown}"))
     if results.stability_threshold_note:
         rows.append(("", results.stability_threshold_note))
     return rows
