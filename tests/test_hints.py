@@ -554,3 +554,9 @@ def test_a_checkpoint_or_run_that_is_not_there_is_told_the_nearest(
     error = lgo("interp", small_run, "--to", "smal", code=3).stderr
     assert "no such run or checkpoint: smal; did you mean small?\n" in error
     assert "did you mean" not in lgo("interp", small_run, "--to", "other", code=3).stderr
+
+
+def test_a_second_run_is_told_its_option(lgo: Lgo, small_run: Path) -> None:
+    error = lgo("interp", small_run, small_run / "init.pth", code=2).stderr
+    assert _hint(error) == "the other end is named by --to: lgo interp RUN --to OTHER"
+    assert _hint(lgo("hessian", small_run, "other", code=2).stderr) == "lgo hessian --help"

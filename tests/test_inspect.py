@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -113,6 +114,33 @@ def test_what_a_training_began_from_is_named_and_made_anew_where_it_moved(
     lgo(*shlex.split(advised("grown", stale)))
     lgo("verify", "grown")
     assert Path("grown/model.pth").read_bytes() != before
+
+
+def test_other_ends_are_named(lgo: Lgo, small_run: Path) -> None:
+    lgo("train", *SMALL, "--seed", 5, "--out", "other", "--quiet")
+    few = ("--analysis-samples", 64)
+    name = small_run.name
+    line = lgo("interp", name, "--to", "other", *few, "--num-points", 3)
+    plane = ("--to", "other", "--to", "init", "--resolution", 3)
+    lgo("contour", name, *plane, *few, "--quiet")
+    for shown in (line.stdout, lgo("show", name).stdout):
+        assert re.search(r"^ *to +other/model\.pth$", shown, re.MULTILINE)
+    assert re.search(r"^ *A +other/model\.pth\n *B +small/init\.pth$", shown, re.MULTILINE)
+    # Its own initialisation is called so.
+    assert " to  " not in lgo("interp", name, *few, "--num-points", 3).stdout
+
+
+def test_layers_have_their_heads_above_them_on_80_columns(lgo: Lgo, small_run: Path) -> None:
+    asked = ("--top-k", 1, "--trace", "--per-layer", "--analysis-samples", 64)
+    lines = lgo("hessian", small_run, *asked).stdout.splitlines()
+    (head,) = [line for line in lines if line.startswith("  per layer ")]
+    (row,) = [line for line in lines if line.startswith("  linear1 ")]
+    value, trace, count = re.search(r"(\S+) ± \S+ +(\S+) \D.* (\d+)$", row).groups()
+    for name, number in (("largest", value), ("trace", trace), ("parameters", count)):
+        end = head.index(name) + len(name)
+        assert row[:end].endswith(number)
+    assert count == "168"
+    assert len(row) == len(head) <= 76  # behind a longer layer's name, and two of `lgo show`
 
 
 def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> None:

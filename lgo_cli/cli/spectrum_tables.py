@@ -144,15 +144,14 @@ def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
     layers = results.per_layer
-    rows: Rows = [("  per layer", f"{'largest':>12}   {'trace':>10}")]
+    rows: Rows = [("  per layer", f"{'largest':>12}{'trace':>23}{'parameters':>28}")]
     for block in layers.blocks:
         error = _error(results, block.trace_standard_error, block.trace_rounding_allowance, ".1e")
         rows.append(
             (
                 f"  {block.name}",
                 f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
-                f"{block.trace:>10.5g} {error:<16}   "
-                f"({counted(block.num_parameters, 'parameter')})",
+                f"{block.trace:>10.5g} {error:<16} {block.num_parameters:>10,}",
             )
         )
     rows.append(

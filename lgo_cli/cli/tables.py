@@ -19,6 +19,7 @@ from lgo_cli.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lgo_cli.manifest import Manifest
@@ -61,10 +62,18 @@ def _summary(manifest: Manifest, directory: Path) -> Rows:
     if isinstance(results, HessianResults):
         return rows + spectrum_rows(results)
     if isinstance(results, InterpResults):
-        return rows + path_rows(results)
+        ends = {"to": "to"} if results.along == "to" else {}
+        return rows + _places(manifest, directory, ends) + path_rows(results)
     if isinstance(results, ContourResults):
-        return rows + surface_rows(results)
+        ends = {"A": "to_0", "B": "to_1"}
+        return rows + surface_rows(results) + _places(manifest, directory, ends)
     return rows
+
+
+def _places(manifest: Manifest, directory: Path, inputs: Mapping[str, str]) -> Rows:
+    """Where the other checkpoints of a path or plane are, by what each is called."""
+    places = {name: manifest.place(key, directory) for name, key in inputs.items()}
+    return [(name, place) for name, place in places.items() if place is not None]
 
 
 def _train(results: TrainResults, dataset: str, init: str | None) -> Rows:
