@@ -940,6 +940,15 @@ def test_nothing_is_drawn_over_the_legends_of_a_training(width: float) -> None:
     _words_inside(figure)
 
 
+@pytest.mark.parametrize(("ratio", "is_logarithmic"), [(2, False), (1000, True)])
+def test_a_logarithmic_axis_of_training_says_so(ratio: float, is_logarithmic: bool) -> None:
+    columns, results = _course()
+    for split in ("train", "test"):
+        columns[f"{split}_loss"] = np.geomspace(ratio, 1, len(columns["epoch"]))
+    label = draw_training(columns, results).axes[0].get_ylabel()
+    assert label.endswith(",\nlogarithmic") == is_logarithmic
+
+
 def test_no_accuracy_is_a_percentage() -> None:
     for figure in (draw_training(*_course()), draw_interpolation(*_line())):
         assert "accuracy (fraction)" in _texts(figure).replace("\n", " ")

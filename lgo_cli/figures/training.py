@@ -58,8 +58,8 @@ def draw_training(
             left.plot(epochs, columns[f"{split}_loss"], label=final, **kwargs)
             final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
             right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
-        log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
-        left.set_ylabel(loss_label(results))
+        logarithmic = log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
+        left.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
         right.set_ylabel("accuracy (fraction)")
         for axes in (left, right):
             axes.set_xlabel("epoch")
