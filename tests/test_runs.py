@@ -440,6 +440,13 @@ def test_resume_reaches_the_bytes_of_an_undisturbed_run(
     assert _payload(resumed.manifest) == _payload(whole.manifest)
 
 
+def test_steps_between_checkpoints_that_are_too_many_are_told(lgo: Lgo) -> None:
+    told = "warning: --save-every 17 is more than the 16 steps of this training: it keeps no"
+    assert told in lgo("train", *SMALL, "--save-every", 17, "--out", "none").stderr
+    assert "warning" not in lgo("train", *SMALL, "--save-every", 16, "--out", "one").stderr
+    assert [path.name for path in Path("one/checkpoints").iterdir()] == ["step-00000016.pth"]
+
+
 def test_diverged_training_leaves_finite_weights_and_no_manifest(tmp_path: Path) -> None:
     config = TRAIN.model_copy(update={"lr": 1e9, "loss": "squared_error", "epochs": 30})
     out = tmp_path / "diverged"
