@@ -117,8 +117,12 @@ class Manifest(Strict):
             name: Of the input.
             directory: Where this manifest stands.
         """
-        location = self.locations.get(name)
-        return None if location is None else os.path.normpath(directory / location)
+        if name not in self.locations:
+            return None
+        path = directory / self.locations[name]
+        short = os.path.normpath(path)
+        # Behind a link to a directory `..` is another one.
+        return short if os.path.realpath(short) == os.path.realpath(path) else str(path)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

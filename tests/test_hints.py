@@ -215,6 +215,19 @@ def test_moved_run_without_its_code(lgo: Lgo, models: Path, tmp_path: Path) -> N
     assert _hint(error) == "say where it is: --model or --dataset PATH/net.py:six"
 
 
+def test_code_of_a_run_is_named_as_it_is_seen_from_here(
+    lgo: Lgo, models: Path, tmp_path: Path
+) -> None:
+    """Also behind a link to a directory, whose `..` is not where the link is."""
+    lgo("train", "--model", "net.py:six", *SMALL[2:], "--quiet")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "link").symlink_to(tmp_path / "outputs")
+    for run, place in (("outputs", "net.py"), ("sub/link", "sub/link/../net.py")):
+        hint = _hint(lgo("interp", run, "--num-points", 3, code=2).stderr)
+        assert hint.startswith(f"say --model {place}:six, or --trust-code")
+        lgo("interp", run, "--num-points", 3, "--model", f"{place}:six", "--quiet")
+
+
 def test_a_wrong_choice_is_told_in_our_words(lgo: Lgo) -> None:
     assert lgo("train", "--optimizer", "lbfgs", code=2).stderr == (
         "lgo: error: invalid value for '--optimizer': "

@@ -286,7 +286,7 @@ def _located(
     factory = parse_factory(recorded)
     if factory is None:
         return recorded
-    path = directory / trained.locations[file_name]
+    path = trained.place(file_name, directory)
     named = f"{path}:{factory.name}" if factory.is_file else recorded
     if not execution.trust_code:
         raise UsageError(
