@@ -144,14 +144,14 @@ def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
     layers = results.per_layer
-    rows: Rows = [("  per layer", f"{'largest':>12}{'trace':>23}{'parameters':>28}")]
+    rows: Rows = [("  per layer", f"{'largest':>11}{'trace':>21}{'parameters':>27}")]
     for block in layers.blocks:
         error = _error(results, block.trace_standard_error, block.trace_rounding_allowance, ".1e")
         rows.append(
             (
                 f"  {block.name}",
-                f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
-                f"{block.trace:>10.5g} {error:<16} {block.num_parameters:>10,}",
+                f"{block.largest.value:>11.6g} ± {block.largest.residual_bound:.1e}  "
+                f"{block.trace:>9.5g} {error:<16} {block.num_parameters:>9,}",
             )
         )
     rows.append(
