@@ -159,6 +159,7 @@ CASES = {
     "negative count": Case("train --epochs -1", 2, "--epochs: input should be greater than or"),
     "zero rate": Case("train --lr 0", 2, "--lr: input should be greater than 0, got 0.0"),
     "infinite rate": Case("train --lr inf", 2, "--lr: "),
+    "rate beyond float32": Case("train --lr 1e39", 2, "--lr: input should be less than or equal"),
     "negative seed": Case("train --seed -1", 2, "--seed: input should be greater than or equal"),
     "negative top-k": Case("hessian run --top-k -2", 2, "--top-k: input should be greater than"),
     "more eigenvalues than there are": Case(
