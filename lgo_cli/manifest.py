@@ -7,6 +7,7 @@ determines the fingerprint.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -108,6 +109,20 @@ class Manifest(Strict):
         if role not in STAND_INS:
             return recorded
         return f"{PurePosixPath(self.locations.get(role, role)).name}{separator}{factory}"
+
+    def place(self, name: str, directory: Path) -> str | None:
+        """Where an input is to be, as seen from the current directory; `None` if there is none.
+
+        Args:
+            name: Of the input.
+            directory: Where this manifest stands.
+        """
+        if name not in self.locations:
+            return None
+        path = directory / self.locations[name]
+        short = os.path.normpath(path)
+        # Behind a link to a directory `..` is another one.
+        return short if os.path.realpath(short) == os.path.realpath(path) else str(path)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

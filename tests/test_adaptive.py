@@ -203,6 +203,18 @@ def test_border_of_what_is_not_finite_is_measured_cell_by_cell(
         assert found.measured[other][step].all()
 
 
+def test_losses_that_span_more_than_float64_are_measured_cell_by_cell() -> None:
+    """Heights over the least of them are infinite, and no spline through such says anything."""
+    x = y = linspace((-1.0, 1.0), 31)
+    radius = np.hypot(np.array(x)[None, :], np.array(y)[:, None])
+    with np.errstate(over="ignore"):
+        truth = np.exp(700 * radius)
+    truth[15, 15] = 1e-9
+    found = fill_surface(x, y, _Oracle(truth), tolerance=TOLERANCE)
+    assert found.converged
+    assert np.array_equal(found.loss, truth)
+
+
 @pytest.mark.parametrize("shape", [(1, 9), (7, 12), (31, 30)])
 def test_nearest_measured_cell_is_the_first_of_the_nearest(shape: tuple[int, int]) -> None:
     draw = np.random.default_rng(0)

@@ -211,6 +211,27 @@ def test_gain_of_each_exchange_is_what_it_does(name: str) -> None:
             assert float(gains[pair]) == pytest.approx(expected, abs=1e-11)
 
 
+def test_equal_units_are_not_exchanged_back_and_forth() -> None:
+    """What rounding says of their exchange is no gain: the order that was there stays."""
+    model, inputs = perturbed(Case(lambda: mlp((12,), 3, (6, 6)), []))
+    a, num_gaining = snapshot(model), 0
+    first, bias, second = list(a)[:3]
+    a[first][1], a[bias][1], a[second][:, 1] = a[first][0], a[bias][0], a[second][:, 0]
+    here = [torch.arange(6), torch.arange(6)]
+    exchanged = [torch.tensor([1, 0, 2, 3, 4, 5]), torch.arange(6)]
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        b = {k: v + 0.01 * torch.randn(v.shape, generator=draw) for k, v in a.items()}
+        matching = _matching(model, a, b, inputs)
+        gain = matching.inner_product(exchanged) - matching.inner_product(here)
+        assert abs(gain) < matching.least_gain
+        num_gaining += gain != 0
+        for start in (here, exchanged):
+            order, _ = matching.ascend(start, seed)
+            assert all(torch.equal(o, s) for o, s in zip(order, start, strict=True))
+    assert num_gaining
+
+
 @pytest.mark.parametrize("name", INTO_ITSELF)
 @pytest.mark.parametrize("seed", range(4))
 def test_no_exchange_of_two_units_is_better(name: str, seed: int) -> None:

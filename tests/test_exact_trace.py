@@ -103,6 +103,14 @@ class Words(nn.Module):
         return self.head(torch.relu(self.hidden(self.embed(tokens))).amax(1))
 
 
+class Counted(Words):
+    """Its padding counted from the last row of the table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = F.embedding((2 * x).long() % 5, self.embed.weight, padding_idx=-4)
+        return self.head(torch.relu(self.hidden(words)).amax(1))
+
+
 class Transformer(nn.Module):
     """A transformer's block: attention, layer norms, positions, GELU."""
 
@@ -197,6 +205,7 @@ PIECEWISE: dict[str, Callable[[], nn.Module]] = {
     "functional": Functional,
     "residual": Residual,
     "words": Words,
+    "words, padding counted from the end": Counted,
     "turned": Turned,
     "positions": lambda: Positions(8),
     # As many as there are samples in a micro-batch, and in those that prove it.

@@ -400,7 +400,10 @@ def test_files_that_arguments_name_are_inputs(lgo: Lgo, tmp_path: Path) -> None:
     assert "start.pth is not the model_arg/weights that the manifest records" in error
     assert error == lgo(*config, "--dataset-arg", "labels=y.npy", code=3).stderr
     Path("start.pth").rename("moved.pth")  # as seen from elsewhere
-    gone = "model_arg/weights is in the record, and is no input any more"
+    gone = (
+        "model_arg/weights is in the record, and is no input any more: its path counts from the "
+        "current directory, and no file is there\n"
+    )
     assert gone in lgo(*config, code=3).stderr
     Path("moved.pth").rename("start.pth")
     stale = "stale: input model_arg/weights (start.pth) has changed since"

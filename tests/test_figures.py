@@ -805,7 +805,12 @@ def test_eigenvalues_have_their_bounds_as_bars() -> None:
 
 @pytest.mark.parametrize(
     ("threshold", "text"),
-    [(38.0, "stability threshold 38"), (900.0, "900 (above the picture)"), (None, None)],
+    [
+        (38.0, "stability threshold 38"),
+        (900.0, "900 (above the picture)"),
+        (38000.0, "stability threshold 38,000 (above the picture)"),
+        (None, None),
+    ],
 )
 def test_stability_threshold(threshold: float | None, text: str | None) -> None:
     arrays, results = _spectrum(with_density=False)
@@ -841,6 +846,9 @@ def test_any_number_of_eigenvalues(count: int) -> None:
     figure.draw_without_rendering()
     assert "NOT CONVERGED" in figure.get_supxlabel()
     assert ("no eigenvalue was asked for" in _texts(figure)) == (count == 0)
+    legend = figure.axes[0].get_legend()
+    names = [text.get_text() for text in legend.get_texts()][-2:] if legend else []
+    assert names == {0: [], 1: ["largest", "smallest"], 60: ["60 largest", "2 smallest"]}[count]
 
 
 def test_ranks_are_from_either_end_where_there_are_two() -> None:
@@ -930,6 +938,15 @@ def test_nothing_is_drawn_over_the_legends_of_a_training(width: float) -> None:
         assert not axes.get_window_extent().count_overlaps([legend.get_window_extent()])
     assert "test, last" in _texts(figure)
     _words_inside(figure)
+
+
+@pytest.mark.parametrize(("ratio", "is_logarithmic"), [(2, False), (1000, True)])
+def test_a_logarithmic_axis_of_training_says_so(ratio: float, is_logarithmic: bool) -> None:
+    columns, results = _course()
+    for split in ("train", "test"):
+        columns[f"{split}_loss"] = np.geomspace(ratio, 1, len(columns["epoch"]))
+    label = draw_training(columns, results).axes[0].get_ylabel()
+    assert label.endswith(",\nlogarithmic") == is_logarithmic
 
 
 def test_no_accuracy_is_a_percentage() -> None:

@@ -293,6 +293,23 @@ def test_a_rewriting_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     assert "not rewritten: it would move outputs by 0.0e+00, products by 5.0e-01" in found.note
 
 
+class Alone(Branching):
+    """Another function of one sample, by a look at a number that tracing sees as none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = x.shape[0]
+        factor = 2 if isinstance(number, int) and number == 1 else 1
+        return factor * self.conv(x).mean((2, 3))
+
+
+def test_a_rewriting_that_differs_on_one_sample_is_not_used() -> None:
+    model, samples = Alone(), Samples(torch.randn(9, 2, 8, 8), torch.zeros(9, dtype=torch.long))
+    with Objective(model, samples) as objective:
+        found = fold(objective)
+    assert found.call is model
+    assert "not rewritten: it would move outputs by 5.0e-01" in found.note
+
+
 def test_memory_that_ends_is_not_a_model_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = _made("a user's ResNet")
     monkeypatch.setattr(folding, "_differences", lambda objective, call: torch.empty(2**45))

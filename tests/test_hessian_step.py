@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def test_what_the_smallest_cost_beside_the_largest(lgo: Lgo, small_run: Path) ->
     assert 0 < results.num_largest_matvecs <= spent
     for early, is_told in ((spent // 2 - 1, True), (spent - 1, False), (None, False)):
         changed = results.model_copy(update={"num_largest_matvecs": early})
-        text = "\n".join(summary_lines(manifest.model_copy(update={"results": changed})))
+        changed = manifest.model_copy(update={"results": changed})
+        text = "\n".join(summary_lines(changed, small_run))
         advice = f"the largest had converged after {early}: --bottom-k 0 ends about there"
         assert (advice in text) == is_told
     lgo("hessian", small_run, *FEW, "--bottom-k", 0)
@@ -155,6 +157,7 @@ def test_adam_has_a_threshold(lgo: Lgo, tmp_path: Path, optimizer: str) -> None:
     decay = 0.0 if optimizer == "adam" else 0.0005
     expected = pytest.approx(19 * (2 - rate * decay) / rate, rel=1e-12)
     assert results["stability_threshold"] == expected
+    assert f"threshold {results['stability_threshold']:,.0f}, " in lgo("show", run).stdout
     top = results["preconditioned"]["value"]
     # What it is of is said: Adam's decay is a part of its gradient, AdamW's is not.
     assert results["preconditioned_weight_decay"] == (0.0005 if optimizer == "adam" else 0.0)
@@ -209,9 +212,15 @@ def test_changed_second_moments_are_refused(lgo: Lgo, tmp_path: Path) -> None:
         ("optimizer/step-00000008.pth", run / "checkpoints" / "step-00000008.pth"),
     ):
         assert "no weights alone" in lgo("hessian", run / state, code=3).stderr
+        whole = (run / state).read_bytes()
         (run / state).write_bytes(b"x")
         error = lgo("hessian", weights, *FEW, code=3).stderr
-        assert f"{run / state} is not what lgo train wrote" in error
+        assert f"{run / state} is not the file that {run / 'train.json'} records" in error
+        (run / state).unlink()
+        error = lgo("hessian", weights, *FEW, code=3).stderr
+        assert f"{run / state} is gone: it was the file that {run / 'train.json'} records" in error
+        lgo(*shlex.split(error.rstrip("\n").rpartition(": lgo ")[2]), "--quiet")
+        assert (run / state).read_bytes() == whole
 
 
 def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
@@ -262,14 +271,14 @@ def test_a_single_layer_is_the_whole(lgo: Lgo, small_run: Path) -> None:
 def test_rounding_is_said_where_chance_is_below_it(lgo: Lgo, small_run: Path) -> None:
     lgo("hessian", small_run, *FEW, "--per-layer")
     manifest = read_manifest(small_run / "hessian.json")
-    lines = {line.split()[0]: line for line in summary_lines(manifest)}
+    lines = {line.split()[0]: line for line in summary_lines(manifest, small_run)}
     assert all("exact to" in lines[name] for name in ("trace", "linear1", "output"))
     results = manifest.results
     norm = results.frobenius_norm
     assert f"± {norm.standard_error:.2g} (Frobenius)" in lines["norm"]
     below = norm.model_copy(update={"rounding_allowance": norm.standard_error})
     results = results.model_copy(update={"frobenius_norm": below})
-    lines = summary_lines(manifest.model_copy(update={"results": results}))
+    lines = summary_lines(manifest.model_copy(update={"results": results}), small_run)
     assert any(f"exact to {norm.standard_error:.1e} (Frobenius)" in line for line in lines)
 
 

@@ -215,6 +215,19 @@ def test_moved_run_without_its_code(lgo: Lgo, models: Path, tmp_path: Path) -> N
     assert _hint(error) == "say where it is: --model or --dataset PATH/net.py:six"
 
 
+def test_code_of_a_run_is_named_as_it_is_seen_from_here(
+    lgo: Lgo, models: Path, tmp_path: Path
+) -> None:
+    """Also behind a link to a directory, whose `..` is not where the link is."""
+    lgo("train", "--model", "net.py:six", *SMALL[2:], "--quiet")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "link").symlink_to(tmp_path / "outputs")
+    for run, place in (("outputs", "net.py"), ("sub/link", "sub/link/../net.py")):
+        hint = _hint(lgo("interp", run, "--num-points", 3, code=2).stderr)
+        assert hint.startswith(f"say --model {place}:six, or --trust-code")
+        lgo("interp", run, "--num-points", 3, "--model", f"{place}:six", "--quiet")
+
+
 def test_a_wrong_choice_is_told_in_our_words(lgo: Lgo) -> None:
     assert lgo("train", "--optimizer", "lbfgs", code=2).stderr == (
         "lgo: error: invalid value for '--optimizer': "
@@ -544,3 +557,19 @@ def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: 
     hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
     command = hint.removeprefix("name the run that is there, and the same options: lgo ")
     lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")
+
+
+def test_a_checkpoint_or_run_that_is_not_there_is_told_the_nearest(
+    lgo: Lgo, small_run: Path
+) -> None:
+    error = lgo("hessian", small_run / "checkpoints" / "step-9.pth", code=3).stderr
+    assert "step-9.pth; did you mean step-00000008.pth?\n" in error
+    error = lgo("interp", small_run, "--to", "smal", code=3).stderr
+    assert "no such run or checkpoint: smal; did you mean small?\n" in error
+    assert "did you mean" not in lgo("interp", small_run, "--to", "other", code=3).stderr
+
+
+def test_a_second_run_is_told_its_option(lgo: Lgo, small_run: Path) -> None:
+    error = lgo("interp", small_run, small_run / "init.pth", code=2).stderr
+    assert _hint(error) == "the other end is named by --to: lgo interp RUN --to OTHER"
+    assert _hint(lgo("hessian", small_run, "other", code=2).stderr) == "lgo hessian --help"

@@ -149,10 +149,17 @@ CASES = {
     "unknown command": Case("trian", 2, "no such command 'trian'. Did you mean 'train'?"),
     "unknown option": Case("train --epoch 3", 2, "no such option: --epoch"),
     "option without value": Case("train --epochs", 2, "'--epochs' requires an argument"),
-    "text for a number": Case("train --epochs many", 2, "invalid value for '--epochs'"),
+    "text for a number": Case(
+        "train --epochs many", 2, "'--epochs': input should be a valid integer, got 'many'"
+    ),
+    "text for one of two numbers": Case(
+        "interp run --range 0 one", 2, "'--range': input should be a valid number, got 'one'"
+    ),
+    "two runs": Case("interp run run", 2, "got unexpected extra argument(s) (run)"),
     "negative count": Case("train --epochs -1", 2, "--epochs: input should be greater than or"),
     "zero rate": Case("train --lr 0", 2, "--lr: input should be greater than 0, got 0.0"),
     "infinite rate": Case("train --lr inf", 2, "--lr: "),
+    "rate beyond float32": Case("train --lr 1e39", 2, "--lr: input should be less than or equal"),
     "negative seed": Case("train --seed -1", 2, "--seed: input should be greater than or equal"),
     "negative top-k": Case("hessian run --top-k -2", 2, "--top-k: input should be greater than"),
     "more eigenvalues than there are": Case(

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -76,6 +77,71 @@ def test_a_stale_step_is_computed_again_by_the_command_of_its_error(lgo: Lgo, ru
         lgo("verify", where)
     after = json.loads((run / "contour.json").read_text())
     assert after["request"]["config"] == before["request"]["config"]
+
+
+def test_what_a_training_began_from_is_named_and_made_anew_where_it_moved(
+    lgo: Lgo, small_run: Path
+) -> None:
+    """Each hint of `lgo verify` works as it stands, but for the place that only the user knows."""
+    options = ("--model-arg", "hidden=8", "--epochs", 1, "--quiet")
+    lgo("train", "--init", small_run, *options, "--out", "child")
+    before = Path("child/model.pth").read_bytes()
+    begun = f"{small_run.name}/model.pth"
+    assert f"  init    {begun}\n" in lgo("show", "child").stdout
+    assert "init " not in lgo("show", small_run).stdout
+    table = lgo("table", "child", small_run, "--format", "csv").stdout
+    assert [row["init"] for row in csv.DictReader(io.StringIO(table))] == [begun, ""]
+    lgo("hessian", "child", "--top-k", 1, "--out", "else", "--quiet")
+
+    def advised(where: str, problem: str) -> str:
+        error = lgo("verify", where, code=3).stderr
+        assert f"{where}: {problem}\n" in error
+        return error.rstrip("\n").rpartition(": lgo ")[2]
+
+    small_run.rename("moved")
+    command = advised("child", f"train: input init.pth is not at {begun}")
+    lgo(*shlex.split(command.replace("RUN", "moved")))
+    assert lgo("verify", "child").stdout == "child  verified: train\n"
+    assert Path("child/model.pth").read_bytes() == before
+
+    Path("child").rename("grown")
+    command = advised("else", "hessian: input model.pth is not at child/model.pth")
+    lgo(*shlex.split(command.replace("RUN", "grown")))
+    lgo("verify", "else")
+
+    lgo("train", *SMALL, "--seed", 5, "--out", "moved", "--quiet")
+    stale = "train: stale: input init.pth (moved/model.pth) has changed since"
+    lgo(*shlex.split(advised("grown", stale)))
+    lgo("verify", "grown")
+    assert Path("grown/model.pth").read_bytes() != before
+
+
+def test_other_ends_are_named(lgo: Lgo, small_run: Path) -> None:
+    lgo("train", *SMALL, "--seed", 5, "--out", "other", "--quiet")
+    few = ("--analysis-samples", 64)
+    name = small_run.name
+    line = lgo("interp", name, "--to", "other", *few, "--num-points", 3)
+    plane = ("--to", "other", "--to", "init", "--resolution", 3)
+    lgo("contour", name, *plane, *few, "--quiet")
+    for shown in (line.stdout, lgo("show", name).stdout):
+        assert re.search(r"^ *to +other/model\.pth$", shown, re.MULTILINE)
+    assert re.search(r"^ *A +other/model\.pth\n *B +small/init\.pth$", shown, re.MULTILINE)
+    # Its own initialisation is called so.
+    assert " to  " not in lgo("interp", name, *few, "--num-points", 3).stdout
+
+
+def test_layers_have_their_heads_above_them_on_80_columns(lgo: Lgo, small_run: Path) -> None:
+    asked = ("--top-k", 1, "--trace", "--per-layer", "--analysis-samples", 64)
+    lines = lgo("hessian", small_run, *asked).stdout.splitlines()
+    (head,) = [line for line in lines if line.startswith("  per layer ")]
+    (row,) = [line for line in lines if line.startswith("  linear1 ")]
+    value, trace, count = re.search(r"(\S+) ± \S+ +(\S+) \D.* (\d+)$", row).groups()
+    for name, number in (("largest", value), ("trace", trace), ("parameters", count)):
+        end = head.index(name) + len(name)
+        assert row[:end].endswith(number)
+    assert count == "168"
+    # A ResNet's names are five longer than the head's, and `lgo show` puts two spaces before.
+    assert len(row) == len(head) <= 80 - 5 - 2
 
 
 def test_analysis_of_another_checkpoint_is_not_the_runs(lgo: Lgo, run: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Lgo
 from small_networks import dense_hessian, make
 
 from lgo_cli.landscape.planes import random_plane
@@ -94,3 +96,10 @@ def test_surface_without_a_finite_cell() -> None:
     assert math.isnan(found.rms_error)
     assert not found.holds_everywhere
     assert found.radius == 0.0
+
+
+def test_how_far_the_model_holds_is_said_in_words(lgo: Lgo, small_run: Path) -> None:
+    line = ("contour", small_run, "--plane", "eigen", "--analysis-samples", 64, "--resolution", 3)
+    for reach, words in ((1e-3, "up to radius 0.00141"), (50, "at the centre alone")):
+        ends = ("--x-range", -reach, reach, "--y-range", -reach, reach)
+        assert f"within a tenth of the loss {words}, off by" in lgo(*line, *ends).stdout

@@ -410,6 +410,21 @@ def test_fewer_than_two_samples_have_no_spread(num_samples: int) -> None:
         Repair(objective, objective.theta)
 
 
+def test_one_sample_has_spread_enough_for_batch_norm_of_images() -> None:
+    """Its statistics, over positions, are repaired where no layer of units can be."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+    with _objective(model, (1, 6, 6), num_samples=1) as objective:
+        repair = Repair(objective, _other(objective, 0.1))
+        assert not repair.ends
+        assert repair.batch_norms == ("1.running_mean",)
+        assert repair.not_repaired == {
+            "4.weight": "at an end of the path it sees no more than one sample"
+        }
+
+
 class Experts(nn.Module):
     """The first feature of a sample says which expert sees it, turned by a parameter.
 

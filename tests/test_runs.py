@@ -34,7 +34,7 @@ from lgo_cli.parsing import parse_config
 from lgo_cli.provenance import environment
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.evidence import load_arrays
-from lgo_cli.runs.inspect import verify_run
+from lgo_cli.runs.inspect import inspect_run, verify_run
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.runs.names import writable
 from lgo_cli.runs.steps import STEPS
@@ -239,12 +239,24 @@ def test_interrupted_step_leaves_no_manifest_and_can_run_again(
 
 
 def test_files_of_an_older_request_go_with_it(small_run: Path) -> None:
-    assert list((small_run / "checkpoints").iterdir())
+    somebodys = small_run / "checkpoints" / "notes.txt"
+    somebodys.touch()
+    execute(TRAIN.model_copy(update={"save_every": 8}), execution=Execution(out=small_run))
+    assert {path.name for path in somebodys.parent.iterdir()} == {
+        "notes.txt", "step-00000008.pth", "step-00000016.pth",
+    }  # fmt: skip
+    execute(
+        TRAIN.model_copy(update={"save_every": None}),
+        execution=Execution(out=small_run),
+    )
+    assert [*somebodys.parent.iterdir()] == [somebodys]
+    somebodys.unlink()
+    execute(TRAIN, execution=Execution(out=small_run))
     outcome = execute(
         TRAIN.model_copy(update={"save_every": None}), execution=Execution(out=small_run)
     )
     assert outcome.manifest is not None
-    assert not list((small_run / "checkpoints").iterdir())
+    assert not (small_run / "checkpoints").exists()
     assert sorted(outcome.manifest.outputs) == [
         "init.pth", "model.pth", "state.pth", "train.csv", "train.png",
     ]  # fmt: skip
@@ -428,6 +440,13 @@ def test_resume_reaches_the_bytes_of_an_undisturbed_run(
     assert _payload(resumed.manifest) == _payload(whole.manifest)
 
 
+def test_steps_between_checkpoints_that_are_too_many_are_told(lgo: Lgo) -> None:
+    told = "warning: --save-every 17 is more than the 16 steps of this training: it keeps no"
+    assert told in lgo("train", *SMALL, "--save-every", 17, "--out", "none").stderr
+    assert "warning" not in lgo("train", *SMALL, "--save-every", 16, "--out", "one").stderr
+    assert [path.name for path in Path("one/checkpoints").iterdir()] == ["step-00000016.pth"]
+
+
 def test_diverged_training_leaves_finite_weights_and_no_manifest(tmp_path: Path) -> None:
     config = TRAIN.model_copy(update={"lr": 1e9, "loss": "squared_error", "epochs": 30})
     out = tmp_path / "diverged"
@@ -436,8 +455,15 @@ def test_diverged_training_leaves_finite_weights_and_no_manifest(tmp_path: Path)
     assert not (out / "train.json").exists()
     state = torch.load(out / "model.pth", weights_only=True)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    # --resume, which goes on where a training was interrupted, would diverge once more.
+    with pytest.raises(InputError) as refused:
+        execute(ANALYSES["hessian"], out)
+    assert str(refused.value.hint).startswith("its training failed (")
+    assert str(refused.value.hint).endswith("): lower the learning rate: --lr, or warm it up first")
+    assert inspect_run(out)[0].problems[0].startswith("failed: ")
     again = execute(config.model_copy(update={"lr": 0.01}), execution=Execution(out=out))
     assert again.status is Status.COMPUTED
+    assert not inspect_run(out)[0].problems
 
 
 def test_eigenvectors_are_read_where_they_fit(small_run: Path, tmp_path: Path) -> None:

@@ -219,3 +219,35 @@ def _minimize(model: nn.Module, samples: Samples, loss: LossFunction) -> None:
 
     optimizer.step(closure)
     model.float()
+
+
+def test_rounding_of_a_trace_that_cancels_is_no_contradiction() -> None:
+    """Far from its targets a small network has eigenvalues ± far above its trace, tr G."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(30, 3, generator=draw)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=1e-4, generator=draw)
+    samples = Samples(inputs, (inputs[:, 0] > 0).long())
+    with Objective(model, samples, LossFunction("squared_error")) as objective:
+        found = analyze_spectrum(objective, HessianConfig(top_k=2, trace=True, audit=False))
+    trace = found.trace
+    assert trace is not None
+    assert trace.exact is not None
+    assert trace.estimate.num_probes == 0
+    assert abs(trace.estimate.value - trace.exact) > trace.rounding
+    assert trace.deviation == 0
+    assert not [text for text in found.warnings if "one of them is wrong" in text]
+
+
+def test_share_of_the_gradient_is_in_the_coordinates_of_a_scaled_operator() -> None:
+    model, samples, loss = make("gelu, smoothed labels")
+    config = HessianConfig(top_k=2, scaling="elementwise", rtol=1e-8, audit=False)
+    with Objective(model, samples, loss, dtype=torch.float64) as objective:
+        found = analyze_spectrum(objective, config)
+        scale = objective.theta.abs()
+        scaled = scale[:, None] * dense_hessian(objective) * scale
+        vectors = torch.linalg.eigh(scaled).eigenvectors[:, -2:]
+        gradient = scale * HessianOperator(objective).gradient()
+    known = float((vectors.T @ gradient).square().sum() / gradient.square().sum())
+    assert found.gradient_share == pytest.approx(known, rel=1e-4)

@@ -241,6 +241,19 @@ def test_divergence_says_where_and_keeps_the_last_finite_weights() -> None:
     assert all(bool(torch.isfinite(tensor).all()) for tensor in caught.value.state.values())
 
 
+def test_weights_that_overflow_behind_a_finite_loss_are_not_kept() -> None:
+    recipe = RECIPE.model_copy(update={"lr": 1e37, "schedule": "constant", "warmup_epochs": 0})
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Linear(6, 2))
+    samples = Samples(1000 * _samples(100).inputs, _samples(100).labels)
+    training = Training(model, samples, samples, recipe)
+    kept: list[int] = []
+    with pytest.raises(DivergenceError, match=r"^0\.weight became nan at step 1 of 28") as caught:
+        training.run(save_every=1, on_checkpoint=lambda step, state: kept.append(step))
+    assert not kept
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in caught.value.state.values())
+
+
 def test_divergence_names_its_step() -> None:
     training = _training()
     calls = 0

@@ -125,7 +125,7 @@ class Output:
             write(manifest_json(manifest, indent=None if one_line else 2))
             return
         if self.mode is Mode.HUMAN:
-            for line in summary_lines(manifest, self.width):
+            for line in summary_lines(manifest, outcome.path.parent, self.width):
                 write(line)
         write_path(outcome.path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from lgo_cli import __version__
@@ -143,7 +144,13 @@ def _fail_usage(error: typer.TyperException, command: str) -> None:
     message = re.sub(r"\.?\s*\n\s*", " ", message)  # Typer lists choices one a line
     message = message.replace(": Value error, ", ": ")  # pydantic's words, by way of Typer
     message = message.replace(": Input should", ": input should")
-    _fail(message, f"{command} --help", ExitCode.USAGE)
+    if isinstance(error.__cause__, ValidationError):
+        got = error.__cause__.errors()[0]["input"]
+        message = re.sub(r", unable to parse .*", lambda _: f", got {got!r}", message)
+    hint = f"{command} --help"
+    if command == "lgo interp" and "unexpected extra argument" in message:
+        hint = "the other end is named by --to: lgo interp RUN --to OTHER"
+    _fail(message, hint, ExitCode.USAGE)
 
 
 app = typer.Typer(

@@ -51,7 +51,7 @@ def show(
         status = "not run" if state.manifest is None else "ok"
         write(f"{state.command}  {state.reason or status}")
         if state.manifest is not None:
-            for line in summary_lines(state.manifest, output.width and output.width - 2):
+            for line in summary_lines(state.manifest, run, output.width and output.width - 2):
                 write(f"  {line}")
     for state in states:
         if state.error is not None:

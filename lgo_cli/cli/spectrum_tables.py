@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgo_cli.results import counted, percent
+from lgo_cli.results import counted, in_thousands, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,15 +144,14 @@ def _layers(results: HessianResults) -> Rows:
     if results.per_layer is None:
         return []
     layers = results.per_layer
-    rows: Rows = [("  per layer", f"{'largest':>12}   {'trace':>10}")]
+    rows: Rows = [("  per layer", f"{'largest':>11}{'trace':>21}{'parameters':>27}")]
     for block in layers.blocks:
         error = _error(results, block.trace_standard_error, block.trace_rounding_allowance, ".1e")
         rows.append(
             (
                 f"  {block.name}",
-                f"{block.largest.value:>12.6g} ± {block.largest.residual_bound:.1e}   "
-                f"{block.trace:>10.5g} {error:<16}   "
-                f"({counted(block.num_parameters, 'parameter')})",
+                f"{block.largest.value:>11.6g} ± {block.largest.residual_bound:.1e}  "
+                f"{block.trace:>9.5g} {error:<16} {block.num_parameters:>9,}",
             )
         )
     rows.append(
@@ -201,7 +200,7 @@ def _stability(results: HessianResults) -> Rows:
         rows.append(
             ("preconditioned", f"{pair.value:.6g} ± {pair.residual_bound:.1e}, largest of {of}")
         )
-    rows.append(("stability", f"threshold {results.stability_threshold:.4g}{shown}"))
+    rows.append(("stability", f"threshold {in_thousands(results.stability_threshold)}{shown}"))
     if results.stability_threshold_note:
         rows.append(("", results.stability_threshold_note))
     return rows

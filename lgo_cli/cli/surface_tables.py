@@ -36,10 +36,12 @@ def surface_rows(results: ContourResults) -> Rows:
         )
     rows += _cells(results)
     if results.quadratic is not None:
+        radius = results.quadratic.radius
+        reach = f"up to radius {radius:.3g}" if radius else "at the centre alone"
         rows.append(
             (
                 "quadratic",
-                f"within a tenth of the loss up to radius {results.quadratic.radius:.3g}, "
+                f"within a tenth of the loss {reach}, "
                 f"off by {results.quadratic.max_error:.2g} of it at most at the measured cells",
             )
         )

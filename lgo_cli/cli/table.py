@@ -88,7 +88,7 @@ SETTINGS = (*RECIPE, *SAMPLES, "operator", "barrier_path")
 """Columns that say what was asked for."""
 
 PREFERRED = (
-    "run", "problems", "test_accuracy", "lambda_max", "barrier", "operator", *RECIPE,
+    "run", "problems", "test_accuracy", "lambda_max", "barrier", "operator", *RECIPE, "init",
     "barrier_path", *SAMPLES, "trace", "test_loss", "sharpness_ratio", "train_loss", "lambda_min",
     "barrier_lower", "barrier_upper", "lambda_max_bound", "trace_standard_error", "train_accuracy",
     "stability_threshold", "preconditioned", "gradient_share", "hessian_loss",

@@ -20,21 +20,29 @@ from lgo_cli.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from lgo_cli.manifest import Manifest
 
 
-def summary_lines(manifest: Manifest, columns: int | None = None) -> list[str]:
-    """A step's results as aligned lines, for a terminal of so many columns if there is one."""
-    return laid_out(summary(manifest), columns)
+def summary_lines(manifest: Manifest, directory: Path, columns: int | None = None) -> list[str]:
+    """A step's results as aligned lines, for a terminal of so many columns if there is one.
+
+    Args:
+        manifest: Of the step.
+        directory: Where it stands.
+        columns: Of the terminal.
+    """
+    return laid_out(_summary(manifest, directory), columns)
 
 
-def summary(manifest: Manifest) -> Rows:
-    """A step's results as names and values."""
+def _summary(manifest: Manifest, directory: Path) -> Rows:
     results, dataset = manifest.results, manifest.called("dataset")
     parameters = counted(results.num_parameters, "parameter")
     rows: Rows = [("model", f"{manifest.called('model')}, {parameters}")]
     if isinstance(results, TrainResults):
-        return rows + _train(results, dataset)
+        return rows + _train(results, dataset, manifest.place("init.pth", directory))
     if isinstance(results, AnalysisResults):
         measured = results.measured
         smoothing = (
@@ -58,13 +66,21 @@ def summary(manifest: Manifest) -> Rows:
     if isinstance(results, HessianResults):
         return rows + spectrum_rows(results)
     if isinstance(results, InterpResults):
-        return rows + path_rows(results)
+        ends = {"to": "to"} if results.along == "to" else {}
+        return rows + _places(manifest, directory, ends) + path_rows(results)
     if isinstance(results, ContourResults):
-        return rows + surface_rows(results)
+        ends = {"A": "to_0", "B": "to_1"}
+        return rows + surface_rows(results) + _places(manifest, directory, ends)
     return rows
 
 
-def _train(results: TrainResults, dataset: str) -> Rows:
+def _places(manifest: Manifest, directory: Path, inputs: Mapping[str, str]) -> Rows:
+    """Where the other checkpoints of a path or plane are, by what each is called."""
+    places = {name: manifest.place(key, directory) for name, key in inputs.items()}
+    return [(name, place) for name, place in places.items() if place is not None]
+
+
+def _train(results: TrainResults, dataset: str, init: str | None) -> Rows:
     recipe = results.recipe
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     nesterov = " (Nesterov)" if recipe.nesterov else ""
@@ -74,6 +90,7 @@ def _train(results: TrainResults, dataset: str) -> Rows:
             f"{dataset}, {results.num_train_samples:,} training and "
             f"{results.num_test_samples:,} test samples",
         ),
+        *([("init", init)] if init else []),
         (
             "recipe",
             f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}{momentum}{nesterov}, "

@@ -26,7 +26,7 @@ from lgo_cli.figures.style import (
     new_figure,
     settle,
 )
-from lgo_cli.results import counted
+from lgo_cli.results import counted, in_thousands
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,8 @@ def _draw_eigenvalues(axes: Axes, arrays: Mapping[str, Any], results: Mapping[st
         positions = np.arange(start, start + len(values))
         axes.errorbar(
             positions, values, yerr=bounds, fmt=marker, color=colour, ecolor=INK, capsize=2,
-            markersize=3.5, linewidth=0.9, label=f"{len(values)} {name}",
+            markersize=3.5, linewidth=0.9,
+            label=name if len(values) == 1 else f"{len(values)} {name}",
         )  # fmt: skip
         ranks = _named_ranks(len(values), apart)
         ticks += [int(positions[order][rank - 1]) for rank in ranks]
@@ -134,7 +135,7 @@ def _draw_threshold(axes: Axes, arrays: Mapping[str, Any], results: Mapping[str,
     is_drawn = results["sharpness_ratio"] is not None and results["preconditioned"] is None
     if threshold is None or not is_drawn or not len(arrays["largest"]):
         return
-    label = f"stability threshold {threshold:.4g}"
+    label = f"stability threshold {in_thousands(threshold)}"
     if threshold <= 3 * arrays["largest"][0]:
         axes.axhline(threshold, color=ACCENT, linestyle="--", linewidth=1.2, label=label)
     else:

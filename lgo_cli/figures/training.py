@@ -63,8 +63,8 @@ def draw_training(
             if num_panels == 2:
                 final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
                 right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
-        log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
-        left.set_ylabel(loss_label(results))
+        logarithmic = log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
+        left.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
         if num_panels == 2:
             right.set_ylabel("accuracy (fraction)")
         for axes in panels:

@@ -241,7 +241,7 @@ class _Filling:
         finite = self.known & np.isfinite(self.full)
         if self.measure_small is None or finite.sum() < LEAST_FOR_LEVELS:
             return
-        full = np.arcsinh(self.full / self.floor)
+        full = self._heights(self.full)
         needed = self._growth(finite, full)
         if needed <= CLEAR_GAIN * (1 + 2 * self.small_cost):  # what two levels take at least
             return
@@ -249,11 +249,16 @@ class _Filling:
         finite &= np.isfinite(self.small)
         if finite.sum() < LEAST_FOR_LEVELS:
             return
-        small = np.arcsinh(self.small / self.floor)
+        small = self._heights(self.small)
         with np.errstate(invalid="ignore"):
             ratio = max(1.0, self._growth(finite, full - small))
         two = ratio + self.small_cost * self._growth(finite, small)
         self.two_levels = CLEAR_GAIN * two < needed
+
+    def _heights(self, loss: Array) -> Array:
+        """What splines are laid through; infinite where the loss is beyond float64 floors."""
+        with np.errstate(over="ignore"):
+            return np.asarray(np.arcsinh(loss / self.floor))
 
     def _growth(self, data: Array, heights: Array) -> float:
         """Cells needed over cells of the coarse grid."""
@@ -326,9 +331,9 @@ class _Filling:
             data &= np.isfinite(self.small)
         if data.sum() < 2:
             return [], np.flatnonzero(wanted).tolist()
-        heights = np.arcsinh(self.full / self.floor)
+        heights = self._heights(self.full)
         if self.two_levels:
-            small_heights = np.arcsinh(self.small / self.floor)
+            small_heights = self._heights(self.small)
             few = self.known_small & np.isfinite(self.small)
             small = self.small_spline.through(few, small_heights)
             with np.errstate(invalid="ignore"):

@@ -101,7 +101,7 @@ def fit(
 
     Args:
         points: Coordinates [n, 2], distinct, of order one.
-        values: Finite [n].
+        values: [n]; where one is not finite, no deviation is.
         grid: Coordinates of all cells [m, 2].
         tolerance: Residuals far below are all alike good in the choice of the order.
         order: β; `None` takes the one with the least geometric mean of the left-out residuals.
@@ -207,8 +207,7 @@ def _local_scale(grid: Array, points: Array, squares: Array) -> Array:
     No less than the median: a dozen residuals may all be small by chance.
     """
     count = min(NUM_NEIGHBORS, len(points))
-    # Beyond what a square can hold there is no scale: such a place is refined.
-    squares = np.where(np.isfinite(squares), np.maximum(squares, 0.0), 1e300)
+    squares = np.maximum(squares, 0.0)
     local: Array = np.empty(len(grid))
     for start in range(0, len(grid), BLOCK):
         block = slice(start, start + BLOCK)

@@ -150,6 +150,11 @@ def with_accuracy(accuracy: float | None) -> str:
     return "" if accuracy is None else f", accuracy {accuracy:.4f}"
 
 
+def in_thousands(value: float) -> str:
+    """A number of four digits, or its whole part if that has more: `38.52`, `38,000`."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def percent(share: float, decimals: int = 1) -> str:
     """A share as figures, tables and warnings write it: `18.8 %`."""
     return f"{100 * share:.{decimals}f} %"

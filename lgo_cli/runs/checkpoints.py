@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgo_cli.arguments import did_you_mean
 from lgo_cli.config import CONFIGS, DEFAULT_RUN
 from lgo_cli.errors import InputError, NoManifestError, UsageError
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, read_manifest
 from lgo_cli.results import TrainResults
+from lgo_cli.runs.claims import failure
 from lgo_cli.runs.names import holds_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lgo_cli.manifest import FileRef
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ def find_checkpoint(named: Path) -> Checkpoint:
             )
         return listed_checkpoint(named / "model.pth", read_manifest(manifest_path), named)
     if not named.exists():
-        raise InputError(f"no such run or checkpoint: {named}", hint=_what_instead(named))
+        # A sweep's other runs, or the run's other checkpoints.
+        beside = [
+            *named.parent.glob("*.pth"),
+            *(p.parent for p in named.parent.glob("*/train.json")),
+        ]
+        guess = did_you_mean(named.name, sorted(path.name for path in beside))
+        raise InputError(f"no such run or checkpoint: {named}{guess}", hint=_what_instead(named))
     if named.suffix == ".json":
         run, again = shlex.quote(str(named.parent)), ""
         if named.stem in CONFIGS:
@@ -112,7 +122,11 @@ def _what_instead(named: Path) -> str:
     if (named / BOOKKEEPING / "train.claim").is_file():
         if is_locked(named, "train"):
             return "its training runs in another process: wait for it to end"
-        return f"its training did not end: {again} --resume --out {place}"
+        if failed := failure(named, "train"):
+            again = f"its training failed ({failed[0]}): {failed[1] or 'train with other options'}"
+        else:
+            again = f"its training did not end: {again} --resume --out {place}"
+        return again
     checkpoints = sorted(path for path in named.glob("*.pth") if path.name != "state.pth")
     newest = shlex.quote(str(checkpoints[-1])) if checkpoints else None
     if (named / BOOKKEEPING / "train.written").is_file():  # its manifest was removed
@@ -156,14 +170,25 @@ def listed_checkpoint(path: Path, manifest: Manifest, directory: Path) -> Checkp
         )
     if ref is None:
         raise InputError(f"{manifest_path} lists no {name}")
+    refuse_unrecorded(path, ref, directory)
+    listed_path = directory / name
+    return Checkpoint(listed_path, ref.sha256, listed_path.parent, (manifest, directory))
+
+
+def refuse_unrecorded(path: Path, ref: FileRef, directory: Path) -> None:
+    """Raise `InputError` if a file of a training is gone, or not what the run's manifest records.
+
+    Args:
+        path: Of the file.
+        ref: What the manifest says of it.
+        directory: The run.
+    """
     if not path.exists() or sha256_file(path) != ref.sha256:
         is_not = "is not" if path.exists() else "is gone: it was"
         raise InputError(
-            f"{path} {is_not} the file that {manifest_path} records",
+            f"{path} {is_not} the file that {directory / 'train.json'} records",
             hint=f"put the old one back, or train the same again: {train_again(directory)}",
         )
-    listed_path = directory / name
-    return Checkpoint(listed_path, ref.sha256, listed_path.parent, (manifest, directory))
 
 
 def train_again(directory: Path) -> str:

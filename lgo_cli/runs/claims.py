@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from lgo_cli.errors import DamagedError, InputError, OutputError
+from lgo_cli.config import Strict
+from lgo_cli.errors import DamagedError, InputError, NumericsError, OutputError
 from lgo_cli.files import (
     BOOKKEEPING,
     atomic_write,
@@ -29,13 +30,17 @@ from lgo_cli.manifest import (
 from lgo_cli.runs.names import figure_names, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from pathlib import Path
 
     from lgo_cli.runs.plan import Plan
 
 _RECORD = TypeAdapter(dict[str, str])
 """SHA-256 of each file that a step wrote, by its name."""
+
+
+class _Failed(Strict, extra="ignore"):
+    failed: tuple[str, str | None]
 
 
 def read_ours(path: Path, *, force: bool) -> Manifest | None:
@@ -131,8 +136,9 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[Manifest | O
     new = [
         name for name in {*names, *left} - kept if name in left or not (plan.out / name).exists()
     ]
+    said = {"fingerprint": plan.fingerprint, "names": everything}
     with atomic_write(path) as handle:
-        handle.write(canonical_json({"fingerprint": plan.fingerprint, "names": everything}))
+        handle.write(canonical_json(said))
     try:
         if old and plan.manifest_path.exists():  # not where a killed step had set it aside
             os.replace(plan.manifest_path, aside)
@@ -144,22 +150,32 @@ def claim(plan: Plan, names: list[str], *, force: bool) -> Iterator[Manifest | O
         raise write_error(plan.out, error) from error
     try:
         yield old
-    except BaseException:
+    except BaseException as error:
         # A refusal that came before the first output changes nothing: the old results still stand.
         if old and not damaged_outputs(old, plan.out):
             # Without the claim, what was written by now would pass for somebody else's.
-            for name in new:
-                (plan.out / name).unlink(missing_ok=True)
+            _remove(plan.out, new)
             os.replace(aside, plan.manifest_path)
             path.unlink(missing_ok=True)
         elif {name for name in everything if (plan.out / name).exists()} <= _written(plan):
             path.unlink(missing_ok=True)
+        elif isinstance(error, NumericsError):  # the same again would fail again
+            with atomic_write(path) as handle:
+                handle.write(canonical_json({**said, "failed": [error.message, error.hint]}))
         raise
-    for name in everything:
-        if name not in names and name != plan.manifest_path.name:
-            (plan.out / name).unlink(missing_ok=True)
+    _remove(plan.out, {*everything} - {*names, plan.manifest_path.name})
     aside.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def _remove(out: Path, names: Iterable[str]) -> None:
+    """Remove files of a step, and the folders of `out` that they leave empty."""
+    paths = [out / name for name in names]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths} - {out}:
+        with contextlib.suppress(OSError):  # it holds others
+            folder.rmdir()
 
 
 def publish(plan: Plan, manifest: Manifest) -> None:
@@ -195,6 +211,17 @@ def _claimed(path: Path) -> list[str]:
         return [str(name) for name in json.loads(path.read_bytes())["names"]]
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return []
+
+
+def failure(directory: Path, command: str) -> tuple[str, str | None] | None:
+    """Why a step's numbers failed when it was last run, and what to do; `None` if they did not."""
+    try:
+        claim = _Failed.model_validate_json(
+            (directory / BOOKKEEPING / f"{command}.claim").read_bytes()
+        )
+    except (OSError, ValidationError):
+        return None
+    return claim.failed
 
 
 def _written(plan: Plan, known: Container[str] = ()) -> set[str]:

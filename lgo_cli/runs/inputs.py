@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import InputError
-from lgo_cli.factories import role_of
+from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import sha256_file
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def refuse_other(
     """
     for name in differing(inputs, wanted):
         if name not in inputs:
-            raise InputError(f"{name} is in the record, and is no input any more", hint=hint)
+            gone = f"{name} is in the record, and is no input any more"
+            if role_of(name) in ARGUMENTS:
+                gone += ": its path counts from the current directory, and no file is there"
+            raise InputError(gone, hint=hint)
         place = os.path.normpath(files[name])
         if name not in wanted:
             raise InputError(f"{place} is imported, and is not in the record", hint=hint)

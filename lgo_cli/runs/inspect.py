@@ -14,6 +14,7 @@ from lgo_cli.errors import InputError
 from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
+from lgo_cli.runs.claims import failure
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
     """What became of a step that began and has no manifest; empty if none began."""
     if not (directory / BOOKKEEPING / f"{command}.claim").is_file():
         return ()
-    running = is_locked(directory, command)
-    return ("running in another process" if running else "interrupted: run it again",)
+    if is_locked(directory, command):
+        return ("running in another process",)
+    failed = failure(directory, command)
+    return (f"failed: {failed[0]}" if failed else "interrupted: run it again",)
 
 
 def _made_by(directory: Path) -> str:
@@ -132,7 +135,7 @@ def problems(manifest: Manifest, directory: Path) -> list[str]:
     for name, reference in manifest.request.inputs.items():
         path = directory / manifest.locations[name]
         if not path.is_file():
-            found.append(f"input {name} is not at {manifest.locations[name]}")
+            found.append(f"input {name} is not at {manifest.place(name, directory)}")
         elif sha256_file(path) != reference.sha256:
             found.append(f"stale: input {name} ({os.path.normpath(path)}) has changed since")
         elif reference.produced_by is not None:
@@ -180,23 +183,29 @@ def verify_run(directory: Path) -> list[str]:
         if state.error is not None:
             raise state.error
         if found:
-            hint = None
-            mendable = found[0].startswith("stale: ") or found[0].endswith(" is missing")
-            if state.manifest is not None and mendable:
-                hint = _again(state.manifest, directory)
+            hint = None if state.manifest is None else _remedy(found[0], state.manifest, directory)
             raise InputError(f"{directory}: {state.command}: {found[0]}", hint=hint)
         if state.manifest is not None:
             verified.append(state.command)
     return verified
 
 
-def _again(manifest: Manifest, directory: Path) -> str:
-    """The command that computes a step as before, on the weights that are there now."""
+def _remedy(problem: str, manifest: Manifest, directory: Path) -> str | None:
+    """What to do about what is stale, missing or elsewhere; `None` of what was tampered with."""
     command = manifest.request.command
-    words = ["lgo", command, "--config", f"{directory / command}.json", "--out", str(directory)]
-    if "model.pth" in manifest.locations:
-        words.insert(2, os.path.normpath(directory / manifest.locations["model.pth"]))
-    return f"put the old one back, or compute it again: {shlex.join(words)}"
+    weights, option = ("init.pth", ["--init"]) if command == "train" else ("model.pth", [])
+    place = manifest.place(weights, directory)
+    words = ["--config", f"{directory / command}.json", "--out", str(directory)]
+    if problem.startswith("stale: ") or problem.endswith(" is missing"):
+        named = [] if place is None else [*option, place]  # the weights that are there now
+        again = shlex.join(["lgo", command, *named, *words])
+        return f"put the old one back, or compute it again: {again}"
+    if not problem.startswith("input ") or " is not at " not in problem:
+        return None
+    if not problem.startswith(f"input {weights} "):
+        return "put it back there"
+    again = shlex.join(["lgo", command, *option, "RUN", *words, "--force"])
+    return f"put it back there, or compute again with the run where it is now: {again}"
 
 
 _OF_REQUEST = ("results.recipe", "results.curve.")

@@ -34,7 +34,13 @@ from lgo_cli.manifest import (
 )
 from lgo_cli.models.registry import resolve_model
 from lgo_cli.parsing import parse_config
-from lgo_cli.runs.checkpoints import Checkpoint, default_run, find_checkpoint, own_output
+from lgo_cli.runs.checkpoints import (
+    Checkpoint,
+    default_run,
+    find_checkpoint,
+    own_output,
+    refuse_unrecorded,
+)
 from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inputs import differing, not_given, refuse_other
@@ -280,7 +286,7 @@ def _located(
     factory = parse_factory(recorded)
     if factory is None:
         return recorded
-    path = directory / trained.locations[file_name]
+    path = trained.place(file_name, directory)
     named = f"{path}:{factory.name}" if factory.is_file else recorded
     if not execution.trust_code:
         raise UsageError(
@@ -365,11 +371,8 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
         )
     if saved and checkpoint.trained is not None:
         manifest, directory = checkpoint.trained
+        refuse_unrecorded(directory / name, outputs[name], directory)
         builder.add("state.pth", directory / name, manifest.fingerprint)
-        if builder.inputs["state.pth"].sha256 != outputs[name].sha256:
-            raise InputError(
-                f"{directory / name} is not what lgo train wrote", hint="train the run again"
-            )
 
 
 def _add_warm_start(builder: _Builder, config: HessianConfig, out: Path) -> None:

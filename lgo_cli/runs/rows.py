@@ -32,7 +32,7 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
     row: Row = {"run": str(directory), **dict.fromkeys(COLUMNS)}
     for state in states:
         if state.manifest is not None and not state.aside:
-            row |= _columns(state.manifest)
+            row |= _columns(state.manifest, directory)
     reasons = [f"{state.command}: {state.reason}" for state in states if state.reason]
     row["problems"] = "; ".join(reasons) or None
     return row
@@ -40,7 +40,7 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 
 COLUMNS = (
     "model", "dataset", "num_train_samples", "num_test_samples", "seed", "epochs", "optimizer",
-    "lr", "batch_size", "weight_decay", "train_loss", "test_loss", "train_accuracy",
+    "lr", "batch_size", "weight_decay", "init", "train_loss", "test_loss", "train_accuracy",
     "test_accuracy", "hessian_num_samples", "hessian_loss", "operator", "lambda_max",
     "lambda_max_bound", "lambda_min", "trace", "trace_standard_error", "gradient_share",
     "preconditioned", "stability_threshold", "sharpness_ratio", "interp_num_samples",
@@ -49,7 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _columns(manifest: Manifest) -> Row:
+def _columns(manifest: Manifest, directory: Path) -> Row:
     results = manifest.results
     named = {"model": manifest.called("model"), "dataset": manifest.called("dataset")}
     if isinstance(results, TrainResults):
@@ -63,6 +63,7 @@ def _columns(manifest: Manifest) -> Row:
             "lr": results.recipe.lr,
             "batch_size": results.recipe.batch_size,
             "weight_decay": results.recipe.weight_decay,
+            "init": manifest.place("init.pth", directory),
             "train_loss": results.train_loss,
             "test_loss": results.test_loss,
             "train_accuracy": results.train_accuracy,

@@ -13,7 +13,7 @@ from lgo_cli import checkpoint
 from lgo_cli.config import TrainConfig
 from lgo_cli.errors import InputError
 from lgo_cli.files import atomic_write
-from lgo_cli.results import TrainResults
+from lgo_cli.results import TrainResults, counted
 from lgo_cli.runs.names import PAYLOADS, checkpoint_name, optimizer_name
 from lgo_cli.runs.steps.base import Context, Step, common, typed
 from lgo_cli.training.recipe import resolve_recipe
@@ -66,6 +66,12 @@ class TrainStep(Step):
                 recipe,
                 seed=config.seed,
             )
+            if config.save_every is not None and config.save_every > training.total_steps:
+                context.progress.note(
+                    f"warning: --save-every {config.save_every} is more than the "
+                    f"{counted(training.total_steps, 'step')} of this training: it keeps no "
+                    "checkpoint"
+                )
             initial = checkpoint.snapshot(loaded.model)
             self._resume(context, training)
             checkpoint.save(initial, context.path("init.pth"))
