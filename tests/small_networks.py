@@ -73,10 +73,22 @@ class Padded(nn.Module):
 CROSS_ENTROPY = LossFunction()
 
 
+def _classes(num_samples: int) -> Tensor:
+    return torch.randint(0, 3, (num_samples,))
+
+
+def _several(num_samples: int) -> Tensor:
+    """Three labels a sample, of which every fourth sample lacks two."""
+    labels = torch.randint(0, 3, (num_samples, 3))
+    labels[::4, 1:] = -100
+    return labels
+
+
 @dataclass(frozen=True)
 class Network:
     build: Callable[[], nn.Module]
     loss: LossFunction = CROSS_ENTROPY
+    labels: Callable[[int], Tensor] = _classes
 
 
 def _mlp(activation: type[nn.Module]) -> nn.Module:
@@ -103,6 +115,17 @@ NETWORKS = {
     "tied, frozen and unused": Network(Tied),
     "LSTM": Network(Recurrent),
     "embedding with padding": Network(Padded),
+    "several labels": Network(
+        lambda: nn.Sequential(
+            nn.Linear(12, 12), nn.GELU(), nn.Unflatten(1, (3, 4)), nn.Linear(4, 3)
+        ),
+        labels=_several,
+    ),
+    "real targets": Network(
+        lambda: nn.Sequential(nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 2)),
+        LossFunction("squared_error"),
+        labels=lambda num_samples: torch.randn(num_samples, 2),
+    ),
 }  # fmt: skip
 
 
@@ -113,7 +136,7 @@ def make(name: str, num_samples: int = 40) -> tuple[nn.Module, Samples, LossFunc
         torch.manual_seed(3)
         model = network.build()
         inputs = torch.randn(num_samples, 12)
-        labels = torch.randint(0, 3, (num_samples,))
+        labels = network.labels(num_samples)
         model.train()
         with torch.no_grad():
             model(2 * inputs + 1)
@@ -148,7 +171,7 @@ def dense_hessian(objective: Objective) -> Tensor:
 
 
 def dense_jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
-    """∂z/∂θ [N, C, P], or ∂ℓ/∂θ [N, P], of all samples by reverse mode."""
+    """∂z/∂θ [N, ..., C, P], or ∂ℓ/∂θ [N, P], of all samples by reverse mode."""
     names = objective.layout.names
     samples = objective.samples
 
@@ -163,7 +186,7 @@ def dense_jacobian(objective: Objective, *, of_losses: bool) -> Tensor:
 
 def dense_ggn(objective: Objective) -> Tensor:
     """The generalised Gauss-Newton matrix [P, P] from the whole Jacobian."""
-    jacobian = dense_jacobian(objective, of_losses=False)
+    jacobian = dense_jacobian(objective, of_losses=False).flatten(1, -2)
     loss, samples = objective.loss_function, objective.samples
 
     def loss_of_one(z: Tensor, label: Tensor) -> Tensor:
@@ -172,7 +195,7 @@ def dense_ggn(objective: Objective) -> Tensor:
     outputs = objective.model(samples.inputs).detach()
     middle = torch.stack(
         [
-            jacrev(grad(loss_of_one))(z, label)
+            jacrev(grad(loss_of_one))(z, label).reshape(z.numel(), -1)
             for z, label in zip(outputs, samples.labels, strict=True)
         ]
     )
