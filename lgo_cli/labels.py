@@ -14,13 +14,22 @@ from lgo_cli.errors import InputError
 SUM_TOLERANCE = 1e-4
 """By which the sum of a soft label may differ from one; rounding of float32 is far below."""
 
+AS_FLOAT = 'y.astype("float32") makes soft labels of rows that are one-hot, real targets of others'
+"""What to do about integers that are no class indices."""
+
+NONE_LEFT_OUT = (
+    "no label is left out of the loss, as of padding: cut samples to one length, or give such "
+    "places a class of their own"
+)
+"""What to do about labels of several that are no class indices."""
+
 
 def are_distributions(labels: Tensor) -> Tensor:
     """Which rows [N], bool, of floating-point labels [N, ...] are distributions over classes.
 
-    Those that are not are real-valued targets, and so are all of more than two dimensions.
+    Those that are not are real-valued targets, and so are all that are no rows of two or more.
     """
-    if labels.ndim != 2:
+    if labels.ndim != 2 or labels.shape[1] == 1:
         return torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     return (labels >= 0).all(dim=1) & ((labels.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)
 
@@ -41,9 +50,14 @@ def refuse_real_targets(labels: Tensor, where: str) -> None:
         return
     row = int((~fine).nonzero()[0])
     values = labels[row].double()
+    what = (
+        f"no distribution over classes in row {row}: the least entry is "
+        f"{float(values.min()):.6g}, the sum {float(values.sum()):.6g}"
+    )
+    if labels.ndim != 2 or labels.shape[1] == 1:
+        what = f"targets of shape {list(labels.shape[1:])}, not one distribution over classes a row"
     raise InputError(
-        f"{where} has no distribution over classes in row {row}: the least entry is "
-        f"{float(values.min()):.6g}, the sum {float(values.sum()):.6g}",
+        f"{where} has {what}",
         hint="class indices are integers: y.astype('int64'); real-valued targets, in both splits, "
         "are fitted by --loss squared_error",
     )
@@ -68,8 +82,8 @@ def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
     else:
         what = f"labels of shape {shape}"
         hint = "classes are the last axis: movedim(1, -1) at the model's end puts them there"
-        if labels.shape == outputs.shape:
-            hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
+        if outputs.ndim <= labels.ndim:
+            hint = AS_FLOAT
     wanted = ", ".join(map(str, ["samples", *shape, *([] if are_targets else ["classes"])]))
     raise InputError(
         f"each sample has {what}: the model must return outputs of shape [{wanted}], it returned "

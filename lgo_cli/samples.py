@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgo_cli.errors import InputError, a_kind
-from lgo_cli.labels import are_distributions, refuse_misfit
+from lgo_cli.labels import AS_FLOAT, NONE_LEFT_OUT, are_distributions, refuse_misfit
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
@@ -96,13 +96,26 @@ def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     first = samples.head(2)
     outputs = first_outputs(model, first.inputs)
     refuse_misfit(outputs, first.labels)
-    num_outputs = outputs.shape[-1]
-    if not samples.labels.is_floating_point() and int(samples.labels.max()) >= num_outputs:
-        raise InputError(
-            f"the data have label {int(samples.labels.max())}, "
-            f"but the model puts out {counted(num_outputs, 'class')}"
-        )
+    refuse_unknown(samples.labels, outputs.shape[-1])
     return outputs
+
+
+def refuse_unknown(labels: Tensor, num_outputs: int) -> None:
+    """Check that a model has an output for each class.
+
+    Raises:
+        InputError: naming the largest label, if it has not.
+    """
+    if labels.is_floating_point() or int(labels.max()) < num_outputs:
+        return
+    hint = NONE_LEFT_OUT if labels.ndim > 1 else None
+    if num_outputs == 1:
+        hint = "two classes have two outputs; " + AS_FLOAT
+    raise InputError(
+        f"the data have label {int(labels.max())}, "
+        f"but the model puts out {counted(num_outputs, 'class')}",
+        hint=hint,
+    )
 
 
 @torch.no_grad()

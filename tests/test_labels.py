@@ -29,7 +29,7 @@ from lgo_cli.labels import are_distributions
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, default_micro_batch_size
-from lgo_cli.samples import Samples, check_outputs, evaluate_model
+from lgo_cli.samples import Samples, check_outputs, evaluate_model, refuse_unknown
 from lgo_cli.training.loop import Training
 from lgo_cli.training.recipe import resolve_recipe
 from lgo_cli.vectors import Block
@@ -264,6 +264,7 @@ def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
     assert are_distributions(soft).tolist() == [True] * 3
     assert are_distributions(targets).tolist() == [True, False, True]
     assert are_distributions(soft[:, None]).tolist() == [False] * 3
+    assert are_distributions(torch.ones(3, 1)).tolist() == [False] * 3  # of one class
     loss, inputs = LossFunction("squared_error"), torch.tensor([[0.0, 1.0]] * 3)
     found = evaluate_model(nn.Identity(), Samples(inputs, soft), loss, 2)
     assert found.accuracy == pytest.approx(1 / 3)
@@ -291,6 +292,12 @@ def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
             "labels of shape [7]: .* [samples, 7, classes], it returned (2, 7)",
             'y.astype("float32") makes soft labels',
         ),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),  # rows that are one-hot, and a built-in model
+            (2, 2),
+            "labels of shape [3]: .* [samples, 3, classes], it returned (2, 2)",
+            'y.astype("float32") makes soft labels',
+        ),
         (torch.ones(2, 1), (2, 3), "a target of shape [1]: .* [samples, 1], it returned", "None"),
         (torch.ones(2, 2, 3), (2, 6), "a target of shape [2, 3]: .* [samples, 2, 3], it", "None"),
     ],
@@ -315,28 +322,49 @@ def test_a_single_output_keeps_its_axis() -> None:
     assert error.value.hint == "a single output keeps its axis: [samples, 1]"
 
 
+@pytest.mark.parametrize(
+    ("labels", "outputs", "hint"),
+    [([0, 5], 3, None), ([0, 1], 1, "two classes have two outputs"), ([[0, 255]], 3, "padding")],
+)
+def test_labels_without_an_output(labels: list[Any], outputs: int, hint: str | None) -> None:
+    with pytest.raises(InputError, match=rf"have label \d+, but .* {outputs} class") as error:
+        refuse_unknown(torch.tensor(labels), outputs)
+    assert error.value.hint is hint or str(hint) in str(error.value.hint)
+
+
 def _data(**change: Any) -> dict[str, Any]:
     x = np.zeros((3, 2), "float32")
     return {"x_train": x, "y_train": [], "x_test": x, "y_test": [], **change}
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"),
+    ("train", "test", "message", "hint"),
     [
-        (np.array([0.5, 2, 1]), np.array([0, 2, 1]), r"y_train .* must be \[3, 3\], a dist"),
-        (np.array([0.5, 2, np.inf]), np.ones(3), "y_train is not finite in row 2"),
-        (np.array([0.5, 2, 1e300]), np.ones(3), "y_train is not finite in row 2"),
-        (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar"),
-        (np.zeros((3, 4), int), np.zeros((3, 5), int), r"y_test has shape \[3, 5\], but y_train"),
-        (np.zeros((3, 1), int), np.zeros((3, 1), int), r"\[3, 1\], but there is one label a row"),
-        (np.array([[1, 2], [0, -100], [0, 0]]), np.zeros((3, 2), int), "label -100 in row 1"),
-        (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\], a dist"),
-        (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "test has no dist.* 1"),
+        (np.array([0.5, 2, 1]), np.array([0, 2, 1]), r"y_train .* must be \[3, 3\]", "in both"),
+        (np.array([0.5, 2, np.inf]), np.ones(3), "y_train is not finite in row 2", None),
+        (np.array([0.5, 2, 1e300]), np.ones(3), "y_train is not finite in row 2", None),
+        (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar", None),
+        (np.zeros((3, 4), int), np.zeros((3, 5), int), r"\[3, 5\], but y_train has shape", None),
+        (np.eye(3, dtype=int), np.zeros(3, int), r"\[3\], but y_train has shape", "one-hot"),
+        (np.zeros((3, 1), int), np.zeros((3, 1), int), "there is one label a row", "float32"),
+        (np.array([[1, 2], [0, -100], [0, 0]]), np.zeros((3, 2), int), "label -100", "padding"),
+        (np.array([1, -2, 0]), np.zeros(3, int), "label -2 in row 1", "real targets"),
+        (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\]", "in both"),
+        (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "no dist.* 1", "both"),
     ],
 )
-def test_targets_that_are_refused(train: Any, test: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_targets_that_are_refused(train: Any, test: Any, message: str, hint: str | None) -> None:
+    with pytest.raises(InputError, match=message) as error:
         from_arrays("own.npz", _data(y_train=train, y_test=test)).validate("own.npz")
+    assert error.value.hint is hint or str(hint) in str(error.value.hint)
+
+
+def test_one_number_a_row_is_one_input() -> None:
+    numbers = np.zeros(3, "float32")
+    with pytest.raises(InputError, match=r"x_train has shape \[3\]") as error:
+        from_arrays("own.npz", dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), numbers)
+        ).validate("own.npz")  # fmt: skip
+    assert error.value.hint == "x[:, None]"
 
 
 def test_how_many_values_a_target_has() -> None:
@@ -387,7 +415,7 @@ def test_regression_from_training_to_the_table(lgo: Lgo) -> None:
     _sine(Path("sine.npz"))
     named = ("--dataset", "sine.npz", "--model-arg", "hidden=6", "--epochs", 3)
     refused = lgo("train", *named, code=3)
-    assert "sine.npz: y_train has no distribution over classes in row 0" in refused.stderr
+    assert "sine.npz: y_train has targets of shape [1], not one distribution" in refused.stderr
     assert "are fitted by --loss squared_error" in refused.stderr
     for seed in (0, 1):
         out = ("--seed", seed, "--out", f"run{seed}")
@@ -440,6 +468,14 @@ def text(length=6):
     x, y = tokens[:-1].view(-1, length), tokens[1:].view(-1, length)
     return x[:30], y[:30], x[30:], y[30:]
 """
+
+
+def test_a_word_of_the_test_samples_that_the_model_has_not(lgo: Lgo) -> None:
+    Path("net.py").write_text(TAGGER + "\ndef small(): return build(7)\n")
+    x = np.arange(24).reshape(4, 6) % 7
+    np.savez("words.npz", x_train=x, y_train=x, x_test=x, y_test=x + (x == 6))
+    refused = lgo("train", "--model", "net.py:small", "--dataset", "words.npz", code=3)
+    assert "the data have label 7, but the model puts out 7 classes" in refused.stderr
 
 
 def test_a_language_model_from_training_to_the_surface(lgo: Lgo) -> None:
