@@ -39,6 +39,13 @@ def num_labels(labels: Tensor) -> int:
     return 1 if labels.is_floating_point() else labels[0].numel()
 
 
+def target_norm(labels: Tensor) -> float | None:
+    """Root mean square over samples of the norms of real-valued targets; `None` of class labels."""
+    if not labels.is_floating_point() or bool(are_distributions(labels).all()):
+        return None
+    return float(labels.double().flatten(1).square().sum(dim=1).mean().sqrt())
+
+
 def refuse_real_targets(labels: Tensor, where: str) -> None:
     """Check that each row of floating-point labels is a distribution over classes.
 

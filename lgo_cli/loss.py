@@ -91,10 +91,11 @@ class LossFunction:
     def curving(self, outputs: Tensor) -> Tensor:
         """Outputs [n, ..., C], zero where they have no part in ∂²ℓ/∂z².
 
-        Of cross entropy those whose probability is zero in float64, as of masked classes.
+        Of cross entropy those whose probability is zero in float64, as of masked classes; of
+        squared error all: it is the identity.
         """
         if self.name != "cross_entropy":
-            return outputs
+            return torch.zeros_like(outputs)
         return torch.where(outputs < outputs.amax(dim=-1, keepdim=True) - UNDERFLOW, 0.0, outputs)
 
     @staticmethod

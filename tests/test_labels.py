@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -19,14 +20,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
 from lgo_cli.config import OperatorName, TrainConfig
+from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OPERATORS
+from lgo_cli.curvature.operators import ROUNDING_UNITS
 from lgo_cli.data.arrays import from_arrays
 from lgo_cli.errors import InputError
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.training import draw_training
-from lgo_cli.labels import are_distributions
+from lgo_cli.labels import are_distributions, target_norm
+from lgo_cli.landscape.barriers import rounding_allowance
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, default_micro_batch_size
 from lgo_cli.samples import Samples, check_outputs, evaluate_model, refuse_unknown
@@ -256,6 +261,77 @@ def test_products_and_trace_of_real_targets(operator: OperatorName, shape: tuple
     assert float((torch.stack(columns) - dense).norm()) <= EXACT * float(dense.norm())
     assert isinstance(trace, ExactTrace), trace
     assert trace.of(Block.whole(objective.layout)) == pytest.approx(float(dense.trace()), rel=EXACT)
+
+
+def _in_units(offset: float, scale: float) -> tuple[nn.Sequential, Samples]:
+    """A network and targets y that it fits in part, as offset + scale·y; of the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        x, noise = torch.randn(300, 6), torch.randn(300, 1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    with torch.no_grad():
+        y = model(x) + 0.1 * noise
+        model[2].weight *= scale
+        model[2].bias.mul_(scale).add_(offset)
+    return model, Samples(x, offset + scale * y)
+
+
+UNITS = [(0.0, 1e-4), (0.0, 1e4), (3000.0, 1.0)]
+
+
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize(("offset", "scale"), UNITS)
+def test_rounding_of_products_whatever_the_unit(
+    operator: OperatorName, offset: float, scale: float
+) -> None:
+    """Outputs have no part in the second derivative of squared error, however large they are."""
+    model, samples = _in_units(offset, scale)
+    loss, kind = LossFunction("squared_error"), OPERATORS[operator]
+    matrices, units = [], 0.0
+    for dtype in (torch.float64, torch.float32):
+        with Objective(model, samples, loss, dtype=dtype) as objective:
+            measured = measure_rounding(objective, kind, difference=False)
+            found = kind(objective)
+            found.measured_rounding = measured.units
+            rows = [found.matvec(unit) for unit in torch.eye(found.dim, dtype=dtype)]
+            matrices.append(torch.stack(rows).double())
+            units = found.rounding_units
+    exact, rounded = matrices
+    eps = torch.finfo(torch.float32).eps
+    error = torch.linalg.matrix_norm(rounded - exact, 2) / torch.linalg.matrix_norm(exact, 2)
+    assert float(error) <= units * eps
+    if operator in ("ggn", "fisher"):
+        assert units == ROUNDING_UNITS  # it was 1,500 and more
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), *UNITS])
+def test_rounding_of_heights_whatever_the_unit(offset: float, scale: float) -> None:
+    model, samples = _in_units(offset, scale)
+    loss, alpha = LossFunction("squared_error"), np.linspace(0, 1, 21)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        with Objective(copy.deepcopy(model), samples, loss, dtype=dtype) as objective:
+            target = objective.theta.clone()
+            target[:-1] *= -1  # the same function, since tanh is odd
+            path = interpolate(objective, None, alpha.tolist(), target=target)
+            found.append(path)
+    exact, rounded = (path.train.loss for path in found)
+    off = rounded - exact
+    heights = np.abs(off - (1 - alpha) * off[0] - alpha * off[-1])
+    allowance = rounding_allowance(rounded, torch.float32, 0.0, target_norm(samples.labels))
+    assert 0 < heights.max() <= allowance
+    barrier = found[1].train.barrier
+    assert barrier is not None
+    assert barrier.interval[1] - barrier.value >= allowance
+    if offset == 0:  # small beside the losses, also where these are tiny
+        assert allowance < 1e-5 * rounded.max()
+        assert barrier.interval[1] < 2 * barrier.value
+
+
+def test_targets_have_a_norm_and_labels_none() -> None:
+    assert target_norm(torch.tensor([[3.0, 4.0], [1.0, 0.0]])) == pytest.approx(13**0.5)
+    assert target_norm(torch.tensor([[0.5, 0.5], [1.0, 0.0]])) is None
+    assert target_norm(torch.tensor([3, 4])) is None
 
 
 def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
