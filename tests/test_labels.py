@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,34 @@ def test_micro_batches_count_labels() -> None:
     assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels) == 128
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(3, 8, 8)) == 4096
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(1, 9999, dtype=torch.int64)) == 1
+    labels[0, 0, 0] = 2**16 - 1  # a vocabulary whose outputs would be 2**28 numbers
+    assert default_micro_batch_size(nn.Linear(2, 2), labels) == 2**24 // (64 * 2**16) == 4
+    images = torch.zeros(3, 2**9, 2**9)
+    assert default_micro_batch_size(nn.Linear(2, 2), images) == 2**24 // 2**18 == 64
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), images.long()) == 64
+
+
+class Counting(nn.Module):
+    """Sees that of what it put out before no more than the last is still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, VOCABULARY)
+        self.seen: list[weakref.ref[Tensor]] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.embed(tokens)
+        assert sum(each() is not None for each in self.seen) <= 1
+        self.seen.append(weakref.ref(outputs))
+        return outputs
+
+
+def test_outputs_of_a_large_vocabulary_are_not_held() -> None:
+    tokens = torch.arange(40).view(20, 2) % VOCABULARY
+    model = Counting()
+    with Objective(model, Samples(tokens, tokens), micro_batch_size=3) as objective:
+        objective.evaluate()
+    assert len(model.seen) >= 2 * 5 + 2 * 7
 
 
 # Real-valued targets.
