@@ -83,6 +83,7 @@ def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
     hint = None
     if are_targets:
         what = f"a target of shape {shape}"
+        hint = None if shape else "a single target has an axis, as a single output: y[:, None]"
     elif not shape:
         what = "one label"
         hint = "with labels [samples, ...], such as one for each token, each has its own outputs"

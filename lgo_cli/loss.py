@@ -78,7 +78,7 @@ class LossFunction:
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         return 0.5 * (outputs - targets).square().flatten(1).sum(dim=1)
 
-    def check(self, labels: Tensor, where: str = "the data") -> None:
+    def check(self, labels: Tensor, where: str = "the data set") -> None:
         """See that it is a loss of such labels.
 
         Raises:

@@ -415,5 +415,5 @@ def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
     """
     has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
     size = 128 if has_positions else 4096 // num_labels(labels)
-    num_classes = 1 if labels.is_floating_point() else int(labels.max()) + 1
+    num_classes = 1 if labels.is_floating_point() else max(1, int(labels.max()) + 1)
     return max(1, min(size, MOST_OUTPUTS // (labels[0].numel() * num_classes)))

@@ -101,18 +101,21 @@ def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
 
 
 def refuse_unknown(labels: Tensor, num_outputs: int) -> None:
-    """Check that a model has an output for each class.
+    """Check that a model has an output for each label: PyTorch would leave -100 out of the loss.
 
     Raises:
-        InputError: naming the largest label, if it has not.
+        InputError: naming a label for which it has none.
     """
-    if labels.is_floating_point() or int(labels.max()) < num_outputs:
+    if labels.is_floating_point():
+        return
+    least, largest = int(labels.min()), int(labels.max())
+    if least >= 0 and largest < num_outputs:
         return
     hint = NONE_LEFT_OUT if labels.ndim > 1 else None
     if num_outputs == 1:
         hint = "two classes have two outputs; " + AS_FLOAT
     raise InputError(
-        f"the data have label {int(labels.max())}, "
+        f"the data have label {least if least < 0 else largest}, "
         f"but the model puts out {counted(num_outputs, 'class')}",
         hint=hint,
     )

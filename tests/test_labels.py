@@ -403,6 +403,7 @@ def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
             "labels of shape [3]: .* [samples, 3, classes], it returned (2, 2)",
             'y.astype("float32") makes soft labels',
         ),
+        (torch.ones(2), (2, 1), "a target of shape []: .* it returned (2, 1)", "y[:, None]"),
         (torch.ones(2, 1), (2, 3), "a target of shape [1]: .* [samples, 1], it returned", "None"),
         (torch.ones(2, 2, 3), (2, 6), "a target of shape [2, 3]: .* [samples, 2, 3], it", "None"),
     ],
@@ -429,12 +430,21 @@ def test_a_single_output_keeps_its_axis() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "outputs", "hint"),
-    [([0, 5], 3, None), ([0, 1], 1, "two classes have two outputs"), ([[0, 255]], 3, "padding")],
+    [
+        ([0, 5], 3, None),
+        ([0, 1], 1, "two classes have two outputs"),
+        ([[0, 255]], 3, "padding"),
+        ([[0, -100]], 3, "padding"),  # of which PyTorch's loss is 0
+        ([-100, -1], 3, None),
+    ],
 )
 def test_labels_without_an_output(labels: list[Any], outputs: int, hint: str | None) -> None:
-    with pytest.raises(InputError, match=rf"have label \d+, but .* {outputs} class") as error:
+    with pytest.raises(InputError, match=rf"have label -?\d+, but .* {outputs} class") as error:
         refuse_unknown(torch.tensor(labels), outputs)
     assert error.value.hint is hint or str(hint) in str(error.value.hint)
+    samples = Samples(torch.zeros(len(labels), 2), torch.tensor(labels))
+    with pytest.raises(InputError), Objective(nn.Linear(2, outputs), samples):
+        pass
 
 
 def _data(**change: Any) -> dict[str, Any]:
