@@ -70,8 +70,13 @@ def refuse_real_targets(labels: Tensor, where: str) -> None:
     )
 
 
-def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
+def refuse_misfit(outputs: Tensor, labels: Tensor, *, training: bool = False) -> None:
     """Check the shape of outputs [n, ..., C] against labels [n, ...], or targets like the outputs.
+
+    Args:
+        outputs: What the model returned.
+        labels: Of the same samples.
+        training: Whether it was in training mode, where it may return others than in eval mode.
 
     Raises:
         InputError: if they do not fit together.
@@ -94,7 +99,7 @@ def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
             hint = AS_FLOAT
     wanted = ", ".join(map(str, ["samples", *shape, *([] if are_targets else ["classes"])]))
     raise InputError(
-        f"each sample has {what}: the model must return outputs of shape [{wanted}], it returned "
-        f"{tuple(outputs.shape)}",
+        f"each sample has {what}: {'in training mode ' if training else ''}the model must return "
+        f"outputs of shape [{wanted}], it returned {tuple(outputs.shape)}",
         hint=hint,
     )

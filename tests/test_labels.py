@@ -421,6 +421,26 @@ def test_outputs_that_do_not_fit(
         LossFunction("squared_error")(torch.zeros(outputs), labels)
 
 
+class Turning(nn.Module):
+    """Puts the classes elsewhere in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.embed(tokens)
+        return outputs.movedim(1, -1) if self.training else outputs
+
+
+def test_outputs_that_do_not_fit_in_training_mode() -> None:
+    samples = Samples(*[torch.zeros(8, 3, dtype=torch.int64)] * 2)
+    training = Training(Turning(), samples, samples, resolve_recipe(TrainConfig(model="mlp")))
+    message = r"in training mode the model must return outputs of shape \[samples, 3, classes\]"
+    with pytest.raises(InputError, match=message):
+        training.run()
+
+
 def test_a_single_output_keeps_its_axis() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
@@ -480,6 +500,12 @@ def test_one_number_a_row_is_one_input() -> None:
         from_arrays("own.npz", dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), numbers)
         ).validate("own.npz")  # fmt: skip
     assert error.value.hint == "x[:, None]"
+
+
+def test_a_large_vocabulary() -> None:
+    x = np.array([[0, 151_642]])
+    data = from_arrays("here", {"x_train": x, "y_train": x, "x_test": x, "y_test": x})
+    assert data.validate("here").num_classes == 151_643
 
 
 def test_how_many_values_a_target_has() -> None:
