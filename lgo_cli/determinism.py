@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def nondeterministic_module(model: nn.Module, inputs: Tensor) -> str | None:
@@ -57,30 +57,44 @@ def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def coupling(
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    outputs: Tensor,
-    labels: Tensor,
-    others: Tensor,
-) -> float:
-    """How far samples' losses are from those of the same samples in other calls.
+def sensitivities(
+    loss_function: Callable[[Tensor, Tensor], Tensor], calls: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Losses ℓ [n] of several calls, and |ℓ| + ‖∂ℓ/∂z‖₁ ‖z‖_∞ [n].
 
-    max |ℓ − ℓ'| / max (|ℓ| + ‖∂ℓ/∂z‖₁ ‖z‖_∞), each over the samples: a relative change r of the
-    outputs moves it by r at most, to first order, however small losses are beside outputs. Outputs
-    that do not move the loss, as of masked classes, are not in ‖z‖_∞.
+    A relative change r of the outputs z moves a loss by r of that at most, to first order, however
+    small losses are beside outputs. Outputs that do not move the loss, as of masked classes, are
+    not in ‖z‖_∞.
 
     Args:
-        loss_function: Losses [n] from outputs and labels.
-        outputs: z [n, ..., C], float64.
-        labels: [n, ...], or targets like the outputs.
-        others: ℓ' [n], float64.
+        loss_function: Losses from outputs and labels.
+        calls: Outputs, float64, and labels of each; one after the other, since those of a text, of
+            a large vocabulary, take much memory.
     """
-    with torch.enable_grad():
-        z = outputs.detach().requires_grad_()
-        losses = loss_function(z, labels)
-        (slope,) = torch.autograd.grad(losses.sum(), z)
-    losses = losses.detach()
-    largest = torch.where(slope == 0, 0.0, outputs.abs()).flatten(1).amax(dim=1)
-    scale = losses.abs() + slope.abs().flatten(1).sum(dim=1) * largest
-    tiny = torch.finfo(scale.dtype).tiny
-    return float((losses - others).abs().max() / scale.max().clamp_min(tiny))
+    found = []
+    for outputs, labels in calls:
+        with torch.enable_grad():
+            z = outputs.detach().requires_grad_()
+            losses = loss_function(z, labels)
+            (slope,) = torch.autograd.grad(losses.sum(), z)
+        losses = losses.detach()
+        largest = torch.where(slope == 0, 0.0, outputs.abs()).flatten(1).amax(dim=1)
+        scales = losses.abs() + slope.abs().flatten(1).sum(dim=1) * largest
+        found.append(torch.stack([losses, scales]))
+    losses, scales = torch.cat(found, dim=1)
+    return losses, scales
+
+
+def coupling(losses: Tensor, scales: Tensor, others: Tensor) -> float:
+    """How far samples' losses are from those of the same samples in other calls.
+
+    Args:
+        losses: ℓ [n], float64.
+        scales: What `sensitivities` has beside them [n].
+        others: ℓ' [n], float64.
+
+    Returns:
+        max |ℓ − ℓ'| / max scale.
+    """
+    tiny = torch.finfo(scales.dtype).tiny
+    return float((losses - others).abs().max() / scales.max().clamp_min(tiny))

@@ -18,13 +18,19 @@ IGNORED = -100
 SUM_TOLERANCE = 1e-4
 """By which the sum of a soft label may differ from one; rounding of float32 is far below."""
 
+AS_FLOAT = 'y.astype("float32") makes soft labels of rows that are one-hot, real targets of others'
+"""What to do about integers that are no class indices."""
+
+IGNORING = f"{IGNORED} is the label that is left out of the loss, as of padding"
+"""What to do about labels of several that are no class indices."""
+
 
 def are_distributions(labels: Tensor) -> Tensor:
     """Which rows [N], bool, of floating-point labels [N, ...] are distributions over classes.
 
-    Those that are not are real-valued targets, and so are all of more than two dimensions.
+    Those that are not are real-valued targets, and so are all that are no rows of two or more.
     """
-    if labels.ndim != 2:
+    if labels.ndim != 2 or labels.shape[1] == 1:
         return torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     return (labels >= 0).all(dim=1) & ((labels.sum(dim=1) - 1).abs() <= SUM_TOLERANCE)
 
@@ -55,6 +61,13 @@ def refuse_unlabelled(labels: Tensor, where: str) -> None:
         raise InputError(f"{where} has no label in row {row}: all are ignored")
 
 
+def target_norm(labels: Tensor) -> float | None:
+    """Root mean square over samples of the norms of real-valued targets; `None` of class labels."""
+    if not labels.is_floating_point() or bool(are_distributions(labels).all()):
+        return None
+    return float(labels.double().flatten(1).square().sum(dim=1).mean().sqrt())
+
+
 def refuse_real_targets(labels: Tensor, where: str) -> None:
     """Check that each row of floating-point labels is a distribution over classes.
 
@@ -66,16 +79,26 @@ def refuse_real_targets(labels: Tensor, where: str) -> None:
         return
     row = int((~fine).nonzero()[0])
     values = labels[row].double()
+    what = (
+        f"no distribution over classes in row {row}: the least entry is "
+        f"{float(values.min()):.6g}, the sum {float(values.sum()):.6g}"
+    )
+    if labels.ndim != 2 or labels.shape[1] == 1:
+        what = f"targets of shape {list(labels.shape[1:])}, not one distribution over classes a row"
     raise InputError(
-        f"{where} has no distribution over classes in row {row}: the least entry is "
-        f"{float(values.min()):.6g}, the sum {float(values.sum()):.6g}",
+        f"{where} has {what}",
         hint="class indices are integers: y.astype('int64'); real-valued targets, in both splits, "
         "are fitted by --loss squared_error",
     )
 
 
-def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
+def refuse_misfit(outputs: Tensor, labels: Tensor, *, training: bool = False) -> None:
     """Check the shape of outputs [n, ..., C] against labels [n, ...], or targets like the outputs.
+
+    Args:
+        outputs: What the model returned.
+        labels: Of the same samples.
+        training: Whether it was in training mode, where it may return others than in eval mode.
 
     Raises:
         InputError: if they do not fit together.
@@ -87,17 +110,18 @@ def refuse_misfit(outputs: Tensor, labels: Tensor) -> None:
     hint = None
     if are_targets:
         what = f"a target of shape {shape}"
+        hint = None if shape else "a single target has an axis, as a single output: y[:, None]"
     elif not shape:
         what = "one label"
         hint = "with labels [samples, ...], such as one for each token, each has its own outputs"
     else:
         what = f"labels of shape {shape}"
         hint = "classes are the last axis: movedim(1, -1) at the model's end puts them there"
-        if labels.shape == outputs.shape:
-            hint = 'y.astype("float32") makes soft labels of rows that are one-hot'
+        if outputs.ndim <= labels.ndim:
+            hint = AS_FLOAT
     wanted = ", ".join(map(str, ["samples", *shape, *([] if are_targets else ["classes"])]))
     raise InputError(
-        f"each sample has {what}: the model must return outputs of shape [{wanted}], it returned "
-        f"{tuple(outputs.shape)}",
+        f"each sample has {what}: {'in training mode ' if training else ''}the model must return "
+        f"outputs of shape [{wanted}], it returned {tuple(outputs.shape)}",
         hint=hint,
     )

@@ -81,7 +81,7 @@ class LossFunction:
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         return 0.5 * (outputs - targets).square().flatten(1).sum(dim=1)
 
-    def check(self, labels: Tensor, where: str = "the data") -> None:
+    def check(self, labels: Tensor, where: str = "the data set") -> None:
         """See that it is a loss of such labels.
 
         Raises:
@@ -94,10 +94,11 @@ class LossFunction:
     def curving(self, outputs: Tensor) -> Tensor:
         """Outputs [n, ..., C], zero where they have no part in ∂²ℓ/∂z².
 
-        Of cross entropy those whose probability is zero in float64, as of masked classes.
+        Of cross entropy those whose probability is zero in float64, as of masked classes; of
+        squared error all: it is the identity.
         """
         if self.name != "cross_entropy":
-            return outputs
+            return torch.zeros_like(outputs)
         return torch.where(outputs < outputs.amax(dim=-1, keepdim=True) - UNDERFLOW, 0.0, outputs)
 
     @staticmethod

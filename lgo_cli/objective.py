@@ -23,7 +23,7 @@ from lgo_cli.buffers import (
     put_back,
     set_modes,
 )
-from lgo_cli.determinism import coupling, nondeterministic_module
+from lgo_cli.determinism import coupling, nondeterministic_module, sensitivities
 from lgo_cli.errors import LgoError, NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
 from lgo_cli.labels import num_labels
@@ -42,6 +42,10 @@ NUM_CALLS = 8
 
 CALL_SIZE = 4
 """Samples in each of them."""
+
+MOST_OUTPUTS = 2**24
+"""Numbers that a micro-batch puts out, as far as labels tell: an evaluation takes about 24 bytes
+for each, a Hessian's graph and its product 60."""
 
 SAME = 1e-5
 """Difference, relative to the largest output, up to which two ways to compute them are one."""
@@ -226,26 +230,24 @@ class Objective:
         than the centre's where that can be, to see whether samples see each other.
         """
         whole = min(self.micro_batch_size, len(self.samples))
-        size = min(CALL_SIZE, len(self.samples))
+        size = min(CALL_SIZE, whole + 1, len(self.samples))
         if size == whole and size > 2:
             size -= 1  # a single sample has no batch statistics
         first = self.samples.head(size * min(NUM_CALLS, len(self.samples) // size))
 
-        def outputs_in_calls() -> Tensor:
-            outputs = [call(self.model, batch.inputs) for batch in first.batches(size)]
-            return torch.cat(outputs).double()
+        def in_calls() -> tuple[Tensor, Tensor]:
+            calls = ((call(self.model, b.inputs).double(), b.labels) for b in first.batches(size))
+            return sensitivities(self.loss_function, calls)
 
-        outputs = outputs_in_calls()
-        losses = Recording(self.loss_function)
-        self.center = evaluate_model(self.model, self.samples, losses, self.micro_batch_size)
-        pair = (outputs, outputs_in_calls())
-        before, after = (float(self.loss_function(each, first.labels).mean()) for each in pair)
-        self._check_center(before, after, outputs)
+        losses, scales = in_calls()
+        recording = Recording(self.loss_function)
+        self.center = evaluate_model(self.model, self.samples, recording, self.micro_batch_size)
+        again, _ = in_calls()
+        self._check_center(float(losses.mean()), float(again.mean()), first.batches(size))
         if size != whole:
-            kept = losses.losses[: len(first)]
-            self.coupling = coupling(self.loss_function, outputs, first.labels, kept)
+            self.coupling = coupling(losses, scales, recording.losses[: len(first)])
 
-    def _check_center(self, before: float, after: float, outputs: Tensor) -> None:
+    def _check_center(self, before: float, after: float, batches: Iterator[Samples]) -> None:
         if before != after and not (math.isnan(before) and math.isnan(after)):
             moved = moved_buffers(self.model, self._own_buffers, self._own_data)
             culprit = nondeterministic_module(
@@ -261,9 +263,11 @@ class Objective:
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
         if not math.isfinite(self.center.loss):
+            outputs = (call(self.model, batch.inputs) for batch in batches)
+            hints = map(self.loss_function.advice, outputs)
             raise NumericsError(
                 f"the loss at the given weights is {self.center.loss}",
-                hint=self.loss_function.advice(outputs),
+                hint=next(filter(None, hints), None),
             )
 
     @property
@@ -406,11 +410,10 @@ def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
     Activations of convolutions are large and want to stay in cache; those of dense layers are small
     and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
     module or of a user's own, or an embedding of positions, whose activations are as large. Where
-    a sample has several labels, each has activations and outputs of its own.
-
-    Args:
-        model: Whose passes.
-        labels: [N, ...].
+    a sample has several labels [N, ...], each has activations and outputs of its own: those of a
+    large vocabulary, or of large targets, are `MOST_OUTPUTS` at most.
     """
     has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
-    return max(1, min(128 if has_positions else 4096, 4096 // num_labels(labels)))
+    size = min(128 if has_positions else 4096, 4096 // num_labels(labels))
+    num_classes = 1 if labels.is_floating_point() else max(1, int(labels.max()) + 1)
+    return max(1, min(size, MOST_OUTPUTS // (labels[0].numel() * num_classes)))

@@ -144,6 +144,8 @@ def _hint(model: nn.Module, inputs: Tensor, error: Exception) -> str | None:
         hint = "give the data set it was made for: --dataset"
         if inputs.ndim > 2 and "cannot be multiplied" in str(error):  # by a dense layer
             hint += ", or flatten them in forward: x.flatten(1)"
+        if "'indices'" in str(error):  # an embedding's
+            hint = 'store indices, such as tokens, as int64: x.astype("int64")'
         return hint
     return "the inputs are integers, as embeddings take them; store numbers as float32"
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from lgo_cli.errors import InputError, a_kind
 from lgo_cli.labels import (
+    AS_FLOAT,
+    IGNORED,
+    IGNORING,
     are_distributions,
     num_labels,
     refuse_misfit,
@@ -102,15 +105,32 @@ def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     first = samples.head(2)
     outputs = first_outputs(model, first.inputs)
     refuse_misfit(outputs, first.labels)
-    num_outputs = outputs.shape[-1]
     if num_labels(first.labels) > 1:
         refuse_unlabelled(samples.labels, "the data")
-    if not samples.labels.is_floating_point() and int(samples.labels.max()) >= num_outputs:
-        raise InputError(
-            f"the data have label {int(samples.labels.max())}, "
-            f"but the model puts out {counted(num_outputs, 'class')}"
-        )
+    refuse_unknown(samples.labels, outputs.shape[-1])
     return outputs
+
+
+def refuse_unknown(labels: Tensor, num_outputs: int) -> None:
+    """Check that a model has an output for each label, but for those of several that are ignored.
+
+    Raises:
+        InputError: naming a label for which it has none.
+    """
+    if labels.is_floating_point():
+        return
+    known = labels if labels.ndim == 1 else labels[labels != IGNORED]
+    least, largest = int(known.min()), int(known.max())
+    if least >= 0 and largest < num_outputs:
+        return
+    hint = IGNORING if labels.ndim > 1 else None
+    if num_outputs == 1:
+        hint = "two classes have two outputs; " + AS_FLOAT
+    raise InputError(
+        f"the data have label {least if least < 0 else largest}, "
+        f"but the model puts out {counted(num_outputs, 'class')}",
+        hint=hint,
+    )
 
 
 @torch.no_grad()

@@ -518,7 +518,10 @@ def _arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
     [
         ({"X": np.zeros((4, 3)), "y": np.arange(4)}, "numpy.savez(path, x_train=..., y_train="),
         (_arrays(x_train=np.array([[1], [1, 2]], dtype=object)), "save arrays of numbers"),
-        (_arrays(y_train=np.zeros((4, 1), dtype=np.float32)), 'y.squeeze(1).astype("int64") if'),
+        (
+            _arrays(y_train=np.zeros((4, 1), dtype=np.float32)),
+            'class indices are integers: y.ravel().astype("int64")',
+        ),
         (_arrays(y_test=np.zeros((4, 1), dtype=int)), "y.squeeze(1)"),
     ],
 )

@@ -101,6 +101,13 @@ def test_a_model_of_numbers_is_refused_with_what_to_do() -> None:
     )
 
 
+def test_tokens_of_few_bits_are_told_how_to_be_indices() -> None:
+    data = from_arrays("own.npz", _arrays("uint16"))
+    with pytest.raises(InputError, match="cannot take inputs") as error:
+        check_outputs(nn.Embedding(12, 3), Samples(data.x_train, data.y_train))
+    assert error.value.hint == 'store indices, such as tokens, as int64: x.astype("int64")'
+
+
 def test_a_factorys_tokens_stay_integers(tmp_path: Path) -> None:
     source = tmp_path / "data.py"
     source.write_text(

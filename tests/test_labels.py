@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
 from lgo_cli.config import OperatorName, TrainConfig
+from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OPERATORS
+from lgo_cli.curvature.operators import ROUNDING_UNITS
 from lgo_cli.data.arrays import from_arrays
 from lgo_cli.errors import InputError
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.training import draw_training
-from lgo_cli.labels import are_distributions
+from lgo_cli.labels import are_distributions, target_norm
+from lgo_cli.landscape.barriers import rounding_allowance
 from lgo_cli.landscape.evaluator import Evaluator
+from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective, default_micro_batch_size
-from lgo_cli.samples import Samples, check_outputs, evaluate_model
+from lgo_cli.samples import Samples, check_outputs, evaluate_model, refuse_unknown
 from lgo_cli.training.loop import Training
 from lgo_cli.training.recipe import resolve_recipe
 from lgo_cli.vectors import Block
@@ -216,6 +222,34 @@ def test_micro_batches_count_labels() -> None:
     assert default_micro_batch_size(nn.Conv2d(1, 1, 3), labels[:, 0]) == 128
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(3, 8, 8)) == 4096
     assert default_micro_batch_size(nn.Linear(2, 2), torch.zeros(1, 9999, dtype=torch.int64)) == 1
+    labels[0, 0, 0] = 2**16 - 1  # a vocabulary whose outputs would be 2**28 numbers
+    assert default_micro_batch_size(nn.Linear(2, 2), labels) == 2**24 // (64 * 2**16) == 4
+    images = torch.zeros(3, 2**9, 2**9)
+    assert default_micro_batch_size(nn.Linear(2, 2), images) == 2**24 // 2**18 == 64
+    assert default_micro_batch_size(nn.Conv2d(1, 1, 3), images) == 64
+
+
+class Counting(nn.Module):
+    """Sees that of what it put out before no more than the last is still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, VOCABULARY)
+        self.seen: list[weakref.ref[Tensor]] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.embed(tokens)
+        assert sum(each() is not None for each in self.seen) <= 1
+        self.seen.append(weakref.ref(outputs))
+        return outputs
+
+
+def test_outputs_of_a_large_vocabulary_are_not_held() -> None:
+    tokens = torch.arange(40).view(20, 2) % VOCABULARY
+    model = Counting()
+    with Objective(model, Samples(tokens, tokens), micro_batch_size=3) as objective:
+        objective.evaluate()
+    assert len(model.seen) >= 2 * 5 + 2 * 7
 
 
 # Real-valued targets.
@@ -335,12 +369,84 @@ def test_physics_informed_networks(build: type[Residuals], operator: OperatorNam
     assert float((torch.stack(columns) - dense).norm()) <= EXACT * float(dense.norm())
 
 
+def _in_units(offset: float, scale: float) -> tuple[nn.Sequential, Samples]:
+    """A network and targets y that it fits in part, as offset + scale·y; of the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        x, noise = torch.randn(300, 6), torch.randn(300, 1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    with torch.no_grad():
+        y = model(x) + 0.1 * noise
+        model[2].weight *= scale
+        model[2].bias.mul_(scale).add_(offset)
+    return model, Samples(x, offset + scale * y)
+
+
+UNITS = [(0.0, 1e-4), (0.0, 1e4), (3000.0, 1.0)]
+
+
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize(("offset", "scale"), UNITS)
+def test_rounding_of_products_whatever_the_unit(
+    operator: OperatorName, offset: float, scale: float
+) -> None:
+    """Outputs have no part in the second derivative of squared error, however large they are."""
+    model, samples = _in_units(offset, scale)
+    loss, kind = LossFunction("squared_error"), OPERATORS[operator]
+    matrices, units = [], 0.0
+    for dtype in (torch.float64, torch.float32):
+        with Objective(model, samples, loss, dtype=dtype) as objective:
+            measured = measure_rounding(objective, kind, difference=False)
+            found = kind(objective)
+            found.measured_rounding = measured.units
+            rows = [found.matvec(unit) for unit in torch.eye(found.dim, dtype=dtype)]
+            matrices.append(torch.stack(rows).double())
+            units = found.rounding_units
+    exact, rounded = matrices
+    eps = torch.finfo(torch.float32).eps
+    error = torch.linalg.matrix_norm(rounded - exact, 2) / torch.linalg.matrix_norm(exact, 2)
+    assert float(error) <= units * eps
+    if operator in ("ggn", "fisher"):
+        assert units == ROUNDING_UNITS  # it was 1,500 and more
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), *UNITS])
+def test_rounding_of_heights_whatever_the_unit(offset: float, scale: float) -> None:
+    model, samples = _in_units(offset, scale)
+    loss, alpha = LossFunction("squared_error"), np.linspace(0, 1, 21)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        with Objective(copy.deepcopy(model), samples, loss, dtype=dtype) as objective:
+            target = objective.theta.clone()
+            target[:-1] *= -1  # the same function, since tanh is odd
+            path = interpolate(objective, None, alpha.tolist(), target=target)
+            found.append(path)
+    exact, rounded = (path.train.loss for path in found)
+    off = rounded - exact
+    heights = np.abs(off - (1 - alpha) * off[0] - alpha * off[-1])
+    allowance = rounding_allowance(rounded, torch.float32, 0.0, target_norm(samples.labels))
+    assert 0 < heights.max() <= allowance
+    barrier = found[1].train.barrier
+    assert barrier is not None
+    assert barrier.interval[1] - barrier.value >= allowance
+    if offset == 0:  # small beside the losses, also where these are tiny
+        assert allowance < 1e-5 * rounded.max()
+        assert barrier.interval[1] < 2 * barrier.value
+
+
+def test_targets_have_a_norm_and_labels_none() -> None:
+    assert target_norm(torch.tensor([[3.0, 4.0], [1.0, 0.0]])) == pytest.approx(13**0.5)
+    assert target_norm(torch.tensor([[0.5, 0.5], [1.0, 0.0]])) is None
+    assert target_norm(torch.tensor([3, 4])) is None
+
+
 def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
     soft = torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.6, 0.4]])
     targets = soft + torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 0.0]])
     assert are_distributions(soft).tolist() == [True] * 3
     assert are_distributions(targets).tolist() == [True, False, True]
     assert are_distributions(soft[:, None]).tolist() == [False] * 3
+    assert are_distributions(torch.ones(3, 1)).tolist() == [False] * 3  # of one class
     loss, inputs = LossFunction("squared_error"), torch.tensor([[0.0, 1.0]] * 3)
     found = evaluate_model(nn.Identity(), Samples(inputs, soft), loss, 2)
     assert found.accuracy == pytest.approx(1 / 3)
@@ -368,6 +474,13 @@ def test_soft_labels_have_an_accuracy_and_real_targets_none() -> None:
             "labels of shape [7]: .* [samples, 7, classes], it returned (2, 7)",
             'y.astype("float32") makes soft labels',
         ),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),  # rows that are one-hot, and a built-in model
+            (2, 2),
+            "labels of shape [3]: .* [samples, 3, classes], it returned (2, 2)",
+            'y.astype("float32") makes soft labels',
+        ),
+        (torch.ones(2), (2, 1), "a target of shape []: .* it returned (2, 1)", "y[:, None]"),
         (torch.ones(2, 1), (2, 3), "a target of shape [1]: .* [samples, 1], it returned", "None"),
         (torch.ones(2, 2, 3), (2, 6), "a target of shape [2, 3]: .* [samples, 2, 3], it", "None"),
     ],
@@ -399,11 +512,50 @@ def test_what_is_ignored_may_have_no_finite_loss() -> None:
     assert losses.tolist() == pytest.approx([math.log(3)])
 
 
+class Turning(nn.Module):
+    """Puts the classes elsewhere in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.embed(tokens)
+        return outputs.movedim(1, -1) if self.training else outputs
+
+
+def test_outputs_that_do_not_fit_in_training_mode() -> None:
+    samples = Samples(*[torch.zeros(8, 3, dtype=torch.int64)] * 2)
+    training = Training(Turning(), samples, samples, resolve_recipe(TrainConfig(model="mlp")))
+    message = r"in training mode the model must return outputs of shape \[samples, 3, classes\]"
+    with pytest.raises(InputError, match=message):
+        training.run()
+
+
 def test_a_single_output_keeps_its_axis() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
         check_outputs(model, Samples(torch.zeros(2, 4), torch.ones(2, 1)))
     assert error.value.hint == "a single output keeps its axis: [samples, 1]"
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "hint"),
+    [
+        ([0, 5], 3, None),
+        ([0, 1], 1, "two classes have two outputs"),
+        ([[0, 255]], 3, "padding"),
+        ([[0, -1]], 3, "padding"),
+        ([-100, -1], 3, None),
+    ],
+)
+def test_labels_without_an_output(labels: list[Any], outputs: int, hint: str | None) -> None:
+    with pytest.raises(InputError, match=rf"have label -?\d+, but .* {outputs} class") as error:
+        refuse_unknown(torch.tensor(labels), outputs)
+    assert error.value.hint is hint or str(hint) in str(error.value.hint)
+    samples = Samples(torch.zeros(len(labels), 2), torch.tensor(labels))
+    with pytest.raises(InputError), Objective(nn.Linear(2, outputs), samples):
+        pass
 
 
 def _data(**change: Any) -> dict[str, Any]:
@@ -412,28 +564,46 @@ def _data(**change: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"),
+    ("train", "test", "message", "hint"),
     [
-        (np.array([0.5, 2, 1]), np.array([0, 2, 1]), r"y_train .* must be \[3, 3\], a dist"),
-        (np.array([0.5, 2, np.inf]), np.ones(3), "y_train is not finite in row 2"),
-        (np.array([0.5, 2, 1e300]), np.ones(3), "y_train is not finite in row 2"),
-        (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar"),
-        (np.zeros((3, 4), int), np.zeros((3, 5), int), r"y_test has shape \[3, 5\], but y_train"),
-        (np.zeros((3, 1), int), np.zeros((3, 1), int), r"\[3, 1\], but there is one label a row"),
-        (np.array([[1, 2], [0, -1], [0, 0]]), np.zeros((3, 2), int), "label -1 in row 1, outside"),
-        (np.array([0, 1, -100]), np.zeros(3, int), "label -100 in row 2, outside"),
+        (np.array([0.5, 2, 1]), np.array([0, 2, 1]), r"y_train .* must be \[3, 3\]", "in both"),
+        (np.array([0.5, 2, np.inf]), np.ones(3), "y_train is not finite in row 2", None),
+        (np.array([0.5, 2, 1e300]), np.ones(3), "y_train is not finite in row 2", None),
+        (np.ones((3, 2)), np.ones((3, 1)), r"y_test has shape .* be \[3, 2\], a tar", None),
+        (np.zeros((3, 4), int), np.zeros((3, 5), int), r"\[3, 5\], but y_train has shape", None),
+        (np.eye(3, dtype=int), np.zeros(3, int), r"\[3\], but y_train has shape", "one-hot"),
+        (np.zeros((3, 1), int), np.zeros((3, 1), int), "there is one label a row", "float32"),
+        (np.array([[1, 2], [0, -1], [0, 0]]), np.zeros((3, 2), int), "label -1", "padding"),
+        (np.array([1, -2, 0]), np.zeros(3, int), "label -2 in row 1", "real targets"),
+        (np.array([1, 0, -100]), np.zeros(3, int), "label -100 in row 2", "real targets"),
         (
-            np.array([[1, 2], [0, -100], [-100] * 2]),
+            np.array([[0, -100], [-100] * 2, [1, 1]]),
             np.zeros((3, 2), int),
-            "no label in row 2:",
+            "no label in row 1",
+            None,
         ),
-        (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\], a dist"),
-        (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "test has no dist.* 1"),
+        (np.array([1, 2, 0]), np.array([0.5, 0.1, 2]), r"y_test .* must be \[3, 3\]", "in both"),
+        (np.full((3, 2), 0.5), np.array([[0.5, 0.5], [0.5, 0.4], [1, 0]]), "no dist.* 1", "both"),
     ],
 )
-def test_targets_that_are_refused(train: Any, test: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_targets_that_are_refused(train: Any, test: Any, message: str, hint: str | None) -> None:
+    with pytest.raises(InputError, match=message) as error:
         from_arrays("own.npz", _data(y_train=train, y_test=test)).validate("own.npz")
+    assert error.value.hint is hint or str(hint) in str(error.value.hint)
+
+
+def test_one_number_a_row_is_one_input() -> None:
+    numbers = np.zeros(3, "float32")
+    with pytest.raises(InputError, match=r"x_train has shape \[3\]") as error:
+        from_arrays("own.npz", dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), numbers)
+        ).validate("own.npz")  # fmt: skip
+    assert error.value.hint == "x[:, None]"
+
+
+def test_a_large_vocabulary() -> None:
+    x = np.array([[0, 151_642]])
+    data = from_arrays("here", {"x_train": x, "y_train": x, "x_test": x, "y_test": x})
+    assert data.validate("here").num_classes == 151_643
 
 
 def test_how_many_values_a_target_has() -> None:
@@ -484,7 +654,7 @@ def test_regression_from_training_to_the_table(lgo: Lgo) -> None:
     _sine(Path("sine.npz"))
     named = ("--dataset", "sine.npz", "--model-arg", "hidden=6", "--epochs", 3)
     refused = lgo("train", *named, code=3)
-    assert "sine.npz: y_train has no distribution over classes in row 0" in refused.stderr
+    assert "sine.npz: y_train has targets of shape [1], not one distribution" in refused.stderr
     assert "are fitted by --loss squared_error" in refused.stderr
     for seed in (0, 1):
         out = ("--seed", seed, "--out", f"run{seed}")
@@ -538,6 +708,14 @@ def text(length=6):
     y[3, 4:] = -100
     return x[:30], y[:30], x[30:], y[30:]
 """
+
+
+def test_a_word_of_the_test_samples_that_the_model_has_not(lgo: Lgo) -> None:
+    Path("net.py").write_text(TAGGER + "\ndef small(): return build(7)\n")
+    x = np.arange(24).reshape(4, 6) % 7
+    np.savez("words.npz", x_train=x, y_train=x, x_test=x, y_test=x + (x == 6))
+    refused = lgo("train", "--model", "net.py:small", "--dataset", "words.npz", code=3)
+    assert "the data have label 7, but the model puts out 7 classes" in refused.stderr
 
 
 def test_a_language_model_from_training_to_the_surface(lgo: Lgo) -> None:

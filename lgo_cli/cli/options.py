@@ -76,7 +76,7 @@ Loss = Annotated[
     config.LossName | None,
     option(
         MODEL_DATA,
-        "cross_entropy, or squared_error: half the squared distance to one-hot or real targets.",
+        "cross_entropy, or squared_error: half the squared distance to one-hot, or real targets.",
         metavar="NAME",
     ),
 ]

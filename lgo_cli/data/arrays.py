@@ -21,8 +21,9 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 _SAVEZ = f"numpy.savez(path, {', '.join(f'{name}=...' for name in NAMES)})"
 
-MAX_CLASSES = 100_000
-"""A larger label is no class index but something else, and would cost a huge output layer."""
+MAX_CLASSES = 1_000_000
+"""Vocabularies have up to 262,144 tokens. A larger label is no class index but something else, and
+would cost a huge output layer."""
 
 
 def read_npz(path: Path) -> Dataset:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lgo_cli.errors import InputError, dtype_name
 from lgo_cli.labels import (
+    AS_FLOAT,
     IGNORED,
+    IGNORING,
     are_distributions,
     num_labels,
     refuse_real_targets,
@@ -76,7 +78,10 @@ class Dataset:
         ):
             where = f"{source}: x_{split}"
             if x.ndim < 2:
-                raise InputError(f"{where} has shape {list(x.shape)}, but must be [N, ...]")
+                raise InputError(
+                    f"{where} has shape {list(x.shape)}, but must be [N, ...]",
+                    hint="x[:, None]" if x.ndim else None,
+                )
             if 0 in x.shape:
                 raise InputError(f"{where} is empty: its shape is {list(x.shape)}")
             self._check_labels(f"{source}: y_{split}", split, y, len(x))
@@ -106,12 +111,15 @@ class Dataset:
             self._check_targets(where, y)
             return
         if y.ndim > 1 and num_labels(y) == 1:
-            raise InputError(f"{shapes} there is one label a row", hint="y.squeeze(1)")
+            raise InputError(
+                f"{shapes} there is one label a row",
+                hint='y.squeeze(1); or y.astype("float32") if it is a real-valued target',
+            )
         like_train = not self.y_train.is_floating_point()
         if like_train and y.shape[1:] != self.y_train.shape[1:]:
             raise InputError(
                 f"{shapes} y_train has shape {list(self.y_train.shape)}",
-                hint='y.astype("float32") makes soft labels of rows that are one-hot',
+                hint=AS_FLOAT if 1 in (y.ndim, self.y_train.ndim) else None,
             )
         outside = (y < 0) | (y >= self.num_classes)
         if y.ndim > 1:
@@ -119,25 +127,27 @@ class Dataset:
             outside &= y != IGNORED
         if bool(outside.any()):
             row = int(outside.nonzero()[0, 0])
-            ignoring = f"{IGNORED} is the label that is left out, as of padding"
             raise InputError(
                 f"{where} has label {int(y[outside][0])} in row {row}, outside "
                 f"[0, {self.num_classes})",
-                hint=ignoring if y.ndim > 1 else None,
+                hint=IGNORING if y.ndim > 1 else AS_FLOAT,
             )
 
     def _check_targets(self, where: str, y: Tensor) -> None:
         """Soft labels, unless both splits have real-valued targets."""
-        are_real = self.has_real_targets and self.y_test.is_floating_point()
+        both = self.y_train.is_floating_point() and self.y_test.is_floating_point()
+        are_real = both and self.has_real_targets
         shape = list(self.y_train.shape[1:]) if are_real else [self.num_classes]
         if list(y.shape[1:]) != shape:
             what = "a target" if are_real else "a distribution over classes"
-            squeeze = ".squeeze(1)" if list(y.shape[1:]) == [1] else ""
-            classes = f'y{squeeze}.astype("int64") if these are class indices'
+            ravel = ".ravel()" if list(y.shape[1:]) == [1] else ""
+            hint = f'class indices are integers: y{ravel}.astype("int64")'
+            if not both:
+                hint += "; real-valued targets are floating-point in both splits"
             raise InputError(
                 f"{where} has shape {list(y.shape)}, but must be "
                 f"[{', '.join(map(str, [len(y), *shape]))}], {what} a row",
-                hint=None if are_real else classes,
+                hint=None if are_real else hint,
             )
         if not are_real:
             refuse_real_targets(y, where)

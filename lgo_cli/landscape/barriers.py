@@ -27,7 +27,8 @@ BLOCK = 1024
 ROUNDING = 4.0
 """Of a mean loss L, in units of eps·(1 + L). Measured on trained and untrained networks it is below
 1.5, save where the loss is in the thousands. The 1 is there since a small loss is the logarithm of
-a sum close to 1, or a difference of numbers of order 1: its rounding is absolute."""
+a sum close to 1, or a difference of numbers of order 1: its rounding is absolute. Real-valued
+targets have a unit, and t√(2L) + 2L takes the place of 1 + L (theory.md, section 25)."""
 
 
 def height_errors(alpha: Array, losses: Array) -> Array:
@@ -65,7 +66,12 @@ def _differences(alpha: Array, losses: Array) -> tuple[Array, Array]:
     return centred, np.sqrt(squares / (num_samples - 1) / num_samples)
 
 
-def rounding_allowance(loss: Array, dtype: torch.dtype, fast_path_difference: float) -> float:
+def rounding_allowance(
+    loss: Array,
+    dtype: torch.dtype,
+    fast_path_difference: float,
+    target_norm: float | None = None,
+) -> float:
     """By how much rounding may move the heights between the ends.
 
     A height is a loss less a mean of two others: twice the rounding of the largest loss, and
@@ -75,9 +81,13 @@ def rounding_allowance(loss: Array, dtype: torch.dtype, fast_path_difference: fl
         loss: Mean losses [n] on [0, 1].
         dtype: Of the arithmetic that gave the losses.
         fast_path_difference: Measured, relative to the loss; 0 for points of the model's own pass.
+        target_norm: t, of real-valued targets (`labels.target_norm`).
     """
     largest = float(np.max(loss))
-    return 2 * ROUNDING * torch.finfo(dtype).eps * (1 + largest) + fast_path_difference * largest
+    scale = 1 + largest
+    if target_norm is not None:
+        scale = target_norm * math.sqrt(2 * largest) + 2 * largest
+    return 2 * ROUNDING * torch.finfo(dtype).eps * scale + fast_path_difference * largest
 
 
 def estimate_barrier(
@@ -89,6 +99,7 @@ def estimate_barrier(
     label: str = "train",
     dtype: torch.dtype = torch.float64,
     fast_path_difference: float = 0.0,
+    target_norm: float | None = None,
 ) -> Barrier | None:
     """The barrier with a standard error and an interval, from the losses of each sample.
 
@@ -108,6 +119,7 @@ def estimate_barrier(
         label: Names the stream of the draws.
         dtype: Of the arithmetic that gave the losses.
         fast_path_difference: As `rounding_allowance` has it.
+        target_norm: Likewise.
 
     Returns:
         The barrier; where it is not finite, so are error and interval (NaN). `None` if no
@@ -125,7 +137,7 @@ def estimate_barrier(
         )
     centred, errors = _differences(a, losses[within])
     half_width = _quantile(centred, errors, seed, label) * errors
-    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference)
+    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference, target_norm)
     # The ends have height 0 and no error, so that neither bound is negative.
     lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
     return Barrier(

@@ -23,7 +23,7 @@ from lgo_cli.modes import own_defaults, own_modes, use_true_float32
 from lgo_cli.objective import Objective
 from lgo_cli.outputs import model_failures
 from lgo_cli.results import Measured, counted
-from lgo_cli.samples import Samples, check_outputs
+from lgo_cli.samples import Samples, check_outputs, refuse_unknown
 from lgo_cli.vectors import ParameterLayout, flatten
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def output_warnings(loaded: Loaded, loss: str) -> list[str]:
         outputs = check_outputs(loaded.model, loaded.samples("train", 2))
         loaded.model.train()
     num_outputs, num_classes = outputs.shape[-1], loaded.dataset.num_classes
+    refuse_unknown(loaded.dataset.y_test, num_outputs)
     warnings = []
     if not loaded.dataset.y_train.is_floating_point() and num_outputs != num_classes:
         warnings.append(

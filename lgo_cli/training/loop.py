@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.labels import refuse_misfit
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import refuse_sparse_gradients
 from lgo_cli.objective import default_micro_batch_size
@@ -136,6 +137,7 @@ class Descent(ABC):
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a mini-batch, of the model in training mode."""
         outputs = call(self.model, inputs, training=True)
+        refuse_misfit(outputs, labels, training=True)
         return self.loss_function(outputs, labels).mean()
 
     @abstractmethod

@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bounds.py [--seeds 200] [--only spectra|networks]
 
 Prints one JSON line for each spectrum and network: residual intervals without an eigenvalue (none
-may be), runs that did not converge and say so, ranks that the others skipped (none, but for several
-largest alone and for a warm start at another: theory.md, section 11), the share of error estimates
-that hold (95 %), that of two-standard-error intervals of the trace at 30 probes and by the rule
-that stops on the error, at about 40 of them, each with its own binomial deviation (95 %), products.
-Networks start at half a gradient, as the command does. Cases share no random numbers, so that their
-shares may be pooled: the last line.
+may be), runs that did not converge and say so, ranks that the others skipped (two in a thousand
+runs on networks, some more of several largest alone and of a warm start at another: theory.md,
+section 11), the share of error estimates that hold (95 %), that of two-standard-error intervals of
+the trace at 30 probes and by the rule that stops on the error, at about 40 of them, each with its
+own binomial deviation (95 %), products. Networks start at half a gradient, as the command does.
+Cases share no random numbers, so that their shares may be pooled: the last line.
 """
 
 from __future__ import annotations
