@@ -102,9 +102,9 @@ def _drawn(pickled: bytes) -> dict[str, Figure]:
 
 
 @functools.lru_cache(100)
-def _saved(figure: Figure, *how: Any) -> bytes:
+def _saved(figure: Figure, format: str, dpi: int) -> bytes:
     handle = io.BytesIO()
-    paused(save_figure)(figure, handle, *how)
+    paused(save_figure)(figure, handle, format, dpi // 4)
     return handle.getvalue()
 
 
@@ -112,9 +112,10 @@ def _saved(figure: Figure, *how: Any) -> bytes:
 def _drawn_once() -> Iterator[None]:
     """A step draws no picture again of numbers that an earlier test's had: it takes the bytes.
 
-    And it lays out a new one once, when its height is chosen, and not until all is inside.
-    Drawing is most of a small step's time; that it gives the same bytes, and that all is inside,
-    is tested by itself, and steps of real processes do all of it.
+    And it lays out a new one once, when its height is chosen, and not until all is inside, and
+    writes it in fewer pixels. Drawing is most of a small step's time; that it gives the same
+    bytes, all inside and in as many pixels as asked for, is tested by itself, and real processes
+    do all of it.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lgo_cli.figures.catalogue.draw", lambda *asked: _drawn(pickle.dumps(asked)))

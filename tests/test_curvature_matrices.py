@@ -147,7 +147,7 @@ def test_linear_model_has_no_other_curvature() -> None:
 @pytest.mark.parametrize("kind", [HessianOperator, GaussNewtonOperator, EmpiricalFisherOperator])
 @pytest.mark.parametrize("kept", [True, False])
 def test_blocks_are_the_matrixs(kind: type[NetworkOperator[object]], kept: bool) -> None:
-    model, samples, loss = make("convolution")
+    model, samples, loss = make("convolution", num_samples=19)
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
         whole = kind(objective, memory_bytes=2**40 if kept else 0)
         dense = _matrix(whole)
