@@ -26,6 +26,7 @@ from mpl_toolkits.mplot3d import Axes3D
 from typer.testing import CliRunner, Result
 
 from lgo_cli.cli import app
+from lgo_cli.figures import style
 from lgo_cli.figures.catalogue import draw
 from lgo_cli.figures.files import save_figure
 
@@ -36,10 +37,12 @@ def _untraced(owner: Any, *names: str) -> None:
     What of ours they call back is not measured there: one line, in drawing.
     """
     for name in names:
-        setattr(owner, name, _paused(getattr(owner, name)))
+        setattr(owner, name, paused(getattr(owner, name)))
 
 
-def _paused(function: Any) -> Any:
+def paused(function: Any) -> Any:
+    """The function without coverage's tracer, for what others tests measure."""
+
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         tracer: Any = sys.gettrace()
@@ -65,6 +68,8 @@ _untraced(Axes, "clabel", "contour", "contourf", "get_tightbbox", "inset_axes")
 _untraced(Axes3D, "plot_surface")
 _untraced(Text, "get_window_extent")
 _untraced(Annotation, "get_window_extent")
+_untraced(torch.optim.SGD, "step")
+_untraced(torch.optim.Adam, "step")
 
 # Each call of the command line would build all commands from their signatures again.
 typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
@@ -91,29 +96,34 @@ def _not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.lru_cache(50)
 def _drawn(pickled: bytes) -> dict[str, Figure]:
-    return draw(*pickle.loads(pickled))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "_lay_out", lambda figure: None)
+        return paused(draw)(*pickle.loads(pickled))
 
 
 @functools.lru_cache(100)
-def _saved(figure: Figure, *how: Any) -> bytes:
+def _saved(figure: Figure, format: str, dpi: int) -> bytes:
     handle = io.BytesIO()
-    save_figure(figure, handle, *how)
+    paused(save_figure)(figure, handle, format, dpi // 4)
     return handle.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _drawn_once() -> Iterator[None]:
     """A step draws no picture again of numbers that an earlier test's had: it takes the bytes.
 
-    Drawing is most of a small step's time; that it gives the same bytes is tested by itself.
+    And it lays out a new one once, when its height is chosen, and not until all is inside, and
+    writes it in fewer pixels. Drawing is most of a small step's time; that it gives the same
+    bytes, all inside and in as many pixels as asked for, is tested by itself, and real processes
+    do all of it.
     """
-    monkeypatch.setattr(
-        "lgo_cli.figures.catalogue.draw", lambda *asked: _drawn(pickle.dumps(asked))
-    )
-    monkeypatch.setattr(
-        "lgo_cli.figures.files.save_figure",
-        lambda figure, handle, *how: handle.write(_saved(figure, *how)),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lgo_cli.figures.catalogue.draw", lambda *asked: _drawn(pickle.dumps(asked)))
+        patch.setattr(
+            "lgo_cli.figures.files.save_figure",
+            lambda figure, handle, *how: handle.write(_saved(figure, *how)),
+        )
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from conftest import paused
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
@@ -143,11 +144,12 @@ def make(name: str, num_samples: int = 40) -> tuple[nn.Module, Samples, LossFunc
     return model, Samples(inputs, labels), network.loss
 
 
+@paused
 def fit(model: nn.Module, samples: Samples, loss: LossFunction, num_steps: int) -> None:
     """Train in eval mode by so many steps of Adam; many enough, and the samples are fitted."""
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    optimizer = torch.optim.Adam(parameters, lr=0.03, fused=True)
     for _ in range(num_steps):
         optimizer.zero_grad()
         loss(model(samples.inputs), samples.labels).mean().backward()

@@ -35,7 +35,7 @@ from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align
 from lgo_cli.landscape.assignment import assign
 from lgo_cli.landscape.heights import highest
-from lgo_cli.landscape.permutations import UNREACHED, find_symmetries
+from lgo_cli.landscape.permutations import UNREACHED, Symmetries, find_symmetries
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.mlp import mlp
 from lgo_cli.objective import Objective
@@ -55,8 +55,10 @@ def _outputs(model: nn.Module, state: State, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _shuffled(model: nn.Module, inputs: Tensor, seed: int = 0) -> State:
-    symmetries = find_symmetries(model, inputs)
+def _shuffled(
+    model: nn.Module, inputs: Tensor, seed: int = 0, symmetries: Symmetries | None = None
+) -> State:
+    symmetries = symmetries or find_symmetries(model, inputs)
     draw = torch.Generator().manual_seed(seed)
     order = [torch.randperm(group.size, generator=draw) for group in symmetries.groups]
     return symmetries.permute_state(snapshot(model), order)
@@ -76,7 +78,7 @@ def test_every_permutation_found_is_a_symmetry_and_none_is_lost(name: str) -> No
     assert [group.size for group in symmetries.groups] == case.groups
     expected = _outputs(model, snapshot(model), inputs)
     for seed in range(3):
-        state = _shuffled(model, inputs, seed)
+        state = _shuffled(model, inputs, seed, symmetries)
         found = _outputs(model, state, inputs)
         assert (found - expected).abs().max() <= FLOAT64 * expected.abs().max()
 

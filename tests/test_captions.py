@@ -15,6 +15,7 @@ from conftest import Lgo
 from lgo_cli.config import ContourConfig, FigureConfig, InterpConfig
 from lgo_cli.errors import UsageError
 from lgo_cli.figures.captions import describe
+from lgo_cli.figures.files import save_figure
 from lgo_cli.manifest import read_manifest
 from lgo_cli.parsing import parse_config
 from lgo_cli.results import alike, spelled_out
@@ -44,6 +45,7 @@ def test_sizes_in_inches() -> None:
 def test_size_and_dpi_redraw_without_computing(
     small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lgo_cli.figures.files.save_figure", save_figure)  # in all its pixels
     first = execute(CONTOUR, small_run).manifest
     assert first is not None
     assert _png_size(small_run / "contour_2d.png")[0] == round(3.4 * 300)

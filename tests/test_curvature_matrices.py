@@ -41,7 +41,7 @@ def _matrix(operator: Operator) -> Tensor:
 @each_network
 @pytest.mark.parametrize("kept", [True, False])
 def test_gauss_newton_products_are_the_dense_twins(name: str, kept: bool) -> None:
-    model, samples, loss = make(name)
+    model, samples, loss = make(name, num_samples=12)  # batches of 7 and 5
     budget = 2**40 if kept else 0
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
         expected = dense_ggn(objective)
@@ -147,7 +147,7 @@ def test_linear_model_has_no_other_curvature() -> None:
 @pytest.mark.parametrize("kind", [HessianOperator, GaussNewtonOperator, EmpiricalFisherOperator])
 @pytest.mark.parametrize("kept", [True, False])
 def test_blocks_are_the_matrixs(kind: type[NetworkOperator[object]], kept: bool) -> None:
-    model, samples, loss = make("convolution")
+    model, samples, loss = make("convolution", num_samples=12)
     with Objective(model, samples, loss, micro_batch_size=7, dtype=torch.float64) as objective:
         whole = kind(objective, memory_bytes=2**40 if kept else 0)
         dense = _matrix(whole)

@@ -224,7 +224,7 @@ PIECEWISE: dict[str, Callable[[], nn.Module]] = {
     ),
     "transposed": _conv(nn.ConvTranspose2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3)),
     "transposed, strided": _conv(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(),
         nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), groups=2), nn.BatchNorm2d(6),
     ),
     "transposed, dilated": _conv(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Lgo
+from typer.testing import CliRunner
 
+from lgo_cli.cli import app
 from lgo_cli.exports.hdf5 import h5_files
 from lgo_cli.exports.tables import csv_files
 from lgo_cli.exports.vtk import vti_files
@@ -230,13 +233,23 @@ def test_equal_arrays_have_equal_bytes(make: Any) -> None:
     assert make("contour", _surface(), {}) == make("contour", _surface(), {})
 
 
+@pytest.fixture(scope="module")
+def _measured_run(_small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(_small_run, tmp_path_factory.mktemp("measured") / "small"))
+    for line in (
+        "contour --resolution 5x4",
+        "interp --num-points 5",
+        "hessian --top-k 2 --density",
+    ):
+        command, *options = line.split()
+        words = [command, str(run), *options, "--analysis-samples", "64", "--quiet"]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    return run
+
+
 @pytest.fixture
-def measured_run(small_run: Path, lgo: Lgo) -> Path:
-    small = ("--analysis-samples", "64", "--quiet")
-    lgo("contour", small_run, "--resolution", "5x4", *small)
-    lgo("interp", small_run, "--num-points", "5", *small)
-    lgo("hessian", small_run, "--top-k", "2", "--density", *small)
-    return small_run
+def measured_run(_measured_run: Path, small_run: Path) -> Path:
+    return Path(shutil.copytree(_measured_run, small_run, dirs_exist_ok=True))
 
 
 def test_export_prints_the_paths_of_all_it_wrote(measured_run: Path, lgo: Lgo) -> None:

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SMALL, Lgo
+from typer.testing import CliRunner
 
+from lgo_cli.cli import app
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
@@ -29,11 +32,19 @@ HESSIAN = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def _run(_small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(_small_run, tmp_path_factory.mktemp("analysed") / "small"))
+    plane = ("--plane", "eigen", "--resolution", 3, "--analysis-samples", 64, "--quiet")
+    for line in (("hessian", run, *HESSIAN), ("contour", run, *plane)):
+        assert CliRunner().invoke(app, [str(word) for word in line]).exit_code == 0
+    return run
+
+
 @pytest.fixture
-def run(lgo: Lgo, small_run: Path) -> Path:
-    lgo("hessian", small_run, *HESSIAN)
-    lgo("contour", small_run, "--plane", "eigen", "--resolution", 3, "--analysis-samples", 64, "-q")
-    return small_run
+def run(_run: Path, small_run: Path) -> Path:
+    """A run of one's own with a spectrum and a plane."""
+    return Path(shutil.copytree(_run, small_run, dirs_exist_ok=True))
 
 
 def test_everything_is_true(lgo: Lgo, run: Path) -> None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox, BboxBase
 
 from lgo_cli.figures.style import INK
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.contour import ContourSet
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.transforms import Bbox, BboxBase
 
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 """Of a point, where its name may stand: right and up first."""
@@ -75,11 +74,12 @@ def name_points(
         if not inside.padded(1).contains(*at):
             continue
         # Under the markers, and with its leader under the names before.
-        name = axes.annotate(
-            text, point, xytext=(0, 0), textcoords="offset points", fontsize=7,
-            zorder=4.9 - 0.01 * rank, annotation_clip=False, in_layout=False, arrowprops=LEADER,
-            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
-        )  # fmt: skip
+        words: Any = {
+            "text": text, "xy": point, "textcoords": "offset points", "fontsize": 7,
+            "zorder": 4.9 - 0.01 * rank, "annotation_clip": False, "in_layout": False,
+            "bbox": {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
+        }  # fmt: skip
+        name = axes.annotate(xytext=(0, 0), **words)  # its leader would be cut to each place
         tried = []
         for gap, (right, up) in ((gap, side) for gap in GAPS for side in SIDES):
             place = {
@@ -88,8 +88,7 @@ def name_points(
                 "va": ("center", "bottom", "top")[up],
             }
             name.set(**place)
-            name.get_window_extent()  # moves the words, but is that of the leader too
-            box = Text.get_window_extent(name).padded(AIR)
+            box = name.get_window_extent().padded(AIR)
             leader = Path(np.array([at, box.get_points().mean(axis=0)]))
             over = box.width * box.height - _shared(box, inside)
             over += sum(_shared(box, other) for other in boxes)
@@ -97,6 +96,8 @@ def name_points(
             crossed += sum(leader.intersects_bbox(other, filled=False) for other in boxes)
             tried.append(((over, crossed), place, box, leader))
         _, place, box, leader = min(tried, key=lambda one: one[0])
+        name.remove()
+        name = axes.annotate(xytext=(0, 0), arrowprops=LEADER, **words)
         name.set(**place)
         boxes.append(box)
         paths.append(leader)
@@ -106,8 +107,9 @@ def name_points(
 
 def _shared(one: BboxBase, other: BboxBase) -> float:
     """Area that is in both boxes."""
-    both = Bbox.intersection(one, other)
-    return 0.0 if both is None else float(both.width * both.height)
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return float(width * height) if min(width, height) > 0 else 0.0
 
 
 def label_lines(
@@ -131,7 +133,6 @@ def label_lines(
     levels = {name: level for level, name in names.items()}
     ranks = {name: rank for rank, name in enumerate(levels)}
     texts = axes.clabel(lines, fmt=dict(names), fontsize=6.5, inline=False, zorder=4)
-    figure.draw_without_rendering()
     inside = axes.get_window_extent()
     kept = [_extent(artist) for artist in taken]
     # Levels far apart in rank first, so that what is left out lies between two that are written.

@@ -112,9 +112,13 @@ def draw_surface_3d(
         square = math.isclose(y[-1] - y[0], x[-1] - x[0], rel_tol=0.01)
         caption(figure, results, *remarks(results, to_scale=square), *marks(results))
         write_minus(figure)
+        for faces in axes.collections:  # they are in no word's way, and slow to project
+            faces.set_visible(False)
         _fit_width(figure, axes, zoom=0.94 if small else 1.0)
         _make_room(figure, axes, size)
         _name_points(figure, axes, points)
+        for faces in axes.collections:
+            faces.set_visible(True)
     return figure
 
 

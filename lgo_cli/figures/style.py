@@ -206,11 +206,18 @@ def _choose_height(figure: Figure) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Until all is inside, thrice at least: words move axes, and axes words."""
+    """Until all is inside and nothing moves, or thrice: words move axes, and axes words."""
+    after = _places(figure)
     for count in range(1, 11):
+        before = after
         _execute(figure)
-        if count >= 3 and _is_inside(figure):
+        after = _places(figure)
+        if (count >= 3 or after == before) and _is_inside(figure):
             return
+
+
+def _places(figure: Figure) -> list[Any]:
+    return [axes.get_position(original=True).bounds for axes in figure.axes]
 
 
 def _execute(figure: Figure) -> None:
