@@ -65,8 +65,11 @@ BasisDevice = Literal["auto", "cpu", "disk"]
 FigureFormat = Literal["png", "pdf", "svg"]
 
 Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveRate = Annotated[float, Field(gt=0, le=1e30)]  # PyTorch multiplies it in float32
+MOST = 1e30
+"""Of a rate: PyTorch multiplies it in float32, and one that this cannot hold is an error there."""
+
+Rate = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+PositiveRate = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """What may be named several times; one alone needs no list."""

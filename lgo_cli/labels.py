@@ -40,6 +40,11 @@ def num_labels(labels: Tensor) -> int:
     return 1 if labels.is_floating_point() else labels[0].numel()
 
 
+def have_places(labels: Tensor) -> bool:
+    """Whether a sample has several labels, or a target of several axes, as an image has."""
+    return labels.ndim > (2 if labels.is_floating_point() else 1)
+
+
 def shares(labels: Tensor) -> Tensor:
     """What each of a sample's labels [n, ...] counts in their mean [n, ...], float64.
 

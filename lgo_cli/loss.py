@@ -95,7 +95,7 @@ class LossFunction:
         """Outputs [n, ..., C], zero where they have no part in ∂²ℓ/∂z².
 
         Of cross entropy those whose probability is zero in float64, as of masked classes; of
-        squared error all: it is the identity.
+        squared error all: it is the identity. Those of ignored labels count: none are given.
         """
         if self.name != "cross_entropy":
             return torch.zeros_like(outputs)

@@ -19,7 +19,6 @@ from lgo_cli.labels import (
     IGNORED,
     IGNORING,
     are_distributions,
-    num_labels,
     refuse_misfit,
     refuse_unlabelled,
     shares,
@@ -105,7 +104,7 @@ def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
     first = samples.head(2)
     outputs = first_outputs(model, first.inputs)
     refuse_misfit(outputs, first.labels)
-    if num_labels(first.labels) > 1:
+    if first.labels.ndim > 1 and not first.labels.is_floating_point():
         refuse_unlabelled(samples.labels, "the data")
     refuse_unknown(samples.labels, outputs.shape[-1])
     return outputs

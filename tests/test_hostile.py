@@ -158,8 +158,9 @@ CASES = {
     "two runs": Case("interp run run", 2, "got unexpected extra argument(s) (run)"),
     "negative count": Case("train --epochs -1", 2, "--epochs: input should be greater than or"),
     "zero rate": Case("train --lr 0", 2, "--lr: input should be greater than 0, got 0.0"),
-    "infinite rate": Case("train --lr inf", 2, "--lr: "),
+    "infinite rate": Case("train --lr inf", 2, "--lr: input should be a finite number"),
     "rate beyond float32": Case("train --lr 1e39", 2, "--lr: input should be less than or equal"),
+    "decay beyond float32": Case("train --weight-decay 1e39", 2, "--weight-decay: input should be"),
     "negative seed": Case("train --seed -1", 2, "--seed: input should be greater than or equal"),
     "negative top-k": Case("hessian run --top-k -2", 2, "--top-k: input should be greater than"),
     "more eigenvalues than there are": Case(

@@ -20,13 +20,13 @@ from conftest import Lgo
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from lgo_cli.config import OperatorName, TrainConfig
+from lgo_cli.config import LossName, OperatorName, TrainConfig
 from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OPERATORS
 from lgo_cli.curvature.operators import ROUNDING_UNITS
 from lgo_cli.data.arrays import from_arrays
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, UsageError
 from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.figures.training import draw_training
 from lgo_cli.labels import are_distributions, target_norm
@@ -504,6 +504,14 @@ def test_a_sample_without_a_label() -> None:
         check_outputs(nn.Embedding(3, 3), Samples(torch.zeros(3, 2, dtype=torch.int64), labels))
 
 
+def test_the_only_label_of_a_sample_is_not_ignored() -> None:
+    """Nor where it has an axis: its mean would be of none."""
+    tokens = torch.arange(3)[:, None]
+    for labels in (torch.tensor([[1], [-100], [0]]), torch.full((3, 1), -100)):
+        with pytest.raises(InputError, match="the data has no label in row"):
+            check_outputs(nn.Embedding(3, 3), Samples(tokens, labels))
+
+
 def test_what_is_ignored_may_have_no_finite_loss() -> None:
     """As a word that is masked by -inf, at a place that does not count."""
     outputs = torch.zeros(1, 2, 3, dtype=torch.float64)
@@ -522,6 +530,17 @@ class Turning(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         outputs: Tensor = self.embed(tokens)
         return outputs.movedim(1, -1) if self.training else outputs
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_labels_of_pixels_are_not_moved_with_the_image(real: bool) -> None:
+    """They would be of other pixels than the mirrored ones."""
+    labels = torch.zeros(4, 8, 8) if real else torch.zeros(4, 8, 8, dtype=torch.int64)
+    samples = Samples(torch.zeros(4, 1, 8, 8), labels)
+    loss: LossName = "squared_error" if real else "cross_entropy"
+    recipe = resolve_recipe(TrainConfig(model="mlp", loss=loss, augment="crop-flip"))
+    with pytest.raises(UsageError, match="moves images, and not the labels of their places"):
+        Training(nn.Conv2d(1, 2, 1), samples, samples, recipe)
 
 
 def test_outputs_that_do_not_fit_in_training_mode() -> None:

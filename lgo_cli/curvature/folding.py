@@ -70,7 +70,7 @@ class Rewritten:
     """A function of a model's parameters that may be called in the model's place.
 
     Attributes:
-        call: Maps inputs [n, *input_shape] to outputs [n, C].
+        call: Maps inputs [n, *input_shape] to outputs [n, ..., C].
         note: What was done, or why nothing was.
     """
 

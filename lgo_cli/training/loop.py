@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lgo_cli.checkpoint import snapshot
 from lgo_cli.errors import InputError, NumericsError, UsageError
-from lgo_cli.labels import refuse_misfit
+from lgo_cli.labels import have_places, refuse_misfit
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import refuse_sparse_gradients
 from lgo_cli.objective import default_micro_batch_size
@@ -83,7 +83,8 @@ class Descent(ABC):
 
     Raises:
         InputError: if the model cannot take the samples.
-        UsageError: if the recipe augments samples that are no images.
+        UsageError: if the recipe augments samples that are no images, or whose labels would have to
+            move with them.
     """
 
     stream: ClassVar[str]
@@ -106,6 +107,11 @@ class Descent(ABC):
         if recipe.augment == "crop-flip" and train.inputs.ndim != 4:
             raise UsageError(
                 "--augment crop-flip is for images [C, H, W], which these inputs are not",
+                hint="--augment none",
+            )
+        if recipe.augment == "crop-flip" and have_places(train.labels):
+            raise UsageError(
+                "--augment crop-flip moves images, and not the labels of their places",
                 hint="--augment none",
             )
         self.model = model
