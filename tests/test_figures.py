@@ -1017,6 +1017,22 @@ def _apart(labels: Any) -> None:
     assert not any(one.overlaps(two) for one, two in pairwise(boxes))
 
 
+@pytest.mark.parametrize("beside", [[], ["line_loss", "line_standard_error"]])
+def test_a_path_of_real_targets_and_large_losses_fits_three_inches(beside: list[str]) -> None:
+    arrays, results = _line()
+    for name in [*arrays]:
+        if "accuracy" in name:
+            arrays[name] = np.full(41, np.nan)
+        elif name != "alpha":
+            arrays[name] = 1e4 * arrays[name]
+    arrays |= dict.fromkeys(beside, 1.1 * arrays["loss"])
+    measured = {**results["measured"], "loss": "squared_error"}
+    results |= {"barrier": 9000.0, "direction_norm": 39.12, "measured": measured}
+    figure = draw_interpolation(arrays, results, (3.0, 3.0))
+    _words_inside(figure)
+    assert "‖d‖ = 39.12)" in _texts(figure)
+
+
 @pytest.mark.parametrize(("unit", "power"), [(1e-7, "10⁻⁷"), (1e7, "10⁷")])
 def test_training_of_small_and_large_losses_fits_five_inches(unit: float, power: str) -> None:
     columns, results = _course()

@@ -135,8 +135,10 @@ def _axis_label(arrays: Mapping[str, Any], results: Mapping[str, Any], inches: f
     along = results["along"]
     length = f"‖d‖ = {results['direction_norm']:.4g}"
     if along in ENDS:
-        name = "α on the line, t on the curve\n" if "line_loss" in arrays else "α "
-        return f"{name}(0: run, 1: {ENDS[along]}; {length})"
+        ends = f"(0: run, 1: {ENDS[along]}; {length})"
+        if "line_loss" in arrays:
+            return f"α on the line, t on the curve\n{wrapped(ends, inches)}"
+        return wrapped(f"α {ends}", inches)
     return wrapped(f"α along {DIRECTIONS[along]} ({length})", inches)
 
 
