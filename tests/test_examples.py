@@ -67,7 +67,8 @@ def _run(command: str, place: Path, environment: dict[str, str]) -> Done:
 
 def commands(document: Path) -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    whole = (re.sub(r"\\\n *", "", block) for block in blocks)  # that were broken to fit
+    return [line for block in whole for line in block.splitlines() if line.strip()]
 
 
 def test_walkthrough(tmp_path: Path, lgo: Lgo, shell: dict[str, str]) -> None:
