@@ -45,6 +45,11 @@ def have_places(labels: Tensor) -> bool:
     return labels.ndim > (2 if labels.is_floating_point() else 1)
 
 
+def num_ignored(labels: Tensor) -> int:
+    """How many class labels of all samples are ignored; a real-valued target of -100 is none."""
+    return 0 if labels.is_floating_point() else int((labels == IGNORED).sum())
+
+
 def shares(labels: Tensor) -> Tensor:
     """What each of a sample's labels [n, ...] counts in their mean [n, ...], float64.
 

@@ -661,6 +661,7 @@ def _sine(path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(-2, 2, (96, 3)).astype("float32")
     y = np.sin(2 * x[:, 0]) + x[:, 1]
+    y[5] = -100  # a target as any other
     np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
 
 
@@ -679,7 +680,7 @@ def test_regression_from_training_to_the_table(lgo: Lgo) -> None:
         out = ("--seed", seed, "--out", f"run{seed}")
         trained = lgo("train", *named, "--loss", "squared_error", *out)
     assert "accuracy" not in trained.stdout
-    lgo("hessian", "run0", "--top-k", 1, "--trace")
+    assert "ignored" not in lgo("hessian", "run0", "--top-k", 1, "--trace").stdout
     lgo("interp", "run0", "--to", "run1", "--align", "--num-points", 5)
     surface = lgo("contour", "run0", "--resolution", 5, "--test")
     assert "accuracy" not in surface.stdout

@@ -15,7 +15,7 @@ from lgo_cli.config import AnalysisConfig, TrainConfig
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import MachineError, UsageError, dtype_name
 from lgo_cli.factories import parse_factory
-from lgo_cli.labels import IGNORED, num_labels
+from lgo_cli.labels import num_ignored, num_labels
 from lgo_cli.landscape.batchnorm import BatchNorm
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
@@ -229,7 +229,7 @@ def measured(
         num_test_samples=num_test_samples,
         micro_batch_size=objective.micro_batch_size,
         labels_per_sample=num_labels(objective.samples.labels),
-        num_ignored_labels=int((objective.samples.labels == IGNORED).sum()),
+        num_ignored_labels=num_ignored(objective.samples.labels),
     )
 
 
