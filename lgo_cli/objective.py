@@ -332,7 +332,7 @@ class Objective:
     def batch_loss(self, batch: Samples) -> Tensor:
         """A micro-batch's share of the objective, Σ ℓ / N: the shares of all add up to L.
 
-        Of the outputs in float64, as everywhere (`loss_totals`).
+        Of the outputs in float64, as everywhere (samples.py).
         """
         losses = self.loss_function(self.batch_outputs(batch).double(), batch.labels)
         return losses.sum() / len(self.samples)

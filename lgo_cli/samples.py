@@ -27,7 +27,7 @@ from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     SampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -140,13 +140,22 @@ def evaluate_model(
 
     Every sample weighs the same, also in a short last batch.
     """
+    batches = samples.batches(batch_size)
+    calls = ((call(model, batch.inputs), batch.labels) for batch in batches)
+    return evaluate_outputs(calls, loss_function, samples)
+
+
+def evaluate_outputs(
+    calls: Iterable[tuple[Tensor, Tensor]], loss_function: SampleLoss, samples: Samples
+) -> Evaluation:
+    """The same of outputs and labels, batch by batch, of all samples; one synchronisation."""
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
-    for batch in samples.batches(batch_size):
-        totals += loss_totals(call(model, batch.inputs), batch.labels, loss_function)
-    return evaluation_of(totals, len(samples))
+    for outputs, labels in calls:
+        totals += _loss_totals(outputs, labels, loss_function)
+    return _evaluation_of(totals, len(samples))
 
 
-def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
+def _loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
     """Sums over samples of loss, squared loss and share of correct answers [3], float64.
 
     On the device.
@@ -168,8 +177,8 @@ def loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> T
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
 
 
-def evaluation_of(totals: Tensor, num_samples: int) -> Evaluation:
-    """What `loss_totals` of all samples amount to; one synchronisation."""
+def _evaluation_of(totals: Tensor, num_samples: int) -> Evaluation:
+    """What `_loss_totals` of all samples amount to; one synchronisation."""
     total, squares, correct = totals.tolist()
     n = num_samples
     mean = total / n

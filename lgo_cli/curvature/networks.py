@@ -265,13 +265,11 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
     """
 
     own_derivatives = False  # they would compute what a product of this kind never asks for
+    own_labels = False
 
     def _graph(self, batch: Samples) -> _Linearized:
-        mass = self._mass(batch)
+        mass = self.objective.loss_function.mass(batch.labels, own=self.own_labels)
         return _Linearized(self._outputs(batch), self.block.members, self.parameters, mass)
-
-    def _mass(self, batch: Samples) -> Tensor | float:
-        return self.objective.loss_function.mass(batch.labels)
 
     def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
         """(∂²ℓ/∂z²)·(Jv) [n, ..., C]."""
@@ -309,8 +307,7 @@ class FisherOperator(GaussNewtonOperator):
     given its inputs, it is that of one label, the mean over them.
     """
 
-    def _mass(self, batch: Samples) -> Tensor | float:
-        return self.objective.loss_function.mass(batch.labels, own=True)
+    own_labels = True
 
 
 class EmpiricalFisherOperator(GaussNewtonOperator):

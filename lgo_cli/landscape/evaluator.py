@@ -36,10 +36,10 @@ from lgo_cli.landscape.first_layer import (
 from lgo_cli.landscape.fusing import fuse_convolutions, reuse_memory
 from lgo_cli.landscape.weights import note_sizes, take_out_weights
 from lgo_cli.loss import Recording
-from lgo_cli.samples import Evaluation, evaluation_of, loss_totals
+from lgo_cli.samples import Evaluation, evaluate_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lgo_cli.landscape.batchnorm import BatchNorm
     from lgo_cli.objective import Objective
@@ -181,9 +181,13 @@ class Evaluator:
 
     @torch.no_grad()
     def _fast(self, coordinates: Sequence[float]) -> tuple[Evaluation, Tensor]:
-        assert self._call is not None
         recording = Recording(self.objective.loss_function)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.samples.labels.device)
+        found = evaluate_outputs(self._calls(coordinates), recording, self.samples)
+        return found, recording.losses
+
+    def _calls(self, coordinates: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs and labels, micro-batch by micro-batch."""
+        assert self._call is not None
         size = self.objective.micro_batch_size
         weights = self._weights()
         for start in range(0, len(self.samples), size):
@@ -193,8 +197,7 @@ class Evaluator:
             if self._has_fused_relus:
                 # Where all classes are at a ReLU's zero, what stands for it must not decide.
                 found = torch.where(found.abs() < NEGLIGIBLE, 0.0, found)
-            totals += loss_totals(found, self.samples.labels[rows], recording)
-        return evaluation_of(totals, len(self.samples)), recording.losses
+            yield found, self.samples.labels[rows]
 
     def _give_up(self, reason: str) -> None:
         self._call = None
