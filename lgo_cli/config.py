@@ -49,7 +49,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_tuple), AfterValidator(_check_range)]
 
 # Every choice of names once: options, results and the library take them from here.
-LossName = Literal["cross_entropy", "squared_error"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "step"]
 Augmentation = Literal["none", "crop-flip"]
@@ -102,7 +101,8 @@ class StepConfig(Strict):
     dataset: str | None = None
     dataset_arg: Arguments = {}
     train_samples: Count | None = None
-    loss: LossName | None = None
+    loss: str | None = None
+    loss_arg: Arguments = {}
     label_smoothing: UnitInterval | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -133,7 +133,7 @@ class TrainConfig(RecipeConfig):
 
     model: str = "mlp"
     dataset: str = "synthetic"
-    loss: LossName = "cross_entropy"
+    loss: str = "cross_entropy"
     label_smoothing: UnitInterval = 0.0
     init: str | None = None
     save_every: Count | None = None

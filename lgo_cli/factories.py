@@ -12,6 +12,7 @@ import inspect
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,17 @@ def parse_factory(reference: str) -> Factory | None:
     return None
 
 
+def recorded_name(reference: str, role: str) -> str:
+    """What requests and results call what the user named: code in a file by no path.
+
+    Args:
+        reference: Of a factory, or any other name.
+        role: `model.py`, `data.py` or `loss.py`.
+    """
+    factory = parse_factory(reference)
+    return f"{role}:{factory.name}" if factory is not None and factory.is_file else reference
+
+
 def source_file(factory: Factory) -> Path:
     """Find the file that defines the factory, without running it.
 
@@ -63,7 +75,8 @@ def source_file(factory: Factory) -> Path:
         if not path.is_file():
             raise InputError(
                 f"no such Python file: {path}",
-                hint=f"say where it is: --model or --dataset PATH/{path.name}:{factory.name}",
+                hint="say where it is: --model, --dataset or --loss "
+                f"PATH/{path.name}:{factory.name}",
             )
         return path
     _forget_neighbours()
@@ -100,7 +113,7 @@ def source_files(factory: Factory, role: str) -> dict[str, Path]:
     return {role: path, **{f"{role}/{name}": file for name, file in imported.items()}}
 
 
-ARGUMENTS = ("model_arg", "dataset_arg")
+ARGUMENTS = ("model_arg", "dataset_arg", "loss_arg")
 """Roles of the files that arguments of a factory name, such as `model_arg/weights`."""
 
 
@@ -148,6 +161,64 @@ def call_factory(
         InputError: if the file or module is missing, fails to import, lacks a callable of that
             name, or the callable fails.
     """
+    with _imported(factory) as function:
+        if hasattr(function, "state_dict") and not isinstance(function, type):
+            raise InputError(
+                f"{factory.source} has {factory.name!r} as a module that is made, not as what "
+                "makes it",
+                hint=f"name its class, {type(function).__name__}, or a function that returns a "
+                "new one",
+            )
+        accepted = offered.keys() & inspect.signature(function).parameters
+        given = {**{key: offered[key] for key in accepted}, **arguments}
+        bound = _bound(reference, function, **given)
+        with _users_code(f"calling {reference}"):
+            return function(*bound.args, **bound.kwargs)
+
+
+def user_function(
+    reference: str, factory: Factory, arguments: Mapping[str, Any], given: tuple[str, ...]
+) -> Callable[..., Any]:
+    """The user's own function, its arguments filled in; or an object that is called like one.
+
+    Args:
+        reference: How the user named it, for error messages.
+        factory: The function; or a class, which is called with the arguments and makes one.
+        arguments: The user's `key=value` pairs.
+        given: What it is then called with, in words.
+
+    Raises:
+        UsageError: if the signature does not take them.
+        InputError: if the file or module is missing, fails to import or lacks a callable of that
+            name, or the class fails.
+    """
+    with _imported(factory) as function:
+        if isinstance(function, type):
+            bound = _bound(reference, function, **arguments)
+            with _users_code(f"calling {reference}"):
+                made: Callable[..., Any] = function(*bound.args, **bound.kwargs)
+            return made
+        _bound(reference, function, *given, **arguments)
+        return partial(function, **arguments)
+
+
+def _bound(
+    reference: str, function: Callable[..., Any], *positional: Any, **named: Any
+) -> inspect.BoundArguments:
+    signature = inspect.signature(function)
+    try:
+        return signature.bind(*positional, **named)
+    except TypeError as error:
+        with_what = f" with ({', '.join(positional)})" if positional else ""
+        raise UsageError(
+            f"{reference} cannot be called{with_what}: {error}",
+            hint=f"its signature is {signature}",
+        ) from error
+
+
+@contextmanager
+def _imported(factory: Factory) -> Iterator[Callable[..., Any]]:
+    """The factory's callable, and meanwhile what its file imports from beside it."""
     path = source_file(factory)
     directory = path.resolve().parent if factory.is_file else None
     imported = imported_files(path) if factory.is_file else {}
@@ -157,17 +228,7 @@ def call_factory(
                 module = _import_file(path, imported)
             else:
                 module = importlib.import_module(factory.source)
-        function = _named(factory, module)
-        signature = inspect.signature(function)
-        accepted = {key: value for key, value in offered.items() if key in signature.parameters}
-        try:
-            bound = signature.bind(**{**accepted, **arguments})
-        except TypeError as error:
-            raise UsageError(
-                f"{reference} cannot be called: {error}", hint=f"its signature is {signature}"
-            ) from error
-        with _users_code(f"calling {reference}"):
-            return function(*bound.args, **bound.kwargs)
+        yield _named(factory, module)
 
 
 def _named(factory: Factory, module: ModuleType) -> Callable[..., Any]:
@@ -185,11 +246,6 @@ def _named(factory: Factory, module: ModuleType) -> Callable[..., Any]:
         raise InputError(
             f"{factory.source} has no callable {factory.name!r}",
             hint=f"it has: {', '.join(named)}" if named else None,
-        )
-    if hasattr(function, "state_dict") and not isinstance(function, type):
-        raise InputError(
-            f"{factory.source} has {factory.name!r} as a module that is made, not as what makes it",
-            hint=f"name its class, {type(function).__name__}, or a function that returns a new one",
         )
     return function  # type: ignore[no-any-return]
 

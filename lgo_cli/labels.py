@@ -98,8 +98,23 @@ def refuse_real_targets(labels: Tensor, where: str) -> None:
     raise InputError(
         f"{where} has {what}",
         hint="class indices are integers: y.astype('int64'); real-valued targets, in both splits, "
-        "are fitted by --loss squared_error",
+        "are fitted by --loss squared_error, those in [0, 1] by binary_cross_entropy too",
     )
+
+
+def refuse_beyond_one(labels: Tensor, where: str) -> None:
+    """Check that real-valued targets are probabilities, each by itself.
+
+    Raises:
+        InputError: naming the first that is none.
+    """
+    outside = (labels < 0) | (labels > 1)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0, 0])
+        raise InputError(
+            f"{where} has the target {float(labels[outside][0]):.6g} in row {row}, outside [0, 1]",
+            hint="binary_cross_entropy takes probabilities; --loss squared_error any numbers",
+        )
 
 
 def refuse_misfit(outputs: Tensor, labels: Tensor, *, training: bool = False) -> None:

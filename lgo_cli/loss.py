@@ -6,16 +6,33 @@ the tokens of a text, usually none. A real-valued target has the shape of the ou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgo_cli.config import LossName
-from lgo_cli.errors import UsageError
-from lgo_cli.labels import IGNORED, refuse_misfit, refuse_real_targets, shares
+from lgo_cli.errors import InputError, UsageError, a_kind, dtype_name
+from lgo_cli.factories import parse_factory, recorded_name, user_function
+from lgo_cli.gradients import gradients
+from lgo_cli.labels import (
+    IGNORED,
+    are_distributions,
+    refuse_beyond_one,
+    refuse_misfit,
+    refuse_real_targets,
+    shares,
+    target_norm,
+)
+from lgo_cli.loss_names import resolve_loss
+from lgo_cli.outputs import model_failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pydantic import JsonValue
 
 LEAST_ROW = 16
 """Classes from which on PyTorch's softmax over rows is the faster one on a CPU, where a vector has
@@ -26,37 +43,80 @@ UNDERFLOW = 745.2
 
 
 @dataclass(frozen=True)
+class RoundingScale:
+    """a + b·L + c·√L: what rounding of the outputs moves a mean loss L by, in units of its eps."""
+
+    constant: float = 1.0
+    linear: float = 1.0
+    root: float = 0.0
+
+    def of(self, loss: float) -> float:
+        """Of a mean loss, or of its size where one's own is negative."""
+        return self.constant + self.linear * abs(loss) + self.root * math.sqrt(abs(loss))
+
+
+@dataclass(frozen=True)
 class LossFunction:
     """Loss of each sample; its mean over samples is the objective.
 
     That of a sample with several labels is the mean over them, less those that are ignored (-100).
 
     Attributes:
-        name: `cross_entropy` (natural logarithm, on logits), or `squared_error`, which is
-            ½‖f(x) − t‖² with the one-hot target t, summed over classes, or with a real-valued one.
-        label_smoothing: s in [0, 1): the target is (1 − s)·onehot(y) + s/C, in both losses.
+        name: `cross_entropy` (natural logarithm, on logits); or `binary_cross_entropy`, the sum
+            over outputs of −t log σ(z) − (1 − t) log(1 − σ(z)); or `squared_error`, which is
+            ½‖f(x) − t‖². Their target t is the one-hot one, or real-valued. Any other of a
+            function of one's own.
+        label_smoothing: s in [0, 1): the target is (1 − s)·onehot(y) + s/C, in these losses.
+        function: One's own, from outputs [n, ..., C] and the data's labels [n, ...] to losses [n].
 
     Raises:
         UsageError: if it is another name, or s is outside.
     """
 
-    name: LossName = "cross_entropy"
+    name: str = "cross_entropy"
     label_smoothing: float = 0.0
+    function: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(LossName):
+        if self.function is None:
+            resolve_loss(self.name, {})
+        elif self.label_smoothing:
             raise UsageError(
-                f"unknown loss {self.name!r}", hint=" or ".join(map(repr, get_args(LossName)))
+                f"a label smoothing of {self.label_smoothing:g} is of lgo's own losses, not of "
+                f"{self.called}",
+                hint="--label-smoothing 0; what your own takes is a --loss-arg",
             )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"a label smoothing of {self.label_smoothing} is outside [0, 1)")
+
+    @classmethod
+    def named(
+        cls, loss: str, loss_arg: Mapping[str, JsonValue], label_smoothing: float
+    ) -> LossFunction:
+        """One of lgo's own, or the function that a reference names, which permits it to run.
+
+        Raises:
+            UsageError, InputError: as `LossFunction` and `factories.user_function`.
+        """
+        factory = parse_factory(loss)
+        if factory is None:
+            return cls(loss, label_smoothing)
+        function = user_function(loss, factory, loss_arg, ("outputs", "labels"))
+        return cls(recorded_name(loss, "loss.py"), label_smoothing, function)
+
+    @property
+    def called(self) -> str:
+        """Its name in a sentence."""
+        return self.name.rpartition(":")[2]
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Losses [n] from outputs [n, ..., C] and labels [n, ...], or targets like the outputs.
 
         Raises:
-            InputError: if they do not fit together.
+            InputError: if they do not fit together, or one's own function fails.
         """
+        if self.function is not None:
+            return self._own(outputs, labels)
         refuse_misfit(outputs, labels)
         if labels.is_floating_point():
             labels = labels.to(outputs.dtype)
@@ -79,27 +139,167 @@ class LossFunction:
         targets = labels if labels.is_floating_point() else F.one_hot(labels, num_classes)
         targets = targets.to(outputs.dtype)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        if self.name == "binary_cross_entropy":
+            each = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            return each.flatten(1).sum(dim=1)
         return 0.5 * (outputs - targets).square().flatten(1).sum(dim=1)
 
+    def _own(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The same of one's own function, whose losses are looked at."""
+        assert self.function is not None
+        needs_gradient = torch.is_grad_enabled() and outputs.requires_grad
+        with model_failures(f"the loss {self.called} fails"):
+            losses = self.function(outputs, labels)
+        must = f"{self.called} must return the loss of each sample, a tensor [{len(outputs)}] here"
+        if not isinstance(losses, Tensor):
+            raise InputError(f"{must}, it returned {a_kind(losses)}")
+        if losses.shape != outputs.shape[:1] or not losses.is_floating_point():
+            hint = "reduction='none' leaves out the mean over samples"
+            if losses.ndim > 1:
+                hint = "losses.flatten(1).mean(dim=1), or their sum, is one for each sample"
+            raise InputError(
+                f"{must}, it returned {dtype_name(losses.dtype)} of shape {tuple(losses.shape)}",
+                hint=hint,
+            )
+        if needs_gradient and not losses.requires_grad:
+            raise InputError(
+                f"{self.called} has no gradient: autograd sees no outputs behind it",
+                hint="leave out detach(), torch.no_grad(), argmax, NumPy and the like",
+            )
+        return losses.to(outputs.dtype)
+
     def check(self, labels: Tensor, where: str = "the data set") -> None:
-        """See that it is a loss of such labels.
+        """See that it is a loss of such labels; what one's own takes it says itself.
 
         Raises:
             InputError: if they are real-valued targets, and the loss, or its smoothing, is of class
-                labels.
+                labels; or they are no probabilities.
         """
-        if labels.is_floating_point() and (self.name == "cross_entropy" or self.label_smoothing):
+        if self.function is not None or not labels.is_floating_point():
+            return
+        if self.name == "cross_entropy" or self.label_smoothing:
             refuse_real_targets(labels, where)
+        elif self.name == "binary_cross_entropy":
+            refuse_beyond_one(labels, where)
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Share of each sample's labels that have the largest output [n], float64.
+
+        Of `binary_cross_entropy` and real-valued targets it is that of the outputs which are on
+        the right side of zero. NaN where nothing is right or wrong: of other real-valued targets,
+        and where the outputs of one's own loss are no classes.
+        """
+        are_classes = not labels.is_floating_point()
+        if self.name == "binary_cross_entropy" and not are_classes:
+            return ((outputs > 0) == (labels > 0.5)).double().flatten(1).mean(dim=1)
+        num_classes = outputs.shape[-1]
+        fits = labels.shape == (outputs.shape[:-1] if are_classes else outputs.shape)
+        if self.function is not None and not (fits and num_classes > 1):
+            return outputs.new_full(outputs.shape[:1], math.nan, dtype=torch.float64)
+        classes = labels if are_classes else labels.argmax(dim=-1)
+        # Twice as fast as argmax, and the first of equal ones likewise.
+        correct = (outputs.max(dim=-1).indices == classes).double()
+        if not are_classes:
+            first = correct.view(len(labels), -1)[:, 0]
+            return torch.where(are_distributions(labels), first, math.nan)
+        if self.function is not None:
+            correct = torch.where(classes < num_classes, correct, math.nan)
+        return correct if labels.ndim == 1 else (shares(labels) * correct).flatten(1).sum(dim=1)
 
     def curving(self, outputs: Tensor) -> Tensor:
         """Outputs [n, ..., C], zero where they have no part in ∂²ℓ/∂z².
 
-        Of cross entropy those whose probability is zero in float64, as of masked classes; of
-        squared error all: it is the identity. Those of ignored labels count: none are given.
+        Of cross entropy, binary or not, those whose probability is zero in float64, as of masked
+        classes; of squared error all: it is the identity. Those of ignored labels count: none are
+        given.
         """
-        if self.name != "cross_entropy":
+        if self.name == "squared_error":
             return torch.zeros_like(outputs)
-        return torch.where(outputs < outputs.amax(dim=-1, keepdim=True) - UNDERFLOW, 0.0, outputs)
+        if self.name == "cross_entropy":
+            least = outputs.amax(dim=-1, keepdim=True) - UNDERFLOW
+            return torch.where(outputs < least, 0.0, outputs)
+        if self.name == "binary_cross_entropy":
+            return torch.where(outputs.abs() > UNDERFLOW, 0.0, outputs)
+        return outputs
+
+    def curve(
+        self, outputs: Tensor, labels: Tensor, tangent: Tensor, *, own_labels: bool = False
+    ) -> Tensor:
+        """(∂²ℓ/∂z²)·u [n, ..., C]: in closed form, of one's own loss by double backward.
+
+        Args:
+            outputs: z [n, ..., C].
+            labels: The data's [n, ...].
+            tangent: u [n, ..., C].
+            own_labels: Whether the model's own stand in their place, as in the Fisher matrix.
+
+        Raises:
+            UsageError: if they are asked for of one's own loss.
+        """
+        if self.function is not None:
+            if own_labels:
+                raise UsageError(
+                    f"{self.called} says of no distribution which labels the model would draw",
+                    hint="--operator ggn, or empirical-fisher",
+                )
+            with torch.enable_grad():
+                z = outputs.detach().requires_grad_()
+                (slope,) = gradients(self(z, labels).sum(), [z], create_graph=True)
+                if not slope.requires_grad:  # linear
+                    return torch.zeros_like(tangent)
+                return gradients((slope * tangent).sum(), [z])[0]
+        mass = self._mass(labels, own_labels=own_labels)
+        if self.name == "squared_error":
+            return mass * tangent
+        outputs = outputs.detach()
+        if self.name == "binary_cross_entropy":
+            return mass * torch.sigmoid(outputs) * torch.sigmoid(-outputs) * tangent
+        p = torch.softmax(outputs, dim=-1)
+        # The same for all tangents that differ by a constant. Less that of the likeliest class,
+        # nothing large cancels where a sample is fitted and its p is all but one.
+        tangent = tangent - tangent.gather(-1, outputs.argmax(dim=-1, keepdim=True))
+        scaled = mass * p * tangent
+        return scaled - p * scaled.sum(dim=-1, keepdim=True)
+
+    def curvature_factor(
+        self, outputs: Tensor, labels: Tensor, *, own_labels: bool = False
+    ) -> Iterator[Tensor]:
+        """Columns S, each like the outputs [n, ..., C], with S Sᵀ = ∂²ℓ/∂z² of each sample.
+
+        √(p_c m) (e_c − p) for cross entropy, √(σ(z_c) σ(−z_c) m) e_c for the binary one and √m e_c
+        for squared error, at one label after the other, with Σ t of its target, times its share in
+        the sample's mean, for m. Of lgo's own losses, all of which are convex in the outputs.
+        """
+        z = outputs.detach()
+        mass = z.new_ones(*z.shape[:-1], 1) * self._mass(labels, own_labels=own_labels)
+        # [n, labels, C] and [n, labels, 1].
+        z, mass = (each.view(len(z), -1, each.shape[-1]) for each in (z, mass))
+        p = torch.softmax(z, dim=-1)
+        diagonal = torch.sigmoid(z) * torch.sigmoid(-z) * mass
+        for place in range(z.shape[1]):
+            for c in range(z.shape[2]):
+                column = torch.zeros_like(z)
+                if self.name == "squared_error":
+                    column[:, place, c] = mass[:, place, 0].sqrt()
+                elif self.name == "binary_cross_entropy":
+                    column[:, place, c] = diagonal[:, place, c].sqrt()
+                else:
+                    column[:, place] = -p[:, place]
+                    column[:, place, c] += 1
+                    column[:, place] *= (p[:, place, c : c + 1] * mass[:, place]).sqrt()
+                yield column.view_as(outputs)
+
+    def rounding_scale(self, labels: Tensor, sensitivity: float) -> RoundingScale:
+        """By how much rounding of the outputs moves a mean loss.
+
+        Args:
+            labels: The data's [n, ...].
+            sensitivity: `Objective.sensitivity`, for one's own loss.
+        """
+        if self.function is not None:
+            return RoundingScale(0.0, max(1.0, sensitivity))
+        norm = target_norm(labels) if self.name == "squared_error" else None
+        return RoundingScale() if norm is None else RoundingScale(0.0, 2.0, norm * math.sqrt(2))
 
     @staticmethod
     def advice(outputs: Tensor) -> str | None:
@@ -111,17 +311,34 @@ class LossFunction:
             "without --label-smoothing or soft labels, and where no sample is of such a class"
         )
 
-    def mass(self, labels: Tensor, *, own: bool = False) -> Tensor | float:
+    def curvature_eigenvectors(
+        self, outputs: Tensor, labels: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The same of one's own loss, which need not be convex: ∂²ℓ/∂z² = Σ_c ± s_c s_cᵀ.
+
+        Returns:
+            Columns √|λ_c| q_c, each like the outputs [n, ..., C], and the signs of λ_c
+            [columns, n].
+        """
+        num_outputs = outputs[0].numel()
+        rows = []
+        for index in range(num_outputs):
+            unit = torch.zeros_like(outputs).flatten(1)
+            unit[:, index] = 1
+            row = self.curve(outputs, labels, unit.view_as(outputs))
+            rows.append(row.flatten(1))
+        values, vectors = torch.linalg.eigh(torch.stack(rows, dim=2))
+        scaled = vectors * values.abs().sqrt()[:, None]
+        return [column.view_as(outputs) for column in scaled.unbind(dim=2)], values.sign().T
+
+    def _mass(self, labels: Tensor, *, own_labels: bool) -> Tensor | float:
         """Σ t of each target [n, ..., 1] times its share in the sample's mean: a factor of ∂²ℓ/∂z².
 
-        Args:
-            labels: The data's.
-            own: Whether the model's own labels stand in their place, as in the Fisher matrix: those
-                of the data sum to one but for rounding.
+        Soft labels sum to one but for rounding, the model's own exactly.
         """
         if not labels.is_floating_point():
             return shares(labels)[..., None] if labels.ndim > 1 else 1.0
-        if own or self.name != "cross_entropy":
+        if own_labels or self.name != "cross_entropy":
             return 1.0
         total = labels.double().sum(dim=1, keepdim=True)
         return total * (1 - self.label_smoothing) + self.label_smoothing
@@ -139,6 +356,10 @@ class Recording:
         losses = self.function(outputs, labels)
         self.kept.append(losses.double())
         return losses
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Share of each sample's labels that are right [n]."""
+        return self.function.correct(outputs, labels)
 
     @property
     def losses(self) -> Tensor:

@@ -80,7 +80,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 7, "hessian": 18, "interp": 19, "contour": 18}
+ALGORITHM_VERSIONS = {"train": 8, "hessian": 19, "interp": 20, "contour": 19}
 """Raised when a command's results can change for an equal config, or its config gets other fields:
 an lgo of the same versions reads what it wrote."""
 
@@ -98,8 +98,8 @@ class Manifest(Strict):
     environment: Environment
     provenance: Provenance
 
-    def called(self, key: Literal["model", "dataset"]) -> str:
-        """What a person calls the model or data set: a file of one's own by that file's name.
+    def called(self, key: Literal["model", "dataset", "loss"]) -> str:
+        """What a person calls the model, data set or loss: a file of one's own by that file's name.
 
         Request and results call it by what it is for (`model.py:build`), figures and captions by
         what that is (`build (a user's model)`), so that their bytes do not depend on its name.

@@ -26,11 +26,16 @@ from lgo_cli.buffers import (
 from lgo_cli.determinism import coupling, nondeterministic_module, sensitivities
 from lgo_cli.errors import LgoError, NumericsError, UsageError, a_kind
 from lgo_cli.gradients import gradients
-from lgo_cli.labels import num_labels
 from lgo_cli.loss import LossFunction, Recording
 from lgo_cli.modes import own_modes, uncompiled
 from lgo_cli.outputs import call
-from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
+from lgo_cli.samples import (
+    Evaluation,
+    Samples,
+    check_outputs,
+    default_micro_batch_size,
+    evaluate_model,
+)
 from lgo_cli.second_derivatives import ByDefinition, twice_differentiable
 from lgo_cli.vectors import ParameterLayout, combine, flatten
 
@@ -42,10 +47,6 @@ NUM_CALLS = 8
 
 CALL_SIZE = 4
 """Samples in each of them."""
-
-MOST_OUTPUTS = 2**24
-"""Numbers that a micro-batch puts out, as far as labels tell: an evaluation takes about 24 bytes
-for each, a Hessian's graph and its product 60."""
 
 SAME = 1e-5
 """Difference, relative to the largest output, up to which two ways to compute them are one."""
@@ -91,6 +92,9 @@ class Objective:
 
     center: Evaluation
     """The untouched model on the samples, measured before any parameter moves."""
+
+    sensitivity: float = 0.0
+    """Σ (|ℓ| + ‖∂ℓ/∂z‖₁ ‖z‖_∞) over Σ |ℓ|, of the first samples at the centre."""
 
     coupling: float | None = None
     """How far the losses of the first samples at the centre depend on which are evaluated with them
@@ -179,7 +183,7 @@ class Objective:
             tensor.data = tensor.data.to(dtype, copy=not moves)
         if not self._is_checked:
             self.loss_function.check(self.samples.labels)
-            check_outputs(self.model, self.samples)
+            check_outputs(self.model, self.samples, self.loss_function)
             self._measure_center()
             self._follow_parameters()
         self.theta = flatten(parameter.detach() for parameter in self.parameters)
@@ -240,6 +244,7 @@ class Objective:
             return sensitivities(self.loss_function, calls)
 
         losses, scales = in_calls()
+        self.sensitivity = float(scales.sum() / losses.abs().sum().clamp_min(1e-300))
         recording = Recording(self.loss_function)
         self.center = evaluate_model(self.model, self.samples, recording, self.micro_batch_size)
         again, _ = in_calls()
@@ -402,18 +407,3 @@ def train_alone(model: nn.Module, modules: Sequence[nn.Module], inputs: Tensor) 
     for buffer, value in buffers:
         buffer.copy_(value)
     return False
-
-
-def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
-    """Samples per pass, from shapes and never from a timing, so that bytes repeat.
-
-    Activations of convolutions are large and want to stay in cache; those of dense layers are small
-    and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
-    module or of a user's own, or an embedding of positions, whose activations are as large. Where
-    a sample has several labels [N, ...], each has activations and outputs of its own: those of a
-    large vocabulary, or of large targets, are `MOST_OUTPUTS` at most.
-    """
-    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
-    size = min(128 if has_positions else 4096, 4096 // num_labels(labels))
-    num_classes = 1 if labels.is_floating_point() else max(1, int(labels.max()) + 1)
-    return max(1, min(size, MOST_OUTPUTS // (labels[0].numel() * num_classes)))

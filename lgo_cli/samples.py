@@ -15,21 +15,24 @@ from torch import Tensor, nn
 
 from lgo_cli.errors import InputError, a_kind
 from lgo_cli.labels import (
-    AS_FLOAT,
     IGNORED,
     IGNORING,
-    are_distributions,
+    num_labels,
     refuse_misfit,
     refuse_unlabelled,
-    shares,
 )
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.results import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    SampleLoss = Callable[[Tensor, Tensor], Tensor]
+    from lgo_cli.loss import LossFunction, Recording
+
+
+MOST_OUTPUTS = 2**24
+"""Numbers that a micro-batch puts out, as far as labels tell: an evaluation takes about 24 bytes
+for each, a Hessian's graph and its product 60."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Evaluation:
     Attributes:
         loss: Mean loss over the samples; may be non-finite.
         standard_error: Of that mean, the samples taken as independent draws.
-        accuracy: Fraction of labels that have the largest output; NaN of real-valued targets.
+        accuracy: Mean of `LossFunction.correct`; NaN where that has none.
         num_samples: N.
     """
 
@@ -91,18 +94,36 @@ class Evaluation:
     num_samples: int
 
 
-def check_outputs(model: nn.Module, samples: Samples) -> Tensor:
-    """Run a model on two samples and refuse what no loss takes beside their labels.
+def default_micro_batch_size(model: nn.Module, labels: Tensor) -> int:
+    """Samples per pass, from shapes and never from a timing, so that bytes repeat.
+
+    Activations of convolutions are large and want to stay in cache; those of dense layers are small
+    and want wide products. A parameter of more than two dimensions tells: a convolution's, of a
+    module or of a user's own, or an embedding of positions, whose activations are as large. Where
+    a sample has several labels [N, ...], each has activations and outputs of its own: those of a
+    large vocabulary, or of large targets, are `MOST_OUTPUTS` at most.
+    """
+    has_positions = any(parameter.ndim > 2 for parameter in model.parameters())
+    size = min(128 if has_positions else 4096, 4096 // num_labels(labels))
+    num_classes = 1 if labels.is_floating_point() else max(1, int(labels.max()) + 1)
+    return max(1, min(size, MOST_OUTPUTS // (labels[0].numel() * num_classes)))
+
+
+def check_outputs(model: nn.Module, samples: Samples, loss_function: LossFunction) -> Tensor:
+    """Run a model on two samples and refuse what a loss does not take beside their labels.
 
     Returns:
         The outputs [2, ..., C].
 
     Raises:
         InputError: if the model cannot take the inputs, returns anything but real numbers
-            [n, ..., C], or has other outputs than the labels need.
+            [n, ..., C], or has other outputs than the labels need; or one's own loss fails.
     """
     first = samples.head(2)
     outputs = first_outputs(model, first.inputs)
+    if loss_function.function is not None:
+        loss_function(outputs.double(), first.labels)
+        return outputs
     refuse_misfit(outputs, first.labels)
     if first.labels.ndim > 1 and not first.labels.is_floating_point():
         refuse_unlabelled(samples.labels, "the data")
@@ -124,7 +145,10 @@ def refuse_unknown(labels: Tensor, num_outputs: int) -> None:
         return
     hint = IGNORING if labels.ndim > 1 else None
     if num_outputs == 1:
-        hint = "two classes have two outputs; " + AS_FLOAT
+        hint = (
+            'one output has targets: y.astype("float32")[:, None], for --loss '
+            "binary_cross_entropy; two classes have two outputs"
+        )
     raise InputError(
         f"the data have label {least if least < 0 else largest}, "
         f"but the model puts out {counted(num_outputs, 'class')}",
@@ -134,7 +158,7 @@ def refuse_unknown(labels: Tensor, num_outputs: int) -> None:
 
 @torch.no_grad()
 def evaluate_model(
-    model: nn.Module, samples: Samples, loss_function: SampleLoss, batch_size: int
+    model: nn.Module, samples: Samples, loss_function: LossFunction | Recording, batch_size: int
 ) -> Evaluation:
     """Mean loss, its standard error and accuracy of a model as it stands.
 
@@ -146,7 +170,9 @@ def evaluate_model(
 
 
 def evaluate_outputs(
-    calls: Iterable[tuple[Tensor, Tensor]], loss_function: SampleLoss, samples: Samples
+    calls: Iterable[tuple[Tensor, Tensor]],
+    loss_function: LossFunction | Recording,
+    samples: Samples,
 ) -> Evaluation:
     """The same of outputs and labels, batch by batch, of all samples; one synchronisation."""
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
@@ -155,7 +181,9 @@ def evaluate_outputs(
     return _evaluation_of(totals, len(samples))
 
 
-def _loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> Tensor:
+def _loss_totals(
+    outputs: Tensor, labels: Tensor, loss_function: LossFunction | Recording
+) -> Tensor:
     """Sums over samples of loss, squared loss and share of correct answers [3], float64.
 
     On the device.
@@ -164,16 +192,7 @@ def _loss_totals(outputs: Tensor, labels: Tensor, loss_function: SampleLoss) -> 
     fitted moves in steps of 6e-8, of which a mean loss of 1e-7 has but few.
     """
     losses = loss_function(outputs.double(), labels)
-    is_soft = labels.is_floating_point()
-    classes = labels.argmax(dim=-1) if is_soft else labels
-    # Twice as fast as argmax, and the first of equal ones likewise.
-    correct = (outputs.max(dim=-1).indices == classes).double()
-    if is_soft:
-        correct = torch.where(
-            are_distributions(labels), correct.view(len(labels), -1)[:, 0], math.nan
-        )
-    elif labels.ndim > 1:
-        correct = (shares(labels) * correct).flatten(1).sum(dim=1)
+    correct = loss_function.correct(outputs, labels)
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
 
 

@@ -96,6 +96,11 @@ def _mlp(activation: type[nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(12, 6), activation(), nn.Linear(6, 3))
 
 
+def _focal(outputs: Tensor, labels: Tensor) -> Tensor:
+    log_p = F.log_softmax(outputs, dim=-1).gather(1, labels[:, None])[:, 0]
+    return -((1 - log_p.exp()) ** 1.5) * log_p
+
+
 NETWORKS = {
     "relu": Network(lambda: _mlp(nn.ReLU)),
     "gelu, smoothed labels": Network(lambda: _mlp(nn.GELU), LossFunction("cross_entropy", 0.1)),
@@ -127,6 +132,12 @@ NETWORKS = {
         LossFunction("squared_error"),
         labels=lambda num_samples: torch.randn(num_samples, 2),
     ),
+    "several classes at once": Network(
+        lambda: _mlp(nn.ReLU),
+        LossFunction("binary_cross_entropy"),
+        labels=lambda num_samples: torch.rand(num_samples, 3).round(),
+    ),
+    "a loss of one's own": Network(lambda: _mlp(nn.Tanh), LossFunction("focal", function=_focal)),
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples
 
-KINKS = {"relu": ("ReLU",), "convolution": ("ReLU",)}
+KINKS = dict.fromkeys(("relu", "convolution", "several classes at once"), ("ReLU",))
 NOTHING = Rounding(None, None, "not looked at")
 
 

@@ -407,7 +407,8 @@ def test_manifest_does_not_run_on_other_inputs(lgo: Lgo, small_run: Path, tmp_pa
     assert error == (
         "lgo: error: small/model.pth is not the model.pth that the manifest records\n"
         "hint: put the old one back, or name what to use on the command line: the run, --init, "
-        "--model, --model-arg, --dataset, --dataset-arg, --to, --directions or --warm-start\n"
+        "--model, --model-arg, --dataset, --dataset-arg, --loss, --loss-arg, --to, --directions or "
+        "--warm-start\n"
     )
     assert not Path("new").exists()
     # A run that is named is meant, and so is its own beginning.

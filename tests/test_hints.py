@@ -212,7 +212,7 @@ def test_moved_run_without_its_code(lgo: Lgo, models: Path, tmp_path: Path) -> N
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "outputs").rename(tmp_path / "elsewhere" / "outputs")
     error = lgo("hessian", "elsewhere/outputs", "--trust-code", code=3).stderr
-    assert _hint(error) == "say where it is: --model or --dataset PATH/net.py:six"
+    assert _hint(error) == "say where it is: --model, --dataset or --loss PATH/net.py:six"
 
 
 def test_code_of_a_run_is_named_as_it_is_seen_from_here(

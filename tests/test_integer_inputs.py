@@ -15,6 +15,7 @@ from torch import nn
 from lgo_cli.data.arrays import from_arrays
 from lgo_cli.data.loading import load_dataset
 from lgo_cli.errors import InputError
+from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.samples import Samples, check_outputs
 
@@ -95,7 +96,7 @@ def test_an_objective_casts_what_floats() -> None:
 def test_a_model_of_numbers_is_refused_with_what_to_do() -> None:
     samples = Samples(torch.arange(12).view(6, 2), torch.zeros(6, dtype=torch.int64))
     with pytest.raises(InputError, match=r"cannot take inputs of shape \(2,\)") as error:
-        check_outputs(nn.Linear(2, 2), samples)
+        check_outputs(nn.Linear(2, 2), samples, LossFunction())
     assert error.value.hint == (
         "the inputs are integers, as embeddings take them; store numbers as float32"
     )
@@ -104,7 +105,7 @@ def test_a_model_of_numbers_is_refused_with_what_to_do() -> None:
 def test_tokens_of_few_bits_are_told_how_to_be_indices() -> None:
     data = from_arrays("own.npz", _arrays("uint16"))
     with pytest.raises(InputError, match="cannot take inputs") as error:
-        check_outputs(nn.Embedding(12, 3), Samples(data.x_train, data.y_train))
+        check_outputs(nn.Embedding(12, 3), Samples(data.x_train, data.y_train), LossFunction())
     assert error.value.hint == 'store indices, such as tokens, as int64: x.astype("int64")'
 
 

@@ -31,7 +31,7 @@ from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.grids import alpha_grid, linspace
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.interpolation import interpolate
-from lgo_cli.loss import LossFunction
+from lgo_cli.loss import LossFunction, RoundingScale
 from lgo_cli.objective import Objective
 from lgo_cli.results import Barrier
 from lgo_cli.samples import Samples
@@ -542,7 +542,7 @@ def test_barriers_are_told_of_the_arithmetic_and_of_fast_paths(
         test = TEST.to(objective.device, dtype)
         end = objective.theta + 0.1
         path = interpolate(objective, test, [-0.5, 0.0, 0.5, 1.0, 2.0], target=end, seed=3)
-    same = {"seed": 3, "dtype": dtype, "target_norm": None}
+    same = {"seed": 3, "dtype": dtype, "scale": RoundingScale()}
     assert told == [
         {**same, "label": "train", "fast_path_difference": 0.125},
         {**same, "label": "test", "fast_path_difference": 0.0},

@@ -144,9 +144,8 @@ def test_a_journal_alone_has_nothing_of_the_shares(tmp_path: Path) -> None:
         assert list(journal.known) == [(9.0, 9.0, 64)]
 
 
-REQUEST = Request(
-    command="contour", algorithm_version=1, config={"model": "mlp", "model_arg": {}}, inputs={}
-)
+CONFIG = {"model": "mlp", "model_arg": {}, "loss_arg": {}}
+REQUEST = Request(command="contour", algorithm_version=1, config=CONFIG, inputs={})
 
 
 def _key(
@@ -170,7 +169,8 @@ def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     for change in (
         {"inputs": code},
         {"algorithm_version": 2},
-        {"config": {"model": "mlp", "model_arg": {"hidden": 3}}},
+        {"config": {**CONFIG, "model_arg": {"hidden": 3}}},
+        {"config": {**CONFIG, "loss_arg": {"gamma": 3}}},
     ):
         assert _key(request=REQUEST.model_copy(update=change)) not in keys
     monkeypatch.setattr("lgo_cli.landscape.evaluator.VERSION", 999)

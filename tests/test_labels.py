@@ -20,7 +20,7 @@ from conftest import Lgo
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from lgo_cli.config import LossName, OperatorName, TrainConfig
+from lgo_cli.config import OperatorName, TrainConfig
 from lgo_cli.curvature.audit import measure_rounding
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.networks import OPERATORS
@@ -34,8 +34,14 @@ from lgo_cli.landscape.barriers import rounding_allowance
 from lgo_cli.landscape.evaluator import Evaluator
 from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
-from lgo_cli.objective import Objective, default_micro_batch_size
-from lgo_cli.samples import Samples, check_outputs, evaluate_model, refuse_unknown
+from lgo_cli.objective import Objective
+from lgo_cli.samples import (
+    Samples,
+    check_outputs,
+    default_micro_batch_size,
+    evaluate_model,
+    refuse_unknown,
+)
 from lgo_cli.training.loop import Training
 from lgo_cli.training.recipe import resolve_recipe
 from lgo_cli.vectors import Block
@@ -107,6 +113,7 @@ LOSSES = {
     "cross entropy": LossFunction(),
     "smoothed": LossFunction("cross_entropy", 0.1),
     "squared error": LossFunction("squared_error"),
+    "binary": LossFunction("binary_cross_entropy", 0.1),
 }
 MODELS = {"language": Language, "tagger": _tagger, "segmenting": Segmenting}
 
@@ -136,7 +143,11 @@ def _loss_of_sample(rows: Tensor, classes: Tensor, loss: LossFunction) -> Tensor
         return F.cross_entropy(rows, classes, label_smoothing=loss.label_smoothing)
     kept = classes >= 0
     targets = F.one_hot(classes[kept], VOCABULARY).double()
-    return F.mse_loss(rows[kept], targets) * VOCABULARY / 2
+    if loss.name == "squared_error":
+        return F.mse_loss(rows[kept], targets) * VOCABULARY / 2
+    targets = 0.9 * targets + 0.1 / VOCABULARY  # smoothed
+    each = torch.logaddexp(rows[kept], torch.zeros_like(targets)) - targets * rows[kept]
+    return each.mean() * VOCABULARY
 
 
 def _dense(objective: Objective, operator: str) -> Tensor:
@@ -152,10 +163,13 @@ def _dense(objective: Objective, operator: str) -> Tensor:
             slopes = jacrev(lambda at: _losses_by_pytorch(outputs(at), labels, loss))(theta)
             return (slopes.T @ slopes / len(labels)).detach()
         jacobian = jacrev(lambda at: outputs(at).flatten(0, -2))(theta).detach()
-        p = outputs(theta).detach().flatten(0, -2).softmax(-1)
+        z = outputs(theta).detach().flatten(0, -2)
+    p = z.softmax(-1)
     middle = torch.diag_embed(p) - p[:, :, None] * p[:, None]
     if loss.name == "squared_error":
         middle = torch.eye(VOCABULARY, dtype=p.dtype).expand_as(middle)
+    if loss.name == "binary_cross_entropy":
+        middle = torch.diag_embed(z.sigmoid() * (1 - z.sigmoid()))
     kept = (labels.flatten(1) >= 0).double()
     share = (kept / kept.sum(dim=1, keepdim=True)).flatten() / len(labels)
     return torch.einsum("n,nap,nab,nbq->pq", share, jacobian, middle, jacobian)
@@ -424,7 +438,8 @@ def test_rounding_of_heights_whatever_the_unit(offset: float, scale: float) -> N
     exact, rounded = (path.train.loss for path in found)
     off = rounded - exact
     heights = np.abs(off - (1 - alpha) * off[0] - alpha * off[-1])
-    allowance = rounding_allowance(rounded, torch.float32, 0.0, target_norm(samples.labels))
+    scale = loss.rounding_scale(samples.labels, 0.0)
+    allowance = rounding_allowance(rounded, torch.float32, 0.0, scale)
     assert 0 < heights.max() <= allowance
     barrier = found[1].train.barrier
     assert barrier is not None
@@ -492,7 +507,7 @@ def test_outputs_that_do_not_fit(
     model.append(nn.Unflatten(1, outputs[1:]))
     pattern = ".*".join(map(re.escape, message.split(".*")))
     with pytest.raises(InputError, match=pattern) as error:
-        check_outputs(model, Samples(torch.zeros(2, 4), labels))
+        check_outputs(model, Samples(torch.zeros(2, 4), labels), LossFunction())
     assert hint in str(error.value.hint)
     with pytest.raises(InputError, match=pattern):
         LossFunction("squared_error")(torch.zeros(outputs), labels)
@@ -501,7 +516,11 @@ def test_outputs_that_do_not_fit(
 def test_a_sample_without_a_label() -> None:
     labels = torch.tensor([[1, 0], [-100, 2], [-100, -100]])
     with pytest.raises(InputError, match="the data has no label in row 2: all are ignored"):
-        check_outputs(nn.Embedding(3, 3), Samples(torch.zeros(3, 2, dtype=torch.int64), labels))
+        check_outputs(
+            nn.Embedding(3, 3),
+            Samples(torch.zeros(3, 2, dtype=torch.int64), labels),
+            LossFunction(),
+        )
 
 
 def test_the_only_label_of_a_sample_is_not_ignored() -> None:
@@ -509,7 +528,7 @@ def test_the_only_label_of_a_sample_is_not_ignored() -> None:
     tokens = torch.arange(3)[:, None]
     for labels in (torch.tensor([[1], [-100], [0]]), torch.full((3, 1), -100)):
         with pytest.raises(InputError, match="the data has no label in row"):
-            check_outputs(nn.Embedding(3, 3), Samples(tokens, labels))
+            check_outputs(nn.Embedding(3, 3), Samples(tokens, labels), LossFunction())
 
 
 def test_what_is_ignored_may_have_no_finite_loss() -> None:
@@ -537,7 +556,7 @@ def test_labels_of_pixels_are_not_moved_with_the_image(real: bool) -> None:
     """They would be of other pixels than the mirrored ones."""
     labels = torch.zeros(4, 8, 8) if real else torch.zeros(4, 8, 8, dtype=torch.int64)
     samples = Samples(torch.zeros(4, 1, 8, 8), labels)
-    loss: LossName = "squared_error" if real else "cross_entropy"
+    loss = "squared_error" if real else "cross_entropy"
     recipe = resolve_recipe(TrainConfig(model="mlp", loss=loss, augment="crop-flip"))
     with pytest.raises(UsageError, match="moves images, and not the labels of their places"):
         Training(nn.Conv2d(1, 2, 1), samples, samples, recipe)
@@ -554,7 +573,7 @@ def test_outputs_that_do_not_fit_in_training_mode() -> None:
 def test_a_single_output_keeps_its_axis() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(InputError, match=r"it returned \(2,\)") as error:
-        check_outputs(model, Samples(torch.zeros(2, 4), torch.ones(2, 1)))
+        check_outputs(model, Samples(torch.zeros(2, 4), torch.ones(2, 1)), LossFunction())
     assert error.value.hint == "a single output keeps its axis: [samples, 1]"
 
 

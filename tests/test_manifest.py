@@ -278,8 +278,8 @@ def test_a_config_with_other_fields_is_another_algorithms() -> None:
         for command, fields in ((name, cls.model_fields) for name, cls in CONFIGS.items())
     }
     assert found == {
-        "train": (7, "c2f2da92"),
-        "hessian": (18, "79d56274"),
-        "interp": (19, "3a9b2116"),
-        "contour": (18, "f2f6e335"),
+        "train": (8, "5702e9f3"),
+        "hessian": (19, "9788bf8a"),
+        "interp": (20, "1282edc6"),
+        "contour": (19, "0fee2c04"),
     }

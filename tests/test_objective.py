@@ -21,8 +21,8 @@ from lgo_cli.gradients import gradients
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.resnet import resnet
 from lgo_cli.modes import uncompiled
-from lgo_cli.objective import COUPLED, Objective, default_micro_batch_size
-from lgo_cli.samples import Samples
+from lgo_cli.objective import COUPLED, Objective
+from lgo_cli.samples import Samples, default_micro_batch_size
 from lgo_cli.seeding import rademacher, standard_normal
 from lgo_cli.vectors import flatten
 

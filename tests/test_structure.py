@@ -41,7 +41,8 @@ LAYERS = [
     {"checkpoint"},
     {"models", "data"},
     {"vectors", "seeding", "second_derivatives", "samples"},
-    {"filters", "determinism", "loss", "outputs", "buffers", "modes", "memory"},
+    {"filters", "determinism", "loss", "buffers", "modes", "memory"},
+    {"loss_names", "outputs"},
     {"factories", "arguments", "labels"},
     {"provenance"},
     {"manifest"},
@@ -65,6 +66,7 @@ NO_TORCH = {
     "factories",
     "imports",
     "arguments",
+    "loss_names",
 }
 HEAVY = {"torch", "torchvision", "matplotlib"}
 

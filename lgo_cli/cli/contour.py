@@ -127,6 +127,7 @@ def contour(
     download_data: options.DownloadData = _E.download_data,
     train_samples: options.TrainSamples = _C.train_samples,
     loss: options.Loss = _C.loss,
+    loss_arg: options.LossArg = None,
     label_smoothing: options.LabelSmoothing = _C.label_smoothing,
     seed: options.Seed = _C.seed,
     out: options.Out = _E.out,

@@ -73,12 +73,16 @@ TrainSamples = Annotated[
     int | None, option(MODEL_DATA, "Use only the first N training samples.", metavar="N")
 ]
 Loss = Annotated[
-    config.LossName | None,
+    str | None,
     option(
         MODEL_DATA,
-        "cross_entropy, or squared_error: half the squared distance to one-hot, or real targets.",
-        metavar="NAME",
+        "cross_entropy, binary_cross_entropy or squared_error (half the squared distance to the "
+        "target), or file.py:function, or package.module:function.",
+        metavar="LOSS",
     ),
+]
+LossArg = Annotated[
+    list[str] | None, option(MODEL_DATA, "Argument of the loss; repeatable.", metavar="KEY=VALUE")
 ]
 LabelSmoothing = Annotated[
     float | None, option(MODEL_DATA, "Share of the target spread over all classes.")
@@ -206,7 +210,8 @@ Strict = Annotated[
     bool, flag(EXECUTION, "Fail (exit 4) if not converged or not finite.", "--strict")
 ]
 TrustCode = Annotated[
-    bool, flag(EXECUTION, "Run the model's and data's code that a run names.", "--trust-code")
+    bool,
+    flag(EXECUTION, "Run the code that a run names: model, data, loss.", "--trust-code"),
 ]
 
 # What is printed

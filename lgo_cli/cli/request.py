@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=StepConfig)
 M = TypeVar("M", bound=BaseModel)
 
+CODE = ("model", "dataset", "loss")
+"""What may be code of one's own."""
+
 FILE_EXECUTION = ("out", "device", "num_threads", "data_root", "memory", "basis_device")
 """What a `--config` file may say of where and how to run; permissions are not among it."""
 
@@ -48,7 +51,7 @@ def explicit(ctx: typer.Context, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _json_value(name: str, value: Any) -> Any:
-    if name in ("model_arg", "dataset_arg"):
+    if name in ARGUMENTS:
         return parse_arguments(value, "--" + name.replace("_", "-"))
     if isinstance(value, Path):
         return str(value)
@@ -123,7 +126,7 @@ def asked(
     inputs: dict[str, str] = {}
     if file is not None:
         named = {*said, *(() if run is None else ("run",))}
-        trusted = {*named, *(("model", "dataset") if ctx.params.get("trust_code") else ())}
+        trusted = {*named, *(CODE if ctx.params.get("trust_code") else ())}
         options = read_config_file(file, cls, trusted)
         if file.suffix == ".json":
             for role in (role for role in ARGUMENTS if role in said):
@@ -160,7 +163,7 @@ def put_together(
     figure = over(FigureConfig, explicit(ctx, FigureConfig))
     execution = over(Execution, explicit(ctx, Execution))
     arguments = {}
-    for name in ("model_arg", "dataset_arg"):
+    for name in ARGUMENTS:
         if not isinstance(values.get(name, {}), dict):
             raise UsageError(
                 f"{where}{name}: {values[name]!r} is no table",
@@ -276,7 +279,7 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
             hint=f"run it again: {shlex.join([*again, '--out', str(path.parent)])}",
         )
     values: dict[str, Any] = {**request.config, **manifest.figure.model_dump()}
-    for key in ("model", "dataset"):
+    for key in CODE:
         values[key] = _named(manifest, path, key, trusted=key in trusted)
     if "data.npz" in request.inputs:
         values["dataset"] = _place(manifest, path, "data.npz")
@@ -315,7 +318,7 @@ def _named_by(name: str, manifest: Manifest) -> str:
     """The parameter that names an input, or the argument of a factory, as `model_arg/weights`."""
     if role_of(name) in ARGUMENTS:
         return "/".join(name.split("/")[:2])
-    if role_of(name) in ("model.py", "warm_start.npz"):
+    if role_of(name) in ("model.py", "loss.py", "warm_start.npz"):
         return name.partition(".")[0]
     if name == "init.pth" and manifest.request.command == "train":
         return "init"

@@ -54,7 +54,7 @@ def _summary(manifest: Manifest, directory: Path) -> Rows:
         rows.append(
             (
                 "objective",
-                f"mean {measured.loss}{smoothing} on "
+                f"mean {manifest.called('loss')}{smoothing} on "
                 f"{counted(measured.num_samples, f'{measured.split} sample')} of {dataset}, "
                 f"{labels}{measured.dtype}",
             )

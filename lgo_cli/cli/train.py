@@ -26,6 +26,7 @@ def train(
     download_data: options.DownloadData = _E.download_data,
     train_samples: options.TrainSamples = _C.train_samples,
     loss: options.Loss = _C.loss,
+    loss_arg: options.LossArg = None,
     label_smoothing: options.LabelSmoothing = _C.label_smoothing,
     epochs: options.Epochs = _C.epochs,
     batch_size: options.BatchSize = _C.batch_size,

@@ -224,12 +224,6 @@ class _Analysis:
             return "the matrix is scaled"
         return exact_trace(objective, self.config.operator, block, self.progress)
 
-    def _of_block(self, exact: ExactTrace | str, block: Block) -> float | None:
-        """An exact trace of a block, with the decay where the operator has it."""
-        if isinstance(exact, str):
-            return None
-        return exact.of(block) + self._decay * block.dim
-
     @property
     def _decay(self) -> float:
         """ω where the operator has it."""
@@ -291,14 +285,19 @@ class _Analysis:
         """An estimate from a space, or what is known exactly in its place."""
         operator = process.operator
         units = operator.rounding_units * torch.finfo(operator.dtype).eps
-        known = self._of_block(exact, block)
-        decay = "; + ωP by weight decay" if self._decay else ""
+        known, rounding = None, estimate.rounding
+        if isinstance(exact, str):
+            note = exact
+        else:
+            decay = self._decay * block.dim
+            known, rounding = exact.of(block) + decay, units * (exact.size_of(block) + decay)
+            note = exact.reason + ("; + ωP by weight decay" if decay else "")
         return Trace(
             estimate=estimate,
             exact=known,
-            rounding=estimate.rounding if known is None else units * abs(known),
+            rounding=rounding,
             estimate_rounding=units * process.size * estimate.frobenius_norm,
-            note=exact if isinstance(exact, str) else exact.reason + decay,
+            note=note,
         )
 
     def _density(

@@ -1,8 +1,8 @@
 """The trace of a curvature matrix without probes, where the network's graph allows it.
 
-With S_n S_nᵀ = ∂²ℓ_n/∂z² the trace of the generalised Gauss-Newton matrix is a sum of squared
-norms, (1/N) Σ_n Σ_c ‖J_nᵀ s_{n,c}‖²: C backward passes, and of each sample's gradient only the norm
-(theory.md, section 31).
+With Σ_c ± s_c s_cᵀ = ∂²ℓ_n/∂z² the trace of the generalised Gauss-Newton matrix is a sum of squared
+norms, (1/N) Σ_n Σ_c ± ‖J_nᵀ s_{n,c}‖²: C backward passes, and of each sample's gradient only the
+norm (theory.md, section 31). All signs are positive where the loss is convex in the outputs.
 """
 
 from __future__ import annotations
@@ -46,15 +46,21 @@ class ExactTrace:
     Attributes:
         parts: Of each parameter's diagonal block, in the order of the layout; 0 for those that were
             not asked for.
+        sizes: What their terms add up to without signs.
         reason: Why it is the matrix's.
     """
 
     parts: tuple[float, ...]
+    sizes: tuple[float, ...]
     reason: str
 
     def of(self, block: Block) -> float:
         """Of a diagonal block."""
         return math.fsum(self.parts[index] for index in block.members)
+
+    def size_of(self, block: Block) -> float:
+        """What its terms add up to without signs: rounding is of that."""
+        return math.fsum(self.sizes[index] for index in block.members)
 
 
 def exact_trace(
@@ -70,8 +76,8 @@ def exact_trace(
     Costs one forward pass and C backward passes that skip the weights' gradients: with 10 classes
     as much as 6 forward passes of a multilayer perceptron and 25 of a ResNet-20, checks included.
 
-    Norms of a float32 model's gradients are summed in float64. All are positive, so that the sum is
-    as accurate as they are: 3e-8 on those two networks.
+    Norms of a float32 model's gradients are summed in float64. Where all count as positive, the sum
+    is as accurate as they are: 3e-8 on those two networks.
 
     Args:
         objective: Entered.
@@ -95,17 +101,19 @@ def exact_trace(
     if not difference <= NORM_TOLERANCE:
         reason = f"gradients read off the graph differ from autograd's by {difference:.1e}"
         return norms.doubt or reason
-    totals = torch.zeros(len(block.full.names), dtype=torch.float64, device=objective.device)
+    shape = (2, len(block.full.names))
+    totals = torch.zeros(shape, dtype=torch.float64, device=objective.device)
     # So that the derivatives by all layers' outputs take what a micro-batch's activations do.
     size = max(1, objective.micro_batch_size // num_passes)
     with progress.task("exact trace", len(objective.samples), "samples") as task:
         for batch in objective.samples.batches(size):
-            for index, squares in norms.squares(batch, operator):
-                totals[index] += squares.double().sum()
+            for index, squares, signs in norms.squares(batch, operator):
+                terms = squares.double()
+                totals[:, index] += torch.stack([(terms * signs).sum(), terms.sum()])
             task.advance(len(batch))
-    parts = (totals / len(objective.samples)).tolist()
+    parts, sizes = (totals / len(objective.samples)).tolist()
     why = "the network is piecewise linear: tr H = tr G" if operator == "hessian" else "closed form"
-    return ExactTrace(tuple(parts), f"{why}; {counted(num_passes, 'backward pass')}")
+    return ExactTrace(tuple(parts), tuple(sizes), f"{why}; {counted(num_passes, 'backward pass')}")
 
 
 def _norms(objective: Objective, operator: OperatorName, block: Block) -> _GradientNorms | str:
@@ -206,10 +214,14 @@ class _GradientNorms(fx.Interpreter):
         """Columns of a factor of each sample's matrix."""
         return 1 if operator == "empirical-fisher" else self._run(batch)[0].numel()
 
-    def squares(self, batch: Samples, operator: OperatorName) -> Iterator[tuple[int, Tensor]]:
-        """For each parameter that the outputs see, its index and ‖∂(s_cᵀz)/∂w‖² [columns, n]."""
+    def squares(
+        self, batch: Samples, operator: OperatorName
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each parameter that the outputs see, its index, ‖∂(s_cᵀz)/∂w‖² and signs [C, n]."""
         outputs = self._run(batch)
-        return self._pulled_back(outputs, self._factor(operator, outputs, batch))
+        columns, signs = self._factor(operator, outputs, batch)
+        for index, squares in self._pulled_back(outputs, columns):
+            yield index, squares, signs
 
     def difference(self, batch: Samples) -> float:
         """Largest relative difference of a parameter's norm for one sample from autograd's.
@@ -241,33 +253,23 @@ class _GradientNorms(fx.Interpreter):
         self.num_samples = len(batch)
         return self.objective.batch_outputs(batch, self.run).double()
 
-    def _factor(self, operator: OperatorName, outputs: Tensor, batch: Samples) -> list[Tensor]:
-        """Columns, like the outputs [n, ..., C], of a factor of each sample's ∂²ℓ/∂z².
+    def _factor(
+        self, operator: OperatorName, outputs: Tensor, batch: Samples
+    ) -> tuple[list[Tensor], Tensor]:
+        """Columns, like the outputs [n, ..., C], of each sample's ∂²ℓ/∂z², and their signs.
 
-        √(p_c m) (e_c − p) for cross entropy and √m e_c for squared error, at one label after the
-        other, with m = `LossFunction.mass`; the gradient alone for the empirical Fisher matrix.
+        The gradient alone for the empirical Fisher matrix.
         """
-        loss = self.objective.loss_function
-        z = outputs.detach()
+        loss, z = self.objective.loss_function, outputs.detach()
         if operator == "empirical-fisher":
             z.requires_grad_()
-            return list(torch.autograd.grad(loss(z, batch.labels).sum(), z))
-        mass = z.new_ones(*z.shape[:-1], 1) * loss.mass(batch.labels, own=operator == "fisher")
-        # [n, labels, C] and [n, labels, 1].
-        z, mass = (each.view(len(z), -1, each.shape[-1]) for each in (z, mass))
-        p = torch.softmax(z, dim=-1)
-        columns = []
-        for place in range(z.shape[1]):
-            for c in range(z.shape[2]):
-                column = torch.zeros_like(z)
-                if loss.name == "squared_error":
-                    column[:, place, c] = mass[:, place, 0].sqrt()
-                else:
-                    column[:, place] = -p[:, place]
-                    column[:, place, c] += 1
-                    column[:, place] *= (p[:, place, c : c + 1] * mass[:, place]).sqrt()
-                columns.append(column.view_as(outputs))
-        return columns
+            columns = list(torch.autograd.grad(loss(z, batch.labels).sum(), z))
+        elif loss.function is not None:
+            return loss.curvature_eigenvectors(z, batch.labels)
+        else:
+            is_fisher = operator == "fisher"
+            columns = list(loss.curvature_factor(z, batch.labels, own_labels=is_fisher))
+        return columns, z.new_ones(len(columns), 1)
 
     def _pulled_back(self, outputs: Tensor, columns: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
         edges = list(self.outputs.values())

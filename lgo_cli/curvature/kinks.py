@@ -60,13 +60,16 @@ side and ignores what is concentrated on the kink itself."""
 
 
 def nonsmooth_operations(objective: Objective) -> tuple[str, ...]:
-    """Operations of the forward pass whose derivatives jump, by name.
+    """Operations of the forward pass, and of a loss of one's own, whose derivatives jump, by name.
 
     With gradients on, as products take it: without, PyTorch's transformer layers are one operation
     that hides its ReLU.
     """
     with _Recorder() as recorder, torch.enable_grad():
-        objective.batch_outputs(objective.samples.head(2))
+        first = objective.samples.head(2)
+        outputs = objective.batch_outputs(first)
+        if objective.loss_function.function is not None:
+            objective.loss_function(outputs, first.labels)
     return tuple(dict.fromkeys(KINKED[name] for name in sorted(recorder.names & set(KINKED))))
 
 

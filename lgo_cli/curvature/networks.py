@@ -234,20 +234,17 @@ class HessianOperator(NetworkOperator[dict[int, Tensor]]):
 
 
 class _Linearized:
-    """One micro-batch's outputs z [n, ..., C], and Jᵀu as a graph that is linear in u, like z.
-
-    And the factor of ∂²ℓ/∂z², `LossFunction.mass`.
-    """
+    """One micro-batch's outputs z [n, ..., C], and Jᵀu as a graph that is linear in u, like z."""
 
     def __init__(
         self,
         outputs: Tensor,
+        labels: Tensor,
         members: tuple[int, ...],
         parameters: Sequence[Tensor],
-        mass: Tensor | float = 1.0,
     ) -> None:
         self.outputs = outputs
-        self.mass = mass
+        self.labels = labels
         self.cotangent = torch.zeros_like(outputs, requires_grad=True)
         pulled = pull_back([outputs], parameters, [self.cotangent], create_graph=True)
         self.pulled = dict(zip(members, pulled, strict=True))
@@ -257,9 +254,11 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
     """The generalised Gauss-Newton matrix (1/N) Σ Jᵀ (∂²ℓ/∂z²) J (Schraudolph 2002).
 
     ∂²ℓ/∂z² is in closed form: (Σt)(diag(p) − ppᵀ) for cross entropy, with Σt = 1 for class labels,
-    smoothed or not, and but for their rounding for soft ones; the identity for squared error; both
-    in float64. Of a sample with T labels it is the mean over them. It is the Hessian without the
-    term of the model's own second derivatives, and positive semidefinite.
+    smoothed or not, and but for their rounding for soft ones; diag(σ(z)σ(−z)) for the binary one;
+    the identity for squared error; all in float64. Of a sample with T labels it is the mean over
+    them. It is the Hessian without the term of the model's own second derivatives, and positive
+    semidefinite. Of a loss of one's own it is that loss's, by autograd, and semidefinite where that
+    is convex in the outputs.
 
     Jv is the derivative of (Jᵀu)ᵀv by u, a second backward pass: no forward mode is needed.
     """
@@ -268,20 +267,14 @@ class GaussNewtonOperator(NetworkOperator[_Linearized]):
     own_labels = False
 
     def _graph(self, batch: Samples) -> _Linearized:
-        mass = self.objective.loss_function.mass(batch.labels, own=self.own_labels)
-        return _Linearized(self._outputs(batch), self.block.members, self.parameters, mass)
+        outputs = self._outputs(batch)
+        return _Linearized(outputs, batch.labels, self.block.members, self.parameters)
 
     def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
         """(∂²ℓ/∂z²)·(Jv) [n, ..., C]."""
-        if self.objective.loss_function.name == "squared_error":
-            return graph.mass * tangent
-        outputs = graph.outputs.detach()
-        p = torch.softmax(outputs, dim=-1)
-        # The same for all tangents that differ by a constant. Less that of the likeliest class,
-        # nothing large cancels where a sample is fitted and its p is all but one.
-        tangent = tangent - tangent.gather(-1, outputs.argmax(dim=-1, keepdim=True))
-        scaled = graph.mass * p * tangent
-        return scaled - p * scaled.sum(dim=-1, keepdim=True)
+        return self.objective.loss_function.curve(
+            graph.outputs.detach(), graph.labels, tangent, own_labels=self.own_labels
+        )
 
     def _share(self, graph: _Linearized, pieces: list[Tensor]) -> tuple[Tensor, ...] | None:
         reached = [
@@ -301,10 +294,11 @@ class FisherOperator(GaussNewtonOperator):
     """The Fisher matrix of the model's own labels, E_{y∼p} of (∇ log p(y))(∇ log p(y))ᵀ.
 
     It is the Gauss-Newton matrix, exactly: cross entropy is the negative log-likelihood of a
-    categorical, ½‖z − t‖² of a Gaussian of unit variance, and for an exponential family in its
-    natural parameters the two agree (Martens 2020, section 9.2). The data's labels have no part in
-    it, nor what they sum to. Of a sample with several labels, drawn independently of each other
-    given its inputs, it is that of one label, the mean over them.
+    categorical, the binary one that of independent Bernoullis, ½‖z − t‖² of a Gaussian of unit
+    variance, and for an exponential family in its natural parameters the two agree (Martens 2020,
+    section 9.2). The data's labels have no part in it, nor what they sum to. Of a sample with
+    several labels, drawn independently of each other given its inputs, it is that of one label, the
+    mean over them. A loss of one's own is the likelihood of nothing that lgo knows.
     """
 
     own_labels = True
@@ -320,7 +314,7 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
 
     def _graph(self, batch: Samples) -> _Linearized:
         losses = self.objective.loss_function(self._outputs(batch), batch.labels)
-        return _Linearized(losses, self.block.members, self.parameters)
+        return _Linearized(losses, batch.labels, self.block.members, self.parameters)
 
     def _curve(self, graph: _Linearized, tangent: Tensor) -> Tensor:
         del graph

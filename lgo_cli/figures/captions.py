@@ -10,7 +10,8 @@ import numpy as np
 from lgo_cli.figures.maps import RATIO_ERROR
 from lgo_cli.figures.numbers import true_minus
 from lgo_cli.figures.plane import ON_PLANE, marked
-from lgo_cli.figures.style import LOSS_UNITS, interval_of, number, spans_decades
+from lgo_cli.figures.style import interval_of, number, spans_decades
+from lgo_cli.loss_names import LOSSES
 from lgo_cli.results import (
     DIRECTIONS,
     SHAPES,
@@ -62,6 +63,9 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
     """Model, loss, samples, precision, batch norm and seed."""
     measured = results["measured"]
     loss, samples = measured["loss"], f"{measured['split']} sample"
+    called = spelled_out(loss)
+    if loss in LOSSES:
+        called = f"{loss.replace('_', ' ')} ({LOSSES[loss]})"
     smoothing = measured["label_smoothing"]
     smoothed = f" with label smoothing {smoothing:g}" if smoothing else ""
     several = measured.get("labels_per_sample", 1)
@@ -76,10 +80,9 @@ def _objective(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
         f"Model: {spelled_out(results['model'])} with "
         f"{counted(results['num_parameters'], 'parameter')}, on "
         f"{spelled_out(results['dataset'])}.",
-        f"Loss: mean {loss.replace('_', ' ')} ({LOSS_UNITS[loss]}){smoothed}, without weight "
-        f"decay, over the first {measured['num_samples']:,} of "
-        f"{counted(measured['num_available'], samples)}{labels}, in evaluation mode "
-        f"and {measured['dtype']} arithmetic.",
+        f"Loss: mean {called}{smoothed}, without weight decay, over the first "
+        f"{measured['num_samples']:,} of {counted(measured['num_available'], samples)}{labels}, "
+        f"in evaluation mode and {measured['dtype']} arithmetic.",
         policy,
         f"Seed: {config['seed']}.",
     ]

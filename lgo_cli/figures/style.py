@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from numpy import ndarray as Array
 
 from lgo_cli.figures.numbers import round_levels, tick_names, true_minus
+from lgo_cli.loss_names import LOSSES
 from lgo_cli.results import counted, spelled_out
 
 if TYPE_CHECKING:
@@ -60,7 +61,6 @@ _RC: Any = {
     "hatch.linewidth": 0.6,
 }
 
-LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "½ squared distance"}
 LOG_RATIO = 5.0
 """Ratio of the largest to the smallest loss from which on an axis is logarithmic."""
 
@@ -253,9 +253,9 @@ def _cut(name: str, head: int, longest: int) -> str:
 
 
 def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
-    """Name and unit of the loss."""
+    """Name of the loss, and its unit; of one's own loss, which has none that is known, its name."""
     name = results["measured"]["loss"] if "measured" in results else results["recipe"]["loss"]
-    return f"{word} ({LOSS_UNITS[name]})"
+    return f"{word} ({LOSSES.get(name) or name.rpartition(':')[2]})"
 
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
@@ -264,7 +264,7 @@ def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:
     if "measured" in results:
         measured = results["measured"]
         parts.append(
-            f"{measured['loss'].replace('_', ' ')}, "
+            f"{spelled_out(measured['loss']).replace('_', ' ')}, "
             + counted(measured["num_samples"], f"{measured['split']} sample")
         )
         if measured["batchnorm"] != "none":

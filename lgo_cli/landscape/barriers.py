@@ -12,6 +12,7 @@ import torch
 from numpy import ndarray as Array
 
 from lgo_cli.landscape.heights import heights_of, highest
+from lgo_cli.loss import RoundingScale
 from lgo_cli.results import Barrier
 from lgo_cli.seeding import standard_normal
 
@@ -23,6 +24,9 @@ NUM_DRAWS = 10_000
 
 BLOCK = 1024
 """Coordinates whose deviations are held at a time, for all draws."""
+
+PLAIN = RoundingScale()
+"""Of losses of class labels."""
 
 ROUNDING = 4.0
 """Of a mean loss L, in units of eps·(1 + L). Measured on trained and untrained networks it is below
@@ -70,7 +74,7 @@ def rounding_allowance(
     loss: Array,
     dtype: torch.dtype,
     fast_path_difference: float,
-    target_norm: float | None = None,
+    scale: RoundingScale = PLAIN,
 ) -> float:
     """By how much rounding may move the heights between the ends.
 
@@ -81,13 +85,11 @@ def rounding_allowance(
         loss: Mean losses [n] on [0, 1].
         dtype: Of the arithmetic that gave the losses.
         fast_path_difference: Measured, relative to the loss; 0 for points of the model's own pass.
-        target_norm: t, of real-valued targets (`labels.target_norm`).
+        scale: Of the loss (`LossFunction.rounding_scale`).
     """
-    largest = float(np.max(loss))
-    scale = 1 + largest
-    if target_norm is not None:
-        scale = target_norm * math.sqrt(2 * largest) + 2 * largest
-    return 2 * ROUNDING * torch.finfo(dtype).eps * scale + fast_path_difference * largest
+    largest = float(np.max(np.abs(loss)))
+    rounded = 2 * ROUNDING * torch.finfo(dtype).eps * scale.of(largest)
+    return rounded + fast_path_difference * largest
 
 
 def estimate_barrier(
@@ -99,7 +101,7 @@ def estimate_barrier(
     label: str = "train",
     dtype: torch.dtype = torch.float64,
     fast_path_difference: float = 0.0,
-    target_norm: float | None = None,
+    scale: RoundingScale = PLAIN,
 ) -> Barrier | None:
     """The barrier with a standard error and an interval, from the losses of each sample.
 
@@ -119,7 +121,7 @@ def estimate_barrier(
         label: Names the stream of the draws.
         dtype: Of the arithmetic that gave the losses.
         fast_path_difference: As `rounding_allowance` has it.
-        target_norm: Likewise.
+        scale: Likewise.
 
     Returns:
         The barrier; where it is not finite, so are error and interval (NaN). `None` if no
@@ -137,7 +139,7 @@ def estimate_barrier(
         )
     centred, errors = _differences(a, losses[within])
     half_width = _quantile(centred, errors, seed, label) * errors
-    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference, target_norm)
+    half_width[1:-1] += rounding_allowance(loss, dtype, fast_path_difference, scale)
     # The ends have height 0 and no error, so that neither bound is negative.
     lower, upper = (float(np.max(heights + side * half_width)) for side in (-1, 1))
     return Barrier(

@@ -113,7 +113,14 @@ class CurveTraining(Descent):
         self.objective = objective
         self.curve = curve
         optimizer = make_optimizer(curve.bends, recipe.model_copy(update={"weight_decay": 0.0}))
-        super().__init__(objective.model, train, recipe, optimizer, seed=seed)
+        super().__init__(
+            objective.model,
+            train,
+            recipe,
+            optimizer,
+            seed=seed,
+            loss_function=objective.loss_function,
+        )
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=objective.device)
         self._epoch_samples = 0
 
@@ -187,12 +194,12 @@ def train_curve(
 ) -> TrainedCurve:
     """Find a path of low loss between two solutions.
 
-    The loss is the recipe's, in training mode: batch norm by each batch's statistics, dropout on,
-    as the ends were trained. Afterwards the objective is at its centre, in eval mode, its buffers
-    what they were.
+    The loss is the objective's, in training mode: batch norm by each batch's statistics, dropout
+    on, as the ends were trained. Afterwards the objective is at its centre, in eval mode, its
+    buffers what they were.
 
     Args:
-        objective: Entered; lends its model, device and dtype. Its samples are not looked at.
+        objective: Entered; lends its model, loss, device and dtype. Its samples are not looked at.
         start: θ(0) [P].
         end: θ(1) [P].
         recipe: As `lgo train` resolves it.

@@ -11,7 +11,6 @@ from numpy import ndarray as Array
 
 from lgo_cli.curvature.embeddings import false_derivatives
 from lgo_cli.curvature.networks import HessianOperator
-from lgo_cli.labels import target_norm
 from lgo_cli.landscape.barriers import estimate_barrier, height_errors
 from lgo_cli.landscape.batchnorm import is_frozen, statistics_at
 from lgo_cli.landscape.evaluator import Evaluator
@@ -269,7 +268,9 @@ class _Points:
             label=label,
             dtype=self.objective.dtype,
             fast_path_difference=evaluator.difference if evaluator and evaluator.is_fast else 0.0,
-            target_norm=target_norm(self.samples.labels),
+            scale=self.objective.loss_function.rounding_scale(
+                self.samples.labels, self.objective.sensitivity
+            ),
         )
         heights = height_errors(alpha, losses)
         return Series(loss, errors, accuracy, heights, barrier, num_nonfinite)

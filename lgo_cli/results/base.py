@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lgo_cli.config import Augmentation, LossName, OptimizerName, Schedule, Strict
+from lgo_cli.config import Augmentation, OptimizerName, Schedule, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Recipe(Strict):
     gamma: float = 0.1
     warmup_epochs: int
     augment: Augmentation
-    loss: LossName
+    loss: str
     label_smoothing: float
 
     @property
@@ -124,6 +124,7 @@ def batchnorm_statistics(measured: Mapping[str, Any], *, pairs: bool = False) ->
 
 STAND_INS = {
     "model.py": "a user's model",
+    "loss.py": "a user's loss",
     "data.py": "a user's data",
     "data.npz": "a user's data",
 }

@@ -222,7 +222,8 @@ def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:
     }
     hint = (
         "put the old one back, or name what to use on the command line: the run, --init, --model, "
-        "--model-arg, --dataset, --dataset-arg, --to, --directions or --warm-start"
+        "--model-arg, --dataset, --dataset-arg, --loss, --loss-arg, --to, --directions or "
+        "--warm-start"
     )
     refuse_other(found, plan.files, used, "the {name} that the manifest records", hint)
 

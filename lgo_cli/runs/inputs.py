@@ -32,19 +32,14 @@ def differing(inputs: Mapping[str, InputRef], wanted: Mapping[str, str]) -> list
     ]
 
 
-def not_given(named: Mapping[str, str], role: str, given: Mapping[str, object]) -> dict[str, str]:
+def not_given(named: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str]:
     """Digests of the files that a run's arguments name, but of those that are said anew.
 
     Args:
         named: The recorded SHA-256 by name, such as `model_arg/weights`.
-        role: `model_arg` or `dataset_arg`.
         given: Arguments that the command line says itself.
     """
-    return {
-        name: digest
-        for name, digest in named.items()
-        if role_of(name) == role and name.split("/")[1] not in given
-    }
+    return {name: digest for name, digest in named.items() if name.split("/")[1] not in given}
 
 
 def refuse_other(

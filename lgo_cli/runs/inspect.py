@@ -108,9 +108,9 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
     if name != "model.pth":
         return f"of {name}, not of the final model.pth"
     for name in OBJECTIVE_FIELDS:
-        if asked.config[name] != run.config[name]:
+        if asked.config.get(name) != run.config.get(name):  # an earlier lgo had not all of them
             return f"with another --{name.replace('_', '-')} than {run.command}"
-    roles = ("model.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
+    roles = ("model.py", "loss.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
     names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
     for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
         if asked.inputs.get(name) != run.inputs.get(name):

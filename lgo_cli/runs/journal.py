@@ -174,7 +174,7 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
         request: Of the step: which code and arguments the model comes from.
     """
     objective, batchnorm = evaluator.objective, evaluator.batchnorm
-    model = objective.model
+    model, loss = objective.model, objective.loss_function
     parts = {
         "evaluator": evaluators.VERSION,
         "algorithm_version": request.algorithm_version,
@@ -186,7 +186,7 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
         "buffers": [_digest(buffer) for buffer in model.buffers()],
         "directions": _digest(evaluator.directions),
         "samples": [_digest(evaluator.samples.inputs), _digest(evaluator.samples.labels)],
-        "loss": [objective.loss_function.name, objective.loss_function.label_smoothing],
+        "loss": [loss.name, loss.label_smoothing, request.config["loss_arg"]],
         "batchnorm": None if batchnorm is None else [batchnorm.policy, batchnorm.num_samples],
         "ends": [] if batchnorm is None else [_digest(tensor) for tensor in batchnorm.ends],
         **_arithmetic(objective),

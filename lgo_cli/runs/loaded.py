@@ -21,7 +21,7 @@ from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import build_model
 from lgo_cli.modes import own_defaults, own_modes, use_true_float32
 from lgo_cli.objective import Objective
-from lgo_cli.outputs import model_failures
+from lgo_cli.outputs import first_outputs, model_failures
 from lgo_cli.results import Measured, counted
 from lgo_cli.samples import Samples, check_outputs, refuse_unknown
 from lgo_cli.vectors import ParameterLayout, flatten
@@ -41,12 +41,14 @@ class Loaded:
     Attributes:
         model: On the device, in train mode.
         dataset: On the CPU, the training split cut to `train_samples`.
+        loss_function: Of a sample.
         device: Where to compute.
         warnings: What is worth saying about the inputs.
     """
 
     model: nn.Module
     dataset: Dataset
+    loss_function: LossFunction
     device: torch.device
     warnings: list[str]
 
@@ -95,12 +97,13 @@ def load(plan: Plan, device: str) -> Loaded:
             model.load_state_dict(state)
     if isinstance(config, AnalysisConfig):
         warnings += probe_warnings(dataset, config.analysis_samples)
-    loss = LossFunction(config.loss or "cross_entropy", config.label_smoothing or 0.0)
+    smoothing = config.label_smoothing or 0.0
+    loss = LossFunction.named(str(config.loss), config.loss_arg, smoothing)
     for split, labels in (("y_train", dataset.y_train), ("y_test", dataset.y_test)):
         loss.check(labels, f"{config.dataset}: {split}")
-    loaded = Loaded(model.to(target), dataset, target, warnings)
+    loaded = Loaded(model.to(target), dataset, loss, target, warnings)
     if parse_factory(str(config.model)):
-        warnings += output_warnings(loaded, loss.name)
+        warnings += output_warnings(loaded)
     return loaded
 
 
@@ -108,12 +111,16 @@ ROUNDED_SUM = 1e-3
 """How far probabilities may be from summing to one, half precision inside a model included."""
 
 
-def output_warnings(loaded: Loaded, loss: str) -> list[str]:
-    """What to say of a model with more outputs than the data have classes, or of a softmax's."""
+def output_warnings(loaded: Loaded) -> list[str]:
+    """What to say of a model with more outputs than the data have classes, or probabilities."""
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
         loaded.model.eval()
-        outputs = check_outputs(loaded.model, loaded.samples("train", 2))
+        outputs = check_outputs(loaded.model, loaded.samples("train", 2), loaded.loss_function)
+        if loaded.loss_function.name == "binary_cross_entropy":  # a few may happen to look so
+            outputs = first_outputs(loaded.model, loaded.samples("train", 64).inputs)
         loaded.model.train()
+    if loaded.loss_function.function is not None:
+        return []  # what its outputs are to be it says itself
     num_outputs, num_classes = outputs.shape[-1], loaded.dataset.num_classes
     refuse_unknown(loaded.dataset.y_test, num_outputs)
     warnings = []
@@ -123,11 +130,17 @@ def output_warnings(loaded: Loaded, loss: str) -> list[str]:
             "the others are in the loss too; its factory may take "
             f"--model-arg num_classes={num_classes}"
         )
+    loss, positive = loaded.loss_function.name, bool((outputs >= 0).all())
     sums_to_one = bool(((outputs.double().sum(dim=-1) - 1).abs() < ROUNDED_SUM).all())
-    if loss == "cross_entropy" and sums_to_one and bool((outputs >= 0).all()):
+    if loss == "cross_entropy" and positive and sums_to_one:
         warnings.append(
             "the model puts out probabilities (none is negative, they sum to one), which "
             "cross_entropy takes for logits: leave out the softmax at its end"
+        )
+    if loss == "binary_cross_entropy" and positive and bool((outputs <= 1).all()):
+        warnings.append(
+            "the model puts out probabilities (all are in [0, 1]), which binary_cross_entropy "
+            "takes for logits: leave out the sigmoid at its end"
         )
     return warnings
 
@@ -204,7 +217,7 @@ def objective(plan: Plan, loaded: Loaded) -> Objective:
     return Objective(
         loaded.model,
         loaded.samples("train", config.analysis_samples),
-        LossFunction(config.loss or "cross_entropy", config.label_smoothing or 0.0),
+        loaded.loss_function,
         micro_batch_size=config.micro_batch_size,
         dtype=torch.float64 if config.dtype == "float64" else torch.float32,
     )

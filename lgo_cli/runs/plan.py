@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lgo_cli.config import (
     DEFAULT_RUN,
@@ -21,12 +21,12 @@ from lgo_cli.config import (
 )
 from lgo_cli.data.registry import DEFAULT_DATA, input_files, resolve_dataset
 from lgo_cli.errors import InputError, UsageError
-from lgo_cli.factories import ARGUMENTS, parse_factory, role_of, source_files
+from lgo_cli.factories import parse_factory, recorded_name, source_files
 from lgo_cli.files import portable_path, sha256_file
+from lgo_cli.loss_names import resolve_loss
 from lgo_cli.manifest import (
     ALGORITHM_VERSIONS,
     InputRef,
-    Manifest,
     Request,
     damaged_outputs,
     fingerprint,
@@ -43,7 +43,7 @@ from lgo_cli.runs.checkpoints import (
 )
 from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.exclusive import refuse_exclusive
-from lgo_cli.runs.inputs import differing, not_given, refuse_other
+from lgo_cli.runs.inherited import inherit
 from lgo_cli.runs.names import optimizer_name, saved_step, writable
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Plan:
         return {name: portable_path(path, self.out) for name, path in self.files.items()}
 
 
-class _Builder:
+class Builder:
     """Collects inputs while names are resolved."""
 
     def __init__(self, execution: Execution) -> None:
@@ -112,10 +112,12 @@ class _Builder:
         self.data_root = execution.data_root or DEFAULT_DATA
 
     def add(self, name: str, path: Path, produced_by: str | None = None) -> None:
+        """Note a file as an input."""
         self.files[name] = path
         self.inputs[name] = InputRef(sha256=sha256_file(path), produced_by=produced_by)
 
     def add_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
+        """Note a checkpoint as an input."""
         self.files[name] = checkpoint.path
         self.inputs[name] = InputRef(sha256=checkpoint.sha256, produced_by=checkpoint.produced_by)
 
@@ -124,17 +126,16 @@ class _Builder:
         self.values[name] = value
         self.recorded[name] = value if recorded is None else recorded
 
-    def name_model(self, model: str, model_arg: dict[str, Any]) -> None:
-        arguments = resolve_model(model, model_arg)
-        self.set("model_arg", arguments)
-        factory = parse_factory(model)
-        if factory is None:
-            self.set("model", model)
-            return
-        for name, path in source_files(factory, "model.py").items():
-            self.add(name, path)
-        self._add_files("model_arg", arguments)
-        self.set("model", model, f"model.py:{factory.name}" if factory.is_file else model)
+    def name_code(self, key: Literal["model", "loss"], named: str, given: dict[str, Any]) -> None:
+        """A model or a loss by its name, with its arguments; one's own is code, and an input."""
+        arguments = {"model": resolve_model, "loss": resolve_loss}[key](named, given)
+        self.set(f"{key}_arg", arguments)
+        factory = parse_factory(named)
+        if factory is not None:
+            for name, path in source_files(factory, f"{key}.py").items():
+                self.add(name, path)
+            self._add_files(f"{key}_arg", arguments)
+        self.set(key, named, recorded_name(named, f"{key}.py"))
 
     def _add_files(self, role: str, arguments: Mapping[str, Any]) -> None:
         """Files that arguments of a factory name: what it makes of them changes with them."""
@@ -145,19 +146,18 @@ class _Builder:
                     self.add(f"{role}/{name}/{index}" if several else f"{role}/{name}", Path(each))
 
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
+        """A data set by its name, with its arguments; its files are inputs."""
         arguments = resolve_dataset(dataset, dataset_arg)
         self.set("dataset_arg", arguments)
         for name, path in input_files(dataset, self.data_root).items():
             self.add(name, path)
-        factory = parse_factory(dataset)
-        if factory is not None:
+        if parse_factory(dataset) is not None:
             self._add_files("dataset_arg", arguments)
-            recorded = f"data.py:{factory.name}" if factory.is_file else dataset
-            self.set("dataset", dataset, recorded)
-        else:
-            self.set("dataset", dataset, "data.npz" if dataset.endswith(".npz") else None)
+        is_array = dataset.endswith(".npz")
+        self.set("dataset", dataset, "data.npz" if is_array else recorded_name(dataset, "data.py"))
 
     def plan(self, config: StepConfig, out: Path, trained: TrainResults | None = None) -> Plan:
+        """What all that makes of a config."""
         request = Request(
             command=config.command,
             algorithm_version=ALGORITHM_VERSIONS[config.command],
@@ -176,8 +176,9 @@ class _Builder:
 
 
 def _plan_training(config: TrainConfig, execution: Execution) -> Plan:
-    builder = _Builder(execution)
-    builder.name_model(config.model, config.model_arg)
+    builder = Builder(execution)
+    builder.name_code("model", config.model, config.model_arg)
+    builder.name_code("loss", config.loss, config.loss_arg)
     builder.name_dataset(config.dataset, config.dataset_arg)
     out = execution.out or DEFAULT_RUN
     if config.init is not None:
@@ -197,9 +198,9 @@ def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Executio
     """Model, data and loss are the run's; what the config says itself overrides."""
     out = execution.out
     checkpoint = find_checkpoint(default_run(config.command, out) if run is None else run)
-    builder = _Builder(execution)
+    builder = Builder(execution)
     builder.add_checkpoint("model.pth", checkpoint)
-    _inherit(builder, config, checkpoint)
+    inherit(builder, config, checkpoint)
     if isinstance(config, InterpConfig):
         _add_target(builder, config, checkpoint)
     out = checkpoint.directory if out is None else out
@@ -224,85 +225,7 @@ def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Executio
     return plan
 
 
-def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) -> None:
-    trained, directory = checkpoint.trained or (None, checkpoint.directory)
-    base = trained.request.config if trained else {}
-    digests = {name: ref.sha256 for name, ref in trained.request.inputs.items()} if trained else {}
-    code = {name: digest for name, digest in digests.items() if role_of(name) == "model.py"}
-    named = {name: digest for name, digest in digests.items() if role_of(name) in ARGUMENTS}
-    others = {**code, **named, "init.pth": ""}  # whose weights the run's own are not any more
-    data = {name: digest for name, digest in digests.items() if name not in others}
-    for name in ("train_samples", "loss", "label_smoothing"):
-        default = TrainConfig.model_fields[name].default
-        given = getattr(config, name)
-        builder.set(name, base.get(name, default) if given is None else given)
-
-    if config.model is not None:
-        builder.name_model(config.model, config.model_arg)
-        changed = differing(builder.inputs, code) if "model.py" in builder.inputs else []
-        if changed:
-            names = ", ".join(name.removeprefix("model.py/") for name in changed)
-            builder.warnings.append(f"the model's code has changed since the run: {names}")
-    elif trained is not None:
-        model = _located(trained, directory, "model", "model.py", builder.execution)
-        builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
-        _check_same(builder, code, "--model")
-        _check_same(builder, not_given(named, "model_arg", config.model_arg), "--model-arg")
-    else:
-        raise UsageError(
-            f"{checkpoint.path} comes with no train.json that says what it is",
-            hint="name its model and data: --model NAME --dataset NAME",
-        )
-
-    if config.dataset is not None:
-        builder.name_dataset(config.dataset, config.dataset_arg)
-    elif trained is not None:
-        if data and builder.execution.data_root is None:
-            located = (directory / trained.locations[next(iter(data))]).parent
-            if located.is_dir():
-                builder.data_root = located
-        if "data.npz" in data:
-            dataset = str(directory / trained.locations["data.npz"])
-        else:
-            dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
-        builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
-        _check_same(builder, data, "--dataset")
-        _check_same(builder, not_given(named, "dataset_arg", config.dataset_arg), "--dataset-arg")
-    else:
-        raise UsageError(
-            f"{checkpoint.path} comes with no train.json that says what data it is for",
-            hint="name its data: --dataset NAME",
-        )
-
-
-def _located(
-    trained: Manifest, directory: Path, key: str, file_name: str, execution: Execution
-) -> str:
-    """Name the run's own model or data set, if it may be used without being named again.
-
-    Code that a manifest names is not run on the manifest's word alone.
-    """
-    recorded = str(trained.request.config[key])
-    factory = parse_factory(recorded)
-    if factory is None:
-        return recorded
-    path = trained.place(file_name, directory)
-    named = f"{path}:{factory.name}" if factory.is_file else recorded
-    if not execution.trust_code:
-        raise UsageError(
-            f"this run's {key} is code, {named}, which runs only if you name it",
-            hint=f"say --{key} {named}, or --trust-code if you know where the run comes from",
-        )
-    return named
-
-
-def _check_same(builder: _Builder, wanted: Mapping[str, str], flag: str) -> None:
-    hint = f"put the old one back, or use it as it is by naming it: {flag}"
-    recorded = "the file that the run was trained with"
-    refuse_other(builder.inputs, builder.files, wanted, recorded, hint)
-
-
-def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:
+def _add_target(builder: Builder, config: InterpConfig, checkpoint: Checkpoint) -> None:
     refuse_exclusive(config)
     if config.direction is not None:
         return
@@ -313,7 +236,7 @@ def _add_target(builder: _Builder, config: InterpConfig, checkpoint: Checkpoint)
 
 
 def _add_ends(
-    builder: _Builder, wanted: Mapping[str, str], checkpoint: Checkpoint, hint: str
+    builder: Builder, wanted: Mapping[str, str], checkpoint: Checkpoint, hint: str
 ) -> None:
     """Other checkpoints, as --to names them by the names of their inputs; `init` is the run's."""
     for name, named in wanted.items():
@@ -325,7 +248,7 @@ def _add_ends(
     builder.set("to", [str(builder.files[name]) for name in wanted], recorded)
 
 
-def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint, out: Path) -> None:
+def _add_plane(builder: Builder, config: ContourConfig, checkpoint: Checkpoint, out: Path) -> None:
     plane = config.kind
     builder.set("plane", plane)
     if plane == "file":
@@ -351,7 +274,7 @@ def _add_plane(builder: _Builder, config: ContourConfig, checkpoint: Checkpoint,
             builder.add_checkpoint(name, own_output(checkpoint, name, hint))
 
 
-def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpoint) -> None:
+def _add_optimizer(builder: Builder, config: HessianConfig, checkpoint: Checkpoint) -> None:
     """Adam's second moments, where the run has saved them with these very weights."""
     trained = checkpoint.training
     optimizer = trained.recipe.optimizer if trained else "unknown"
@@ -375,7 +298,7 @@ def _add_optimizer(builder: _Builder, config: HessianConfig, checkpoint: Checkpo
         builder.add("state.pth", directory / name, manifest.fingerprint)
 
 
-def _add_warm_start(builder: _Builder, config: HessianConfig, out: Path) -> None:
+def _add_warm_start(builder: Builder, config: HessianConfig, out: Path) -> None:
     if config.warm_start is None:
         return
     directory = Path(config.warm_start)

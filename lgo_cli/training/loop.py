@@ -16,10 +16,15 @@ from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.labels import have_places, refuse_misfit
 from lgo_cli.loss import LossFunction
 from lgo_cli.models.building import refuse_sparse_gradients
-from lgo_cli.objective import default_micro_batch_size
 from lgo_cli.outputs import call, first_outputs
 from lgo_cli.progress import SILENT, Progress, Task
-from lgo_cli.samples import Evaluation, Samples, check_outputs, evaluate_model
+from lgo_cli.samples import (
+    Evaluation,
+    Samples,
+    check_outputs,
+    default_micro_batch_size,
+    evaluate_model,
+)
 from lgo_cli.second_derivatives import once_differentiable
 from lgo_cli.seeding import derive_seed, generator, seed_default
 from lgo_cli.training.optimizers import make_optimizer
@@ -103,6 +108,7 @@ class Descent(ABC):
         optimizer: torch.optim.Optimizer,
         *,
         seed: int = 0,
+        loss_function: LossFunction | None = None,
     ) -> None:
         if recipe.augment == "crop-flip" and train.inputs.ndim != 4:
             raise UsageError(
@@ -118,14 +124,14 @@ class Descent(ABC):
         self.train = train
         self.recipe = recipe
         self.seed = seed
-        self.loss_function = LossFunction(recipe.loss, recipe.label_smoothing)
+        self.loss_function = loss_function or LossFunction(recipe.loss, recipe.label_smoothing)
         self.optimizer = optimizer
         self._devices = [train.inputs.device] if train.inputs.is_cuda else []
         with torch.random.fork_rng(devices=self._devices):
             model.eval()  # whose result may be anything, where a model has its own
             refuse_sparse_gradients(model)
             self.loss_function.check(train.labels)
-            check_outputs(model, train)
+            check_outputs(model, train, self.loss_function)
         self.steps_per_epoch = num_batches(len(train), recipe.batch_size)
         self.epoch = 0
         self.step = 0
@@ -143,7 +149,8 @@ class Descent(ABC):
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a mini-batch, of the model in training mode."""
         outputs = call(self.model, inputs, training=True)
-        refuse_misfit(outputs, labels, training=True)
+        if self.loss_function.function is None:
+            refuse_misfit(outputs, labels, training=True)
         return self.loss_function(outputs, labels).mean()
 
     @abstractmethod
@@ -309,6 +316,7 @@ class Training(Descent):
         test: Test samples.
         recipe: Everything that was chosen.
         seed: The user's seed.
+        loss_function: One's own; by default the recipe's.
 
     Raises:
         InputError: if the model cannot take the samples.
@@ -328,10 +336,11 @@ class Training(Descent):
         recipe: Recipe,
         *,
         seed: int = 0,
+        loss_function: LossFunction | None = None,
     ) -> None:
         self.test = test
         optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), recipe)
-        super().__init__(model, train, recipe, optimizer, seed=seed)
+        super().__init__(model, train, recipe, optimizer, seed=seed, loss_function=loss_function)
 
     def _weights(self) -> dict[str, Tensor]:
         return snapshot(self.model)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lgo_cli.errors import UsageError
+from lgo_cli.factories import recorded_name
 from lgo_cli.models.registry import recipe_of
 from lgo_cli.results import Recipe
 
@@ -56,7 +57,7 @@ def resolve_recipe(config: RecipeConfig, published: PublishedRecipe | None = Non
         gamma=published.gamma,
         warmup_epochs=config.warmup_epochs,
         augment=config.augment or augment,
-        loss=config.loss or "cross_entropy",
+        loss=recorded_name(config.loss or "cross_entropy", "loss.py"),
         label_smoothing=config.label_smoothing or 0.0,
     )
 

@@ -65,6 +65,7 @@ class TrainStep(Step):
                 loaded.samples("test"),
                 recipe,
                 seed=config.seed,
+                loss_function=loaded.loss_function,
             )
             if config.save_every is not None and config.save_every > training.total_steps:
                 context.progress.note(
