@@ -73,7 +73,7 @@ def commands(document: Path) -> list[str]:
 
 def test_walkthrough(tmp_path: Path, lgo: Lgo, shell: dict[str, str]) -> None:
     """Plain commands run in this process, which need not import torch each time; pipes for real."""
-    for name in ("custom_model.py", "language_model.py", "walkthrough.md"):
+    for name in ("custom_model.py", "focal_loss.py", "language_model.py", "walkthrough.md"):
         shutil.copy(EXAMPLES / name, tmp_path)
     lines = commands(EXAMPLES / "walkthrough.md")
     assert len(lines) > 15
