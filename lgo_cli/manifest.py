@@ -80,7 +80,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 7, "hessian": 18, "interp": 19, "contour": 18}
+ALGORITHM_VERSIONS = {"train": 7, "hessian": 18, "interp": 20, "contour": 18}
 """Raised when a command's results can change for an equal config, or its config gets other fields:
 an lgo of the same versions reads what it wrote."""
 

@@ -280,6 +280,6 @@ def test_a_config_with_other_fields_is_another_algorithms() -> None:
     assert found == {
         "train": (7, "c2f2da92"),
         "hessian": (18, "79d56274"),
-        "interp": (19, "3a9b2116"),
+        "interp": (20, "3a9b2116"),
         "contour": (18, "f2f6e335"),
     }

@@ -19,14 +19,12 @@ from lgo_cli.landscape.blocks import (
     INPUT,
     PLACE,
     Axis,
-    Segment,
     fix,
     fixed_axis,
     free_axis,
     length_of,
     merge,
     reason_of,
-    resolve,
     split,
     unify,
     unmerge,
@@ -165,7 +163,8 @@ def _expand(given: Arguments, shape: Shape) -> Labels:
 
 def _repeat(given: Arguments, shape: Shape) -> Labels:
     axes = [fixed_axis(1)] * (len(shape) - len(given["self"])) + list(given["self"])
-    return tuple(axis * times for axis, times in zip(axes, given["repeats"], strict=True))
+    copies = map(free_axis, given["repeats"])
+    return tuple(merge(rows, axis) for rows, axis in zip(copies, axes, strict=True))
 
 
 def _slice(given: Arguments, shape: Shape) -> Labels:
@@ -180,9 +179,10 @@ def _slice(given: Arguments, shape: Shape) -> Labels:
 
 
 def _select(given: Arguments, shape: Shape) -> Labels:
-    axes, dim = list(given["self"]), given["dim"]
-    fix(axes[dim], "one of its units is taken")
-    del axes[dim % len(axes)]
+    """Unit `index`, which keeps its place; so do those before it and behind it, as two parts."""
+    axes, dim, index = list(given["self"]), given["dim"], given["index"]
+    axis = axes.pop(dim)
+    split(split(axis, index % length_of(axis))[1], 1)
     return tuple(axes)
 
 
@@ -200,8 +200,8 @@ def _split(given: Arguments, shape: Shape) -> list[Labels]:
 
 
 def _unbind(given: Arguments, shape: Shape) -> list[Labels]:
-    axes, dim = given["self"], given["dim"]
-    return [_select(given, shape)] * length_of(axes[dim])
+    size = length_of(given["self"][given["dim"]])
+    return [_select(given | {"index": index}, shape) for index in range(size)]
 
 
 def _cat(given: Arguments, shape: Shape) -> Labels:
@@ -267,7 +267,7 @@ def _convolution(given: Arguments, shape: Shape) -> Labels:
     elif length_of(inputs) == 1:
         # Depthwise: each input channel is a unit of shape[1] / groups output channels.
         times = shape[1] // groups
-        unify(outputs, tuple(Segment(block, times * size) for block, size in resolve(channels)))
+        unify(outputs, merge(channels, fixed_axis(times)))
     else:
         # The same axis of the weight counts the inputs of every group, each with its own order.
         fix(channels, "a grouped convolution")
@@ -296,6 +296,34 @@ def _group_norm(given: Arguments, shape: Shape) -> Labels:
     if groups not in (1, channels):
         unify(_first(given)[1], _free_axes(channels // groups, groups))
     return _per_channel(given, shape)
+
+
+def _index(given: Arguments, shape: Shape, *, reason: str) -> Labels:
+    """Entries at places of some axes, instead of which, or ahead if they are apart, go theirs."""
+    axes, indices = given["self"], given["indices"]
+    taken = [dim for dim, index in enumerate(indices) if index is not None]
+    for dim in taken:
+        fix(axes[dim], reason)
+        for axis in indices[dim]:
+            fix(axis, PLACE)
+    rest = tuple(axis for dim, axis in enumerate(axes) if dim not in taken)
+    first = taken[0] if taken[-1] - taken[0] < len(taken) else 0
+    places = shape[first : first + len(shape) - len(rest)]
+    return (*rest[:first], *map(fixed_axis, places), *rest[first:])
+
+
+def _roll(given: Arguments, shape: Shape) -> Labels:
+    axes = _first(given)
+    for dim in given["dims"] or range(len(axes)):
+        fix(axes[dim], "its units are rolled")
+    return axes
+
+
+def _complex(given: Arguments, shape: Shape) -> Labels:
+    """A last axis of real and imaginary parts goes, or comes."""
+    axes = _first(given)
+    fix(axes[-1] if len(axes) > len(shape) else (), PLACE)
+    return (*axes, fixed_axis(2))[: len(shape)]
 
 
 def _embedding(given: Arguments, shape: Shape) -> Labels:
@@ -344,6 +372,8 @@ _RULES: dict[str, Rule] = {
         ),
         (_group_norm, "native_group_norm"),
         (_embedding, "embedding"),
+        (_roll, "roll"),
+        (_complex, "view_as_complex view_as_real"),
     )
     for name in names.split()
 }
@@ -358,9 +388,17 @@ def rule_of(node: fx.Node, name: str) -> Rule | None:
     elif rule is None and (match := _LOCAL.fullmatch(name)):
         dims = next(filter(None, match.group("dims", "up", "pad")))
         rule = partial(_local, dims=int(dims))
+    elif name == "index" and not any(_is_a_mask(index) for index in node.args[1]):  # type: ignore[union-attr]
+        # Of a parameter, as a table of relative positions is, they are no hidden units.
+        table = node.args[0].op == "placeholder"  # type: ignore[union-attr]
+        rule = partial(_index, reason=INPUT if table else "its units are picked by an index")
     elif name in ("as_strided", "as_strided_") and _is_the_same_view(node):
         rule = _same
     return rule
+
+
+def _is_a_mask(index: Any) -> bool:
+    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def _is_the_same_view(node: fx.Node) -> bool:
