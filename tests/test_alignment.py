@@ -19,6 +19,7 @@ from small_networks import Merging, make
 from symmetric_networks import (
     CASES,
     IMAGES,
+    BiasedAttention,
     Case,
     CoarseAndFine,
     RandomViews,
@@ -485,6 +486,29 @@ def test_what_cannot_be_permuted_is_named(
     assert result.num_units == sum(groups)
     assert dict(result.not_permuted) == not_permuted
     assert result.distance_after == 0.0
+
+
+class KeptSlopes(BiasedAttention):
+    """Slopes of the heads that are in the state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__("slopes")
+        slopes = self._buffers.pop("slopes")
+        self.register_buffer("slopes", slopes)
+
+
+def test_a_buffer_of_both_networks_holds_the_units_that_it_tells_apart() -> None:
+    """It stands all along a path: one in another order would not be at its end."""
+    model, inputs = perturbed(Case(KeptSlopes, []))
+    a, permuted = snapshot(model), _shuffled(model, inputs)
+    assert not torch.equal(a["slopes"], permuted["slopes"])
+    assert align(model, a, permuted, inputs).distance_after == 0.0
+    b = permuted | {"slopes": a["slopes"]}
+    result = align(model, a, b, inputs)
+    assert torch.equal(result.state["slopes"], a["slopes"])
+    assert result.num_moved > 0
+    for name in ("q.weight", "k.bias", "v.weight", "out.weight"):
+        assert result.not_permuted[name] == "a buffer that is the same in both networks"
 
 
 def test_a_wrong_permutation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,14 @@ def align(
             outputs are not finite.
     """
     both = [tensors_of(model, state) for state in (state_a, state_b)]
-    symmetries = find_symmetries(model, inputs)
+    # Such as the slopes of heads: a path that has them in A's order has not P(B) at its end.
+    still = {
+        name
+        for name, _ in model.named_buffers()
+        if torch.equal(value := both[0][name], both[1][name]) and len(value.flatten()) > 1
+        if bool((value != value.flatten()[0]).any())
+    }
+    symmetries = find_symmetries(model, inputs, still)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights_a, weights_b = (
         {name: tensors[name].double().cpu() for name in trainable} for tensors in both

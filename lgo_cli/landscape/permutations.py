@@ -48,7 +48,7 @@ from lgo_cli.objective import train_alone
 from lgo_cli.outputs import first_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 State = dict[str, Tensor]
 
@@ -197,7 +197,7 @@ def run_as_itself(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tenso
             put_back(tables)
 
 
-def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
+def find_symmetries(model: nn.Module, inputs: Tensor, still: Collection[str] = ()) -> Symmetries:
     """Trace a network and find which of its units may be permuted.
 
     Frozen parameters are no part of a path and stay as they are, and so do the units they touch.
@@ -205,6 +205,7 @@ def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
     Args:
         model: Maps inputs [n, *input_shape] to outputs; left as it was.
         inputs: A few samples, on the model's device.
+        still: Buffers that stay as they are too, but for statistics that batch norm alone reads.
 
     Raises:
         InputError: if the network cannot be traced.
@@ -227,6 +228,8 @@ def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
                 fix(axis, "a buffer that is not in the state_dict")
             elif name not in trainable and name in dict(model.named_parameters()):
                 fix(axis, "frozen weights keep their order")
+            elif name in still and any("batch_norm" not in str(u.target) for u in node.users):
+                fix(axis, "a buffer that is the same in both networks")
     labels = {node: axes[name] for name, node in placeholders.items()}
     labels[nodes[-1]] = tuple(fixed_axis(size, INPUT) for size in inputs[:2].shape)
     _propagate(graph, labels)
