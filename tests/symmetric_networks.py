@@ -211,7 +211,7 @@ class Attention(nn.Module):
 
 
 class FusedAttention(Attention):
-    """One layer for all three, which come first, or last within each head."""
+    """One layer for all three, last within each head, or first and without a bias of the keys."""
 
     def __init__(self, last: bool) -> None:
         super().__init__()
@@ -223,7 +223,9 @@ class FusedAttention(Attention):
         n = len(x)
         if self.last:
             return self.q(x).view(n, 3, 3, 12).transpose(1, 2).chunk(3, dim=-1)
-        q, k, v = self.q(x).reshape(n, 3, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        bias = self.q.bias.clone()
+        bias[12:24].zero_()
+        q, k, v = F.linear(x, self.q.weight, bias).reshape(n, 3, 3, 3, 4).permute(2, 0, 3, 1, 4)
         return q, k, v
 
 

@@ -178,6 +178,12 @@ def _slice(given: Arguments, shape: Shape) -> Labels:
     return tuple(axes)
 
 
+def _slice_scatter(given: Arguments, shape: Shape) -> Labels:
+    """A copy in which a slice is another tensor."""
+    _broadcast(_slice(given, tuple(map(length_of, given["src"]))), given["src"])
+    return tuple(given["self"])
+
+
 def _select(given: Arguments, shape: Shape) -> Labels:
     """Unit `index`, which keeps its place; so do those before it and behind it, as two parts."""
     axes, dim, index = list(given["self"]), given["dim"], given["index"]
@@ -345,7 +351,10 @@ _RULES: dict[str, Rule] = {
             "alias detach lift_fresh lift_fresh_copy contiguous _to_copy "
             "_softmax _log_softmax _safe_softmax",
         ),
-        (_constant, "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full"),
+        (
+            _constant,
+            "zero fill zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full",
+        ),
         (_view, "view _unsafe_view reshape _reshape_copy"),
         (_permute, "permute"),
         (_transpose, "t t_ transpose transpose_"),
@@ -353,6 +362,7 @@ _RULES: dict[str, Rule] = {
         (_expand, "expand"),
         (_repeat, "repeat"),
         (_slice, "slice"),
+        (_slice_scatter, "slice_scatter"),
         (_select, "select"),
         (_split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
         (_unbind, "unbind"),
