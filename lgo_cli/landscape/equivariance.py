@@ -163,8 +163,7 @@ def _expand(given: Arguments, shape: Shape) -> Labels:
 
 def _repeat(given: Arguments, shape: Shape) -> Labels:
     axes = [fixed_axis(1)] * (len(shape) - len(given["self"])) + list(given["self"])
-    copies = map(free_axis, given["repeats"])
-    return tuple(merge(rows, axis) for rows, axis in zip(copies, axes, strict=True))
+    return tuple(map(merge, map(free_axis, given["repeats"]), axes))
 
 
 def _slice(given: Arguments, shape: Shape) -> Labels:
@@ -310,8 +309,7 @@ def _index(given: Arguments, shape: Shape, *, reason: str) -> Labels:
     taken = [dim for dim, index in enumerate(indices) if index is not None]
     for dim in taken:
         fix(axes[dim], reason)
-        for axis in indices[dim]:
-            fix(axis, PLACE)
+        fix(sum(indices[dim], ()), PLACE)
     rest = tuple(axis for dim, axis in enumerate(axes) if dim not in taken)
     first = taken[0] if taken[-1] - taken[0] < len(taken) else 0
     places = shape[first : first + len(shape) - len(rest)]
@@ -398,17 +396,15 @@ def rule_of(node: fx.Node, name: str) -> Rule | None:
     elif rule is None and (match := _LOCAL.fullmatch(name)):
         dims = next(filter(None, match.group("dims", "up", "pad")))
         rule = partial(_local, dims=int(dims))
-    elif name == "index" and not any(_is_a_mask(index) for index in node.args[1]):  # type: ignore[union-attr]
+    elif name == "index" and {torch.bool, torch.uint8}.isdisjoint(
+        source.meta["val"].dtype for source in node.all_input_nodes
+    ):
         # Of a parameter, as a table of relative positions is, they are no hidden units.
         table = node.args[0].op == "placeholder"  # type: ignore[union-attr]
         rule = partial(_index, reason=INPUT if table else "its units are picked by an index")
     elif name in ("as_strided", "as_strided_") and _is_the_same_view(node):
         rule = _same
     return rule
-
-
-def _is_a_mask(index: Any) -> bool:
-    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def _is_the_same_view(node: fx.Node) -> bool:
