@@ -19,9 +19,10 @@ from small_networks import Merging, make
 from symmetric_networks import (
     CASES,
     IMAGES,
+    BiasedAttention,
     Case,
     CoarseAndFine,
-    OuterProduct,
+    RandomViews,
     State,
     perturbed,
     trained_on_digits,
@@ -34,6 +35,7 @@ from lgo_cli.errors import InputError, NumericsError
 from lgo_cli.landscape import equivariance
 from lgo_cli.landscape.alignment import _Matching, align
 from lgo_cli.landscape.assignment import assign
+from lgo_cli.landscape.blocks import Segment, groups_of
 from lgo_cli.landscape.heights import highest
 from lgo_cli.landscape.permutations import UNREACHED, Symmetries, find_symmetries
 from lgo_cli.loss import LossFunction
@@ -96,6 +98,24 @@ def test_a_permuted_copy_is_recovered_exactly(name: str) -> None:
     assert result.output_difference <= FLOAT64
     assert result.output_tolerance == 2.0**-26
     assert result.num_units == sum(CASES[name].groups)
+
+
+def test_random_views_are_symmetries_and_recovered() -> None:
+    num_nested = 0
+    for seed in range(60):
+        model, inputs = perturbed(Case(lambda seed=seed: RandomViews(seed), [], (6,)))  # type: ignore[misc]
+        symmetries = find_symmetries(model, inputs)
+        state, permuted = snapshot(model), _shuffled(model, inputs, seed, symmetries)
+        expected, found = (_outputs(model, values, inputs) for values in (state, permuted))
+        assert (found - expected).abs().max() <= FLOAT64 * expected.abs().max(), seed
+        assert align(model, state, permuted, inputs).distance_after == 0.0, seed
+        axes = itertools.chain.from_iterable(symmetries.axes.values())
+        num_nested += any(
+            groups_of((Segment(segment.block),)) and groups_of(segment.inner)
+            for axis in axes
+            for segment in axis
+        )
+    assert num_nested > 20
 
 
 def test_the_published_start_alone_may_stop_short_of_the_copy() -> None:
@@ -290,11 +310,30 @@ class Cumulative(nn.Module):
         return self.third(torch.relu(self.second(torch.relu(self.first(x)).cumsum(dim=1))))
 
 
-def _heads() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
-    return nn.Sequential(
-        nn.Unflatten(1, (3, 4)), nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 3)
-    )
+class SplitUnits(nn.Module):
+    """Rows of six entries, of units of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 7)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1).unflatten(1, (4, 6)).relu().mean(1))
+
+
+class PickedAndRolled(nn.Module):
+    """Of five units the last but one by its number, of others some by an index, or all rolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 7), nn.Linear(12, 5), nn.Linear(12, 4)
+        self.head = nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.a(x), self.b(x), self.c(x).roll(1, 1).tanh()
+        picked = a[:, torch.tensor([[3], [0]])].sum((1, 2))[:, None]
+        return self.head(torch.cat((b * b[:, -2, None], c), 1)) + picked
 
 
 class PickedUnit(nn.Module):
@@ -387,23 +426,16 @@ def test_scripted_model_is_told_what_to_give() -> None:
                 "second.weight": "cumsum has no rule",
             },
         ),
-        # Which units are a head's is fixed; the stream and the hidden units of its MLP are not.
         (
-            _heads,
-            [8, 6],
-            {
-                "2.self_attn.in_proj_weight": "a view splits its units",
-                "2.self_attn.in_proj_bias": "a view splits its units",
-                "2.self_attn.out_proj.weight": "a view splits its units",
-            },
+            SplitUnits,
+            [],
+            dict.fromkeys(("conv.weight", "conv.bias", "head.weight"), "a view splits its units"),
         ),
         (
-            OuterProduct,
+            PickedAndRolled,
             [3],
-            dict.fromkeys(
-                ("b.weight", "b.bias"),
-                "two axes of hidden units are flattened into one",
-            ),
+            dict.fromkeys(("a.weight", "a.bias"), "its units are picked by an index")
+            | dict.fromkeys(("c.weight", "c.bias", "head.weight"), "its units are rolled"),
         ),
         (
             CoarseAndFine,
@@ -447,11 +479,36 @@ def test_scripted_model_is_told_what_to_give() -> None:
 def test_what_cannot_be_permuted_is_named(
     build: Callable[[], nn.Module], groups: list[int], not_permuted: dict[str, str]
 ) -> None:
-    model, inputs = perturbed(Case(build, groups, IMAGES if build is CoarseAndFine else (12,)))
+    model, inputs = perturbed(
+        Case(build, groups, IMAGES if build in (CoarseAndFine, SplitUnits) else (12,))
+    )
     result = align(model, snapshot(model), _shuffled(model, inputs), inputs)
     assert result.num_units == sum(groups)
     assert dict(result.not_permuted) == not_permuted
     assert result.distance_after == 0.0
+
+
+class KeptSlopes(BiasedAttention):
+    """Slopes of the heads that are in the state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__("slopes")
+        slopes = self._buffers.pop("slopes")
+        self.register_buffer("slopes", slopes)
+
+
+def test_a_buffer_of_both_networks_holds_the_units_that_it_tells_apart() -> None:
+    """It stands all along a path: one in another order would not be at its end."""
+    model, inputs = perturbed(Case(KeptSlopes, []))
+    a, permuted = snapshot(model), _shuffled(model, inputs)
+    assert not torch.equal(a["slopes"], permuted["slopes"])
+    assert align(model, a, permuted, inputs).distance_after == 0.0
+    b = permuted | {"slopes": a["slopes"]}
+    result = align(model, a, b, inputs)
+    assert torch.equal(result.state["slopes"], a["slopes"])
+    assert result.num_moved > 0
+    for name in ("q.weight", "k.bias", "v.weight", "out.weight"):
+        assert result.not_permuted[name] == "a buffer that is the same in both networks"
 
 
 def test_a_wrong_permutation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

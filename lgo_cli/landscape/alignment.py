@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lgo_cli.curvature.tracing import ForwardError, strange_forward
 from lgo_cli.errors import NumericsError, dtype_name
 from lgo_cli.landscape.assignment import assign
+from lgo_cli.landscape.blocks import Segment, groups_of
 from lgo_cli.landscape.permutations import (
     UNREACHED,
     State,
@@ -30,8 +31,9 @@ from lgo_cli.results import counted, some
 from lgo_cli.seeding import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from lgo_cli.landscape.blocks import Axis
     from lgo_cli.landscape.permutations import Symmetries
     from lgo_cli.progress import Progress, Task
 
@@ -104,11 +106,18 @@ def align(
         NumericsError: if the permuted network should not compute the same function, or if the
             outputs are not finite.
     """
-    symmetries = find_symmetries(model, inputs)
+    both = [tensors_of(model, state) for state in (state_a, state_b)]
+    # Such as the slopes of heads: a path that has them in A's order has not P(B) at its end.
+    still = {
+        name
+        for name, _ in model.named_buffers()
+        if torch.equal(value := both[0][name], both[1][name]) and len(value.flatten()) > 1
+        if bool((value != value.flatten()[0]).any())
+    }
+    symmetries = find_symmetries(model, inputs, still)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights_a, weights_b = (
-        {name: tensors[name].double().cpu() for name in trainable}
-        for tensors in (tensors_of(model, state_a), tensors_of(model, state_b))
+        {name: tensors[name].double().cpu() for name in trainable} for tensors in both
     )
     identity = [torch.arange(group.size) for group in symmetries.groups]
     with progress.task("alignment", None, "groups of units") as task:
@@ -154,12 +163,31 @@ def align(
 
 
 class _Occurrence(NamedTuple):
-    """A stretch of a parameter's axis that holds a group's units."""
+    """A stretch of a parameter's axis that holds a group's units.
+
+    `around` are the groups in whose units it lies, `beside` these, those within its own units and
+    those on the parameter's other axes, among which may be the same.
+    """
 
     name: str
     dim: int
     start: int
     inner: int
+    around: frozenset[int]
+    beside: frozenset[int]
+
+
+def _stretches(
+    axis: Axis, start: int = 0, around: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, int, int, frozenset[int], set[int]]]:
+    """Of each stretch: its group, start and length of a unit, and groups around and within it."""
+    for segment in axis:
+        own, within = groups_of((Segment(segment.block),)), groups_of(segment.inner)
+        for group in own:
+            yield group, start, segment.unit, around, within
+        for place in range(start, start + segment.length, segment.unit) if within else ():
+            yield from _stretches(segment.inner, place, around | own)
+        start += segment.length
 
 
 class _Matching:
@@ -178,12 +206,13 @@ class _Matching:
         self.b = weights_b
         self.occurrences: list[list[_Occurrence]] = [[] for _ in symmetries.groups]
         for name in weights_a:
-            for dim, parts in enumerate(symmetries.axes[name]):
-                start = 0
-                for group, size, inner in parts:
-                    if group is not None:
-                        self.occurrences[group].append(_Occurrence(name, dim, start, inner))
-                    start += size * inner
+            on = [groups_of(axis) for axis in symmetries.axes[name]]
+            for dim, axis in enumerate(symmetries.axes[name]):
+                others = set[int]().union(*on[:dim], *on[dim + 1 :])
+                for group, start, inner, around, within in _stretches(axis):
+                    beside = around | within | others
+                    found = _Occurrence(name, dim, start, inner, around, beside)
+                    self.occurrences[group].append(found)
         norms = [
             sum(float(value.square().sum()) for value in weights.values()) ** 0.5
             for weights in (weights_a, weights_b)
@@ -205,48 +234,59 @@ class _Matching:
         )
         return float(sum(squares) ** 0.5)
 
-    def gains(self, group: int, order: Order, occurrences: Sequence[_Occurrence]) -> Tensor:
-        """What each place [size] gains by each unit of B [size], the other groups held still."""
+    def gains(
+        self,
+        group: int,
+        order: Order,
+        occurrences: Iterable[_Occurrence],
+        waiting: Iterable[int] = (),
+    ) -> Tensor:
+        """What each place [size] gains by each unit of B [size], the other groups held still.
+
+        Beside groups that are `waiting` to be matched, a unit's entries are compared in ascending
+        order, which is the same whatever the order of those.
+        """
         size = self.symmetries.groups[group].size
         total = torch.zeros(size, size, dtype=torch.float64)
-        for name, dim, start, inner in occurrences:
-            a, b = (
-                value.movedim(dim, 0).narrow(0, start, size * inner).reshape(size, -1)
-                for value in (
-                    self.a[name],
-                    self.symmetries.permute(name, self.b[name], order, skip=dim),
-                )
-            )
-            total.addmm_(a, b.T)
+        for (name, dim), found in itertools.groupby(occurrences, lambda o: (o.name, o.dim)):
+            b = self.symmetries.permute(name, self.b[name], order, held=(dim, group))
+            for occurrence in found:
+                start, length = occurrence.start, size * occurrence.inner
+                units = [
+                    value.movedim(dim, 0).narrow(0, start, length).reshape(size, -1)
+                    for value in (self.a[name], b)
+                ]
+                if occurrence.beside & set(waiting):
+                    units = [value.sort(1)[0] for value in units]
+                total.addmm_(units[0], units[1].T)
         return total
 
     def forward(self) -> Order:
         """Match group after group, each by the weights whose other axes are matched already.
 
         On a network and a permuted copy of it each group is matched on equal terms, and the
-        permutation is found exactly, which a start from the identity does not promise.
+        permutation is found exactly, which a start from the identity does not promise. Where all
+        that are left wait for each other, as heads of attention and the channels within them do,
+        the first is matched by its units' entries in ascending order, around the others first.
         """
         order = [torch.arange(group.size) for group in self.symmetries.groups]
-        waiting = list(range(len(order)))
+        waiting = set(range(len(order)))
         while waiting:
-            ready = {group: self._ready(group, waiting) for group in waiting}
-            # Vectors, such as biases, are always ready, but tell units apart the least.
-            group = max(
-                waiting,
-                key=lambda group: (any(self.a[o.name].ndim > 1 for o in ready[group]), -group),
+            ready, outer = (
+                {
+                    group: [o for o in self.occurrences[group] if not getattr(o, where) & waiting]
+                    for group in waiting
+                }
+                for where in ("beside", "around")
             )
-            order[group] = _best(self.gains(group, order, ready[group]))
+            # Vectors, such as biases, are always ready, but tell units apart the least.
+            telling = {g for g in waiting if any(self.a[o.name].ndim > 1 for o in ready[g])}
+            group = max(waiting, key=lambda g: (g in telling, len(outer[g]) > 0, -g))
+            known = (ready if group in telling else outer)[group]
+            order[group] = _best(self.gains(group, order, known, waiting))
             waiting.remove(group)
             self.task.advance()
         return order
-
-    def _ready(self, group: int, waiting: Sequence[int]) -> list[_Occurrence]:
-        """A group's occurrences in parameters with no group on another axis that is waiting."""
-        return [
-            occurrence
-            for occurrence in self.occurrences[group]
-            if not self._beside(occurrence) & set(waiting)
-        ]
 
     def ascend(self, start: Order, seed: int) -> tuple[Order, list[float]]:
         """Algorithm 1: sweeps over the groups in random order, until nothing changes.
@@ -330,19 +370,8 @@ class _Matching:
         return total
 
     def _neighbours(self, group: int) -> set[int]:
-        """Groups on another axis of a weight that has this one, among which may be the same."""
-        return {
-            other for occurrence in self.occurrences[group] for other in self._beside(occurrence)
-        }
-
-    def _beside(self, occurrence: _Occurrence) -> set[int]:
-        """Groups on the other axes of a parameter, among which may be the same."""
-        return {
-            part.group
-            for dim, parts in enumerate(self.symmetries.axes[occurrence.name])
-            for part in parts
-            if dim != occurrence.dim and part.group is not None
-        }
+        """Groups beside this one in some weight, among which may be the same."""
+        return set[int]().union(*(occurrence.beside for occurrence in self.occurrences[group]))
 
 
 def _best(gains: Tensor) -> Tensor:

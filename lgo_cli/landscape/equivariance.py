@@ -19,14 +19,12 @@ from lgo_cli.landscape.blocks import (
     INPUT,
     PLACE,
     Axis,
-    Segment,
     fix,
     fixed_axis,
     free_axis,
     length_of,
     merge,
     reason_of,
-    resolve,
     split,
     unify,
     unmerge,
@@ -165,7 +163,7 @@ def _expand(given: Arguments, shape: Shape) -> Labels:
 
 def _repeat(given: Arguments, shape: Shape) -> Labels:
     axes = [fixed_axis(1)] * (len(shape) - len(given["self"])) + list(given["self"])
-    return tuple(axis * times for axis, times in zip(axes, given["repeats"], strict=True))
+    return tuple(map(merge, map(free_axis, given["repeats"]), axes))
 
 
 def _slice(given: Arguments, shape: Shape) -> Labels:
@@ -179,10 +177,17 @@ def _slice(given: Arguments, shape: Shape) -> Labels:
     return tuple(axes)
 
 
+def _slice_scatter(given: Arguments, shape: Shape) -> Labels:
+    """A copy in which a slice is another tensor."""
+    _broadcast(_slice(given, tuple(map(length_of, given["src"]))), given["src"])
+    return tuple(given["self"])
+
+
 def _select(given: Arguments, shape: Shape) -> Labels:
-    axes, dim = list(given["self"]), given["dim"]
-    fix(axes[dim], "one of its units is taken")
-    del axes[dim % len(axes)]
+    """Unit `index`, which keeps its place; so do those before it and behind it, as two parts."""
+    axes, dim, index = list(given["self"]), given["dim"], given["index"]
+    axis = axes.pop(dim)
+    split(split(axis, index % length_of(axis))[1], 1)
     return tuple(axes)
 
 
@@ -200,8 +205,8 @@ def _split(given: Arguments, shape: Shape) -> list[Labels]:
 
 
 def _unbind(given: Arguments, shape: Shape) -> list[Labels]:
-    axes, dim = given["self"], given["dim"]
-    return [_select(given, shape)] * length_of(axes[dim])
+    size = length_of(given["self"][given["dim"]])
+    return [_select(given | {"index": index}, shape) for index in range(size)]
 
 
 def _cat(given: Arguments, shape: Shape) -> Labels:
@@ -267,7 +272,7 @@ def _convolution(given: Arguments, shape: Shape) -> Labels:
     elif length_of(inputs) == 1:
         # Depthwise: each input channel is a unit of shape[1] / groups output channels.
         times = shape[1] // groups
-        unify(outputs, tuple(Segment(block, times * size) for block, size in resolve(channels)))
+        unify(outputs, merge(channels, fixed_axis(times)))
     else:
         # The same axis of the weight counts the inputs of every group, each with its own order.
         fix(channels, "a grouped convolution")
@@ -298,6 +303,33 @@ def _group_norm(given: Arguments, shape: Shape) -> Labels:
     return _per_channel(given, shape)
 
 
+def _index(given: Arguments, shape: Shape, *, reason: str) -> Labels:
+    """Entries at places of some axes, instead of which, or ahead if they are apart, go theirs."""
+    axes, indices = given["self"], given["indices"]
+    taken = [dim for dim, index in enumerate(indices) if index is not None]
+    for dim in taken:
+        fix(axes[dim], reason)
+        fix(sum(indices[dim], ()), PLACE)
+    rest = tuple(axis for dim, axis in enumerate(axes) if dim not in taken)
+    first = taken[0] if taken[-1] - taken[0] < len(taken) else 0
+    places = shape[first : first + len(shape) - len(rest)]
+    return (*rest[:first], *map(fixed_axis, places), *rest[first:])
+
+
+def _roll(given: Arguments, shape: Shape) -> Labels:
+    axes = _first(given)
+    for dim in given["dims"] or range(len(axes)):
+        fix(axes[dim], "its units are rolled")
+    return axes
+
+
+def _complex(given: Arguments, shape: Shape) -> Labels:
+    """A last axis of real and imaginary parts goes, or comes."""
+    axes = _first(given)
+    fix(axes[-1] if len(axes) > len(shape) else (), PLACE)
+    return (*axes, fixed_axis(2))[: len(shape)]
+
+
 def _embedding(given: Arguments, shape: Shape) -> Labels:
     rows, columns = given["weight"]
     fix(rows, INPUT)
@@ -317,7 +349,10 @@ _RULES: dict[str, Rule] = {
             "alias detach lift_fresh lift_fresh_copy contiguous _to_copy "
             "_softmax _log_softmax _safe_softmax",
         ),
-        (_constant, "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full"),
+        (
+            _constant,
+            "zero fill zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full",
+        ),
         (_view, "view _unsafe_view reshape _reshape_copy"),
         (_permute, "permute"),
         (_transpose, "t t_ transpose transpose_"),
@@ -325,6 +360,7 @@ _RULES: dict[str, Rule] = {
         (_expand, "expand"),
         (_repeat, "repeat"),
         (_slice, "slice"),
+        (_slice_scatter, "slice_scatter"),
         (_select, "select"),
         (_split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
         (_unbind, "unbind"),
@@ -344,6 +380,8 @@ _RULES: dict[str, Rule] = {
         ),
         (_group_norm, "native_group_norm"),
         (_embedding, "embedding"),
+        (_roll, "roll"),
+        (_complex, "view_as_complex view_as_real"),
     )
     for name in names.split()
 }
@@ -358,6 +396,12 @@ def rule_of(node: fx.Node, name: str) -> Rule | None:
     elif rule is None and (match := _LOCAL.fullmatch(name)):
         dims = next(filter(None, match.group("dims", "up", "pad")))
         rule = partial(_local, dims=int(dims))
+    elif name == "index" and {torch.bool, torch.uint8}.isdisjoint(
+        source.meta["val"].dtype for source in node.all_input_nodes
+    ):
+        # Of a parameter, as a table of relative positions is, they are no hidden units.
+        table = node.args[0].op == "placeholder"  # type: ignore[union-attr]
+        rule = partial(_index, reason=INPUT if table else "its units are picked by an index")
     elif name in ("as_strided", "as_strided_") and _is_the_same_view(node):
         rule = _same
     return rule

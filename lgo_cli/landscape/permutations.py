@@ -13,7 +13,7 @@ import operator
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,9 +33,11 @@ from lgo_cli.landscape.blocks import (
     PLACE,
     Axis,
     Block,
+    blocks_of,
     fix,
     fixed_axis,
     free_axis,
+    groups_of,
     is_fixed,
     length_of,
     resolve,
@@ -46,23 +48,12 @@ from lgo_cli.objective import train_alone
 from lgo_cli.outputs import first_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 State = dict[str, Tensor]
 
 UNREACHED = "the two traced samples' outputs do not depend on it"
 """Why a parameter is fixed that nothing reads, or only what other samples are routed to."""
-
-
-class Part(NamedTuple):
-    """A stretch of a parameter's axis: `size` units of `inner` consecutive entries each.
-
-    `group` is an index into `Symmetries.groups`, or `None` where the units keep their places.
-    """
-
-    group: int | None
-    size: int
-    inner: int
 
 
 @dataclass(frozen=True)
@@ -86,36 +77,35 @@ class Symmetries:
 
     Attributes:
         groups: Units that may be permuted, in the order of the parameters.
-        axes: For each parameter and buffer, by its first name, the parts of each axis.
+        axes: For each parameter and buffer, by its first name, the blocks of each axis.
         names: For each entry of the state_dict, the first name of its tensor; tied ones share it.
         output_parameters: Those with an axis that is an axis of the outputs.
         not_permuted: Parameters with a hidden axis that had to be fixed, and why.
     """
 
     groups: tuple[Group, ...]
-    axes: Mapping[str, tuple[tuple[Part, ...], ...]]
+    axes: Mapping[str, tuple[Axis, ...]]
     names: Mapping[str, str]
     output_parameters: frozenset[str]
     not_permuted: Mapping[str, str]
 
-    def permute(self, name: str, tensor: Tensor, order: list[Tensor], skip: int = -1) -> Tensor:
-        """Permute a parameter or buffer along all of its axes but one.
+    def permute(
+        self, name: str, tensor: Tensor, order: list[Tensor], held: tuple[int, int] = (-1, -1)
+    ) -> Tensor:
+        """Permute a parameter or buffer along all of its axes.
 
         Args:
             name: Its first name.
             tensor: Its values.
             order: For each group, which old unit [size] each place is given.
-            skip: The axis to leave alone.
+            held: An axis, and a group that is left alone there.
         """
-        for dim, parts in enumerate(self.axes[name]):
-            if dim == skip or all(part.group is None for part in parts):
-                continue
-            index, start = [], 0
-            for group, size, inner in parts:
-                units = torch.arange(size) if group is None else order[group]
-                index.append((start + units[:, None] * inner + torch.arange(inner)).flatten())
-                start += size * inner
-            tensor = tensor.index_select(dim, torch.cat(index).to(tensor.device))
+        for dim, axis in enumerate(self.axes[name]):
+            here = list(order)
+            if dim == held[0]:
+                here[held[1]] = torch.arange(self.groups[held[1]].size)
+            if groups_of(axis) - ({held[1]} if dim == held[0] else set()):
+                tensor = tensor.index_select(dim, _places(axis, here).to(tensor.device))
         return tensor
 
     def permute_state(self, state: Mapping[str, Tensor], order: list[Tensor]) -> State:
@@ -124,6 +114,18 @@ class Symmetries:
             key: self.permute(self.names[key], value, order).clone() if key in self.names else value
             for key, value in state.items()
         }
+
+
+def _places(axis: Axis, order: list[Tensor]) -> Tensor:
+    """Which old entry [length] each place on an axis is given."""
+    index, start = [], 0
+    for segment in axis:
+        group, size = segment.block.group, segment.block.size
+        units = torch.arange(size) if group is None else order[group]
+        entries = _places(segment.inner, order) if segment.inner else torch.zeros(1).long()
+        index.append((start + units[:, None] * segment.unit + entries).flatten())
+        start += segment.length
+    return torch.cat(index)
 
 
 @contextmanager
@@ -195,7 +197,7 @@ def run_as_itself(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tenso
             put_back(tables)
 
 
-def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
+def find_symmetries(model: nn.Module, inputs: Tensor, still: Collection[str] = ()) -> Symmetries:
     """Trace a network and find which of its units may be permuted.
 
     Frozen parameters are no part of a path and stay as they are, and so do the units they touch.
@@ -203,6 +205,7 @@ def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
     Args:
         model: Maps inputs [n, *input_shape] to outputs; left as it was.
         inputs: A few samples, on the model's device.
+        still: Buffers that stay as they are too, but for statistics that batch norm alone reads.
 
     Raises:
         InputError: if the network cannot be traced.
@@ -225,6 +228,8 @@ def find_symmetries(model: nn.Module, inputs: Tensor) -> Symmetries:
                 fix(axis, "a buffer that is not in the state_dict")
             elif name not in trainable and name in dict(model.named_parameters()):
                 fix(axis, "frozen weights keep their order")
+            elif name in still and any("batch_norm" not in str(u.target) for u in node.users):
+                fix(axis, "a buffer that is the same in both networks")
     labels = {node: axes[name] for name, node in placeholders.items()}
     labels[nodes[-1]] = tuple(fixed_axis(size, INPUT) for size in inputs[:2].shape)
     _propagate(graph, labels)
@@ -380,10 +385,9 @@ def _collect(
     producers: dict[Block, str] = {}
     not_permuted: dict[str, str] = {}
     outputs = set()
-    resolved = {name: tuple(resolve(axis) for axis in parts) for name, parts in axes.items()}
-    for name, parts in resolved.items():
+    for name, parts in axes.items():
         for dim, axis in enumerate(parts):
-            for block, _ in axis:
+            for block in blocks_of(axis):
                 if block.fixed is None and block.size > 1 and name in trainable:
                     members.setdefault(block, {})[name] = None
                     if dim == 0:
@@ -392,19 +396,14 @@ def _collect(
                     outputs.add(name)
                 elif block.size > 1 and block.fixed not in {None, *NATURAL} and name in trainable:
                     not_permuted.setdefault(name, str(block.fixed))
-    numbers = {block: index for index, block in enumerate(members)}
+    for number, block in enumerate(members):
+        block.group = number
     return Symmetries(
         groups=tuple(
             Group(producers.get(block, next(iter(using))), block.size, tuple(using))
             for block, using in members.items()
         ),
-        axes={
-            name: tuple(
-                tuple(Part(numbers.get(block), block.size, inner) for block, inner in axis)
-                for axis in parts
-            )
-            for name, parts in resolved.items()
-        },
+        axes={name: tuple(map(resolve, parts)) for name, parts in axes.items()},
         names=names,
         output_parameters=frozenset(outputs),
         not_permuted=not_permuted,
