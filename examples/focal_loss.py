@@ -13,6 +13,6 @@ import torch.nn.functional as F
 
 
 def focal(outputs: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """Cross entropy times (1 - p)^gamma, of logits [n, classes] and labels [n] (Lin et al. 2017)."""
+    """Cross entropy times (1 - p)^gamma, of logits [n, classes], labels [n] (Lin et al. 2017)."""
     log_p = F.log_softmax(outputs, dim=1).gather(1, labels[:, None])[:, 0]
     return -((1 - log_p.exp()) ** gamma) * log_p
