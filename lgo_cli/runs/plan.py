@@ -244,7 +244,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
             names = ", ".join(name.removeprefix("model.py/") for name in changed)
             builder.warnings.append(f"the model's code has changed since the run: {names}")
     elif trained is not None:
-        model = _located(trained, directory, "model", "model.py", builder.execution)
+        model = _located(trained, directory, "model", builder.execution)
         builder.name_model(model, {**base["model_arg"], **config.model_arg})  # type: ignore[dict-item]
         _check_same(builder, code, "--model")
         _check_same(builder, not_given(named, "model_arg", config.model_arg), "--model-arg")
@@ -258,13 +258,13 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
         builder.name_dataset(config.dataset, config.dataset_arg)
     elif trained is not None:
         if data and builder.execution.data_root is None:
-            located = (directory / trained.locations[next(iter(data))]).parent
+            located = Path(str(trained.place(next(iter(data)), directory))).parent
             if located.is_dir():
                 builder.data_root = located
         if "data.npz" in data:
-            dataset = str(directory / trained.locations["data.npz"])
+            dataset = str(trained.place("data.npz", directory))
         else:
-            dataset = _located(trained, directory, "dataset", "data.py", builder.execution)
+            dataset = _located(trained, directory, "dataset", builder.execution)
         builder.name_dataset(dataset, {**base["dataset_arg"], **config.dataset_arg})  # type: ignore[dict-item]
         _check_same(builder, data, "--dataset")
         _check_same(builder, not_given(named, "dataset_arg", config.dataset_arg), "--dataset-arg")
@@ -275,9 +275,7 @@ def _inherit(builder: _Builder, config: AnalysisConfig, checkpoint: Checkpoint) 
         )
 
 
-def _located(
-    trained: Manifest, directory: Path, key: str, file_name: str, execution: Execution
-) -> str:
+def _located(trained: Manifest, directory: Path, key: str, execution: Execution) -> str:
     """Name the run's own model or data set, if it may be used without being named again.
 
     Code that a manifest names is not run on the manifest's word alone.
@@ -286,7 +284,7 @@ def _located(
     factory = parse_factory(recorded)
     if factory is None:
         return recorded
-    path = trained.place(file_name, directory)
+    path = trained.place(factory.source, directory)
     named = f"{path}:{factory.name}" if factory.is_file else recorded
     if not execution.trust_code:
         raise UsageError(
