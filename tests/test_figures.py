@@ -69,7 +69,8 @@ def _surface(
         markers=[],
         trajectory=None,
     )
-    return {"x": x, "y": y, "loss": loss}, {**results, **more}
+    arrays = {"x": x, "y": y, "loss": loss, "measured": np.ones(loss.shape, bool)}
+    return arrays, {**results, **more}
 
 
 def _bowl(nx: int = 21, ny: int = 15) -> Any:

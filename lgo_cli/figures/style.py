@@ -252,10 +252,16 @@ def _cut(name: str, head: int, longest: int) -> str:
     return name if len(name) <= longest else f"{name[:head]}…{name[len(name) - tail :]}"
 
 
-def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
-    """Name and unit of the loss."""
+def loss_label(
+    results: Mapping[str, Any],
+    word: str = "mean loss",
+    *,
+    logarithmic: bool = False,
+    space: str = " ",
+) -> str:
+    """Name and unit of the loss, and whether its axis is logarithmic, `space` before that."""
     name = results["measured"]["loss"] if "measured" in results else results["recipe"]["loss"]
-    return f"{word} ({LOSS_UNITS[name]})"
+    return f"{word} ({LOSS_UNITS[name]})" + (f",{space}logarithmic" if logarithmic else "")
 
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:

@@ -281,7 +281,8 @@ def _preview(work: Work) -> Preview:
     }
 
     def show(loss: np.ndarray, measured: np.ndarray) -> None:
-        arrays = {"x": np.array(work.x), "y": np.array(work.y), "loss": _nearest(loss, measured)}
+        arrays = {"x": np.array(work.x), "y": np.array(work.y), "measured": measured}
+        arrays["loss"] = _nearest(loss, measured)
         found = {**results, "num_measured": int(measured.sum())}
         figure = draw_contour(arrays, found, FigureConfig().inches)
         with atomic_write(work.context.plan.out / BOOKKEEPING / PREVIEW) as handle:
