@@ -223,7 +223,7 @@ DRAWINGS: dict[str, Any] = {
 
 def _bytes(figure: Figure, format: str) -> bytes:
     handle = io.BytesIO()
-    save_figure(figure, handle, format)
+    save_figure(figure, handle, format, 300)
     return handle.getvalue()
 
 

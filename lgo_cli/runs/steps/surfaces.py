@@ -286,7 +286,7 @@ def _preview(work: Work) -> Preview:
         found = {**results, "num_measured": int(measured.sum())}
         figure = draw_contour(arrays, found, FigureConfig().inches)
         with atomic_write(work.context.plan.out / BOOKKEEPING / PREVIEW) as handle:
-            save_figure(figure, handle, "png")
+            save_figure(figure, handle, "png", FigureConfig().dpi)
 
     return show
 
