@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lgo_cli.config import Range
+    from lgo_cli.landscape.adaptive import Preview
     from lgo_cli.landscape.evaluator import Evaluator
-    from lgo_cli.landscape.surface import Preview, Surface
+    from lgo_cli.landscape.surface import Surface
     from lgo_cli.objective import Objective
     from lgo_cli.results import Measured
     from lgo_cli.runs.journal import Journal
