@@ -22,7 +22,7 @@ from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import ARGUMENTS, parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
-from lgo_cli.parsing import parse_config
+from lgo_cli.parsing import flag_of, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -48,7 +48,7 @@ def explicit(ctx: typer.Context, model: type[BaseModel]) -> dict[str, Any]:
 
 def _json_value(name: str, value: Any) -> Any:
     if name in ("model_arg", "dataset_arg"):
-        return parse_arguments(value, "--" + name.replace("_", "-"))
+        return parse_arguments(value, flag_of(name))
     if isinstance(value, Path):
         return str(value)
     return value
@@ -100,7 +100,7 @@ class Options:
         try:
             yield
         except UsageError as error:
-            flags = {f"--{name.replace('_', '-')}" for name in self.values}
+            flags = set(map(flag_of, self.values))
             if flags.isdisjoint(re.findall(r"--[\w-]+", error.message)):
                 raise
             hint = error.hint or f"lgo {command} --help"

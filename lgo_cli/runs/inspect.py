@@ -14,6 +14,7 @@ from lgo_cli.errors import InputError
 from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
+from lgo_cli.parsing import flag_of
 from lgo_cli.runs.claims import failure
 from lgo_cli.runs.names import PAYLOADS, writable
 
@@ -109,7 +110,7 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return f"of {name}, not of the final model.pth"
     for name in OBJECTIVE_FIELDS:
         if asked.config[name] != run.config[name]:
-            return f"with another --{name.replace('_', '-')} than {run.command}"
+            return f"with another {flag_of(name)} than {run.command}"
     roles = ("model.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
     names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
     for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
