@@ -58,7 +58,8 @@ def inspect_run(directory: Path) -> list[StepState]:
     if not directory.is_dir():
         if directory.exists():
             raise InputError(f"{directory} is a file", hint=f"name its run: {directory.parent}")
-        raise InputError(f"no such run directory: {directory}", hint=_made_by(directory))
+        made_by = f"make one: lgo train --out {shlex.quote(str(directory))}"
+        raise InputError(f"no such run directory: {directory}", hint=made_by)
     states = []
     for command in CONFIGS:
         path = directory / f"{command}.json"
@@ -87,10 +88,6 @@ def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
         return ("running in another process",)
     failed = failure(directory, command)
     return (f"failed: {failed[0]}" if failed else "interrupted: run it again",)
-
-
-def _made_by(directory: Path) -> str:
-    return f"make one: lgo train --out {shlex.quote(str(directory))}"
 
 
 def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None:
