@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=BaseModel)
 
 
+def flag_of(field: str) -> str:
+    """What a config's field, or a parameter of a command, is called on the command line."""
+    return f"--{field.replace('_', '-')}"
+
+
 def parse_config(
     cls: type[C], values: Mapping[str, Any], where: str = "", flags: Container[str] = ()
 ) -> C:
@@ -47,8 +52,8 @@ def describe(error: ValidationError, where: str = "", flags: Container[str] = ()
         if not names:
             lines.append(message)
             continue
-        before = "--" if names[0] in flags else where
-        name = names[0].replace("_", "-") if before == "--" else ".".join(names)
+        is_flag = where == "--" or names[0] in flags
+        name = flag_of(names[0]) if is_flag else f"{where}{'.'.join(names)}"
         got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
-        lines.append(f"{before}{name}: {message}{got}")
+        lines.append(f"{name}: {message}{got}")
     return lines

@@ -19,9 +19,7 @@ class Task(Protocol):
 class Progress(Protocol):
     """A listener: the terminal's bar, a log's lines, or nobody."""
 
-    def task(
-        self, description: str, total: int | None, unit: str = "it"
-    ) -> AbstractContextManager[Task]:
+    def task(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Task]:
         """Open a task of `total` units (`None` if unknown)."""
 
     def note(self, text: str) -> None:
@@ -35,7 +33,7 @@ class _SilentTask:
 
 class _Silent:
     @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
         del description, total, unit
         yield _SilentTask()
 

@@ -46,7 +46,7 @@ class Samples:
 
     Raises:
         TypeError: if they are no tensors.
-        ValueError: if there are none, or not labels for each.
+        ValueError: if there are none, or a sample has no label.
     """
 
     inputs: Tensor
@@ -58,6 +58,8 @@ class Samples:
                 raise TypeError(f"samples are tensors, not {a_kind(values)}: torch.as_tensor")
         if not len(self.inputs) == len(self.labels) > 0:
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.labels)} labels")
+        if not self.labels.numel():
+            raise ValueError(f"labels of shape {list(self.labels.shape)}: samples have none")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -178,7 +180,12 @@ def evaluate_outputs(
     totals = torch.zeros(3, dtype=torch.float64, device=samples.labels.device)
     for outputs, labels in calls:
         totals += _loss_totals(outputs, labels, loss_function)
-    return _evaluation_of(totals, len(samples))
+    total, squares, correct = totals.tolist()
+    n = len(samples)
+    mean = total / n
+    variance = max(squares / n - mean * mean, 0.0) if math.isfinite(squares) else math.nan
+    standard_error = math.sqrt(variance / (n - 1)) if n > 1 else math.nan
+    return Evaluation(mean, standard_error, correct / n, n)
 
 
 def _loss_totals(
@@ -194,13 +201,3 @@ def _loss_totals(
     losses = loss_function(outputs.double(), labels)
     correct = loss_function.correct(outputs, labels)
     return torch.stack([losses.sum(), losses.square().sum(), correct.sum()])
-
-
-def _evaluation_of(totals: Tensor, num_samples: int) -> Evaluation:
-    """What `_loss_totals` of all samples amount to; one synchronisation."""
-    total, squares, correct = totals.tolist()
-    n = num_samples
-    mean = total / n
-    variance = max(squares / n - mean * mean, 0.0) if math.isfinite(squares) else math.nan
-    standard_error = math.sqrt(variance / (n - 1)) if n > 1 else math.nan
-    return Evaluation(mean, standard_error, correct / n, n)

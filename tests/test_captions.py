@@ -18,7 +18,7 @@ from lgo_cli.figures.captions import describe
 from lgo_cli.figures.files import save_figure
 from lgo_cli.manifest import read_manifest
 from lgo_cli.parsing import parse_config
-from lgo_cli.results import alike, spelled_out
+from lgo_cli.results import alike, in_thousands, spelled_out
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.names import FIGURES
 
@@ -301,6 +301,11 @@ def test_caption_says_which_loss_a_checkpoints_stem_is_of() -> None:
 )
 def test_numbers_that_stand_together(values: tuple[float, ...], texts: list[str]) -> None:
     assert alike(values) == texts
+
+
+def test_thousands_have_a_comma_that_rounding_makes_too() -> None:
+    texts = [in_thousands(value) for value in (38.52, 999.94, 999.96, -1234.5, 1e10)]
+    assert texts == ["38.52", "999.9", "1,000", "-1,234", "1e+10"]
 
 
 def test_manifest_run_again_draws_the_same_figures(lgo: Lgo, small_run: Path) -> None:

@@ -69,7 +69,8 @@ def _surface(
         markers=[],
         trajectory=None,
     )
-    return {"x": x, "y": y, "loss": loss}, {**results, **more}
+    arrays = {"x": x, "y": y, "loss": loss, "measured": np.ones(loss.shape, bool)}
+    return arrays, {**results, **more}
 
 
 def _bowl(nx: int = 21, ny: int = 15) -> Any:
@@ -222,7 +223,7 @@ DRAWINGS: dict[str, Any] = {
 
 def _bytes(figure: Figure, format: str) -> bytes:
     handle = io.BytesIO()
-    save_figure(figure, handle, format)
+    save_figure(figure, handle, format, 300)
     return handle.getvalue()
 
 

@@ -150,7 +150,7 @@ def _save(kind: str, path: Path) -> None:
         else:
             figure = Figure()
             figure.subplots().plot(np.sin(np.arange(3_000.0) ** 2))
-            save_figure(figure, handle, kind)
+            save_figure(figure, handle, kind, 300)
 
 
 @pytest.mark.parametrize("kind", ["pth", "npz", "png", "pdf", "svg", "swallowed"])

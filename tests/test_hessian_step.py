@@ -74,7 +74,7 @@ def test_what_the_smallest_cost_beside_the_largest(lgo: Lgo, small_run: Path) ->
     for early, is_told in ((spent // 2 - 1, True), (spent - 1, False), (None, False)):
         changed = results.model_copy(update={"num_largest_matvecs": early})
         changed = manifest.model_copy(update={"results": changed})
-        text = "\n".join(summary_lines(changed, small_run))
+        text = "\n".join(summary_lines(changed, small_run, None))
         advice = f"the largest had converged after {early}: --bottom-k 0 ends about there"
         assert (advice in text) == is_told
     lgo("hessian", small_run, *FEW, "--bottom-k", 0)
@@ -271,14 +271,14 @@ def test_a_single_layer_is_the_whole(lgo: Lgo, small_run: Path) -> None:
 def test_rounding_is_said_where_chance_is_below_it(lgo: Lgo, small_run: Path) -> None:
     lgo("hessian", small_run, *FEW, "--per-layer")
     manifest = read_manifest(small_run / "hessian.json")
-    lines = {line.split()[0]: line for line in summary_lines(manifest, small_run)}
+    lines = {line.split()[0]: line for line in summary_lines(manifest, small_run, None)}
     assert all("exact to" in lines[name] for name in ("trace", "linear1", "output"))
     results = manifest.results
     norm = results.frobenius_norm
     assert f"± {norm.standard_error:.2g} (Frobenius)" in lines["norm"]
     below = norm.model_copy(update={"rounding_allowance": norm.standard_error})
     results = results.model_copy(update={"frobenius_norm": below})
-    lines = summary_lines(manifest.model_copy(update={"results": results}), small_run)
+    lines = summary_lines(manifest.model_copy(update={"results": results}), small_run, None)
     assert any(f"exact to {norm.standard_error:.1e} (Frobenius)" in line for line in lines)
 
 

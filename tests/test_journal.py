@@ -22,6 +22,7 @@ from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
 from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.figures.surface import draw_contour
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.batchnorm import BatchNorm
@@ -321,6 +322,31 @@ def test_shares_that_do_not_add_up_are_said(small_run: Path, lgo: Lgo) -> None:
     assert (small_run / "contour.json").exists()
     # The set is complete: another one, in other arithmetic, is none of its shares.
     assert "warning" not in lgo(*line, "0/2", "--dtype", "float64").stderr
+
+
+def test_preview_shows_cells_as_they_are_and_their_nearest_elsewhere(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def drawn(arrays: dict[str, Any], results: dict[str, Any], *size: Any) -> Any:
+        shown.append((arrays, results))
+        return draw_contour(arrays, results, *size)
+
+    monkeypatch.setattr("lgo_cli.figures.surface.draw_contour", drawn)
+    lgo("contour", small_run, "--resolution", "9", "--preview")
+    assert (small_run / ".lgo" / "contour_preview.png").is_file()
+    with np.load(small_run / "contour.npz") as arrays:
+        loss = arrays["loss"]
+    counts = [int(arrays["measured"].sum()) for arrays, _ in shown]
+    assert counts == sorted({*counts})
+    assert 0 < counts[0] < counts[-1] < loss.size
+    for arrays, results in shown:
+        rows, columns = np.nonzero(arrays["measured"])
+        assert results["num_measured"] == len(rows)
+        for i, j in np.ndindex(loss.shape):
+            nearest = ((rows - i) ** 2 + (columns - j) ** 2).argmin()
+            assert arrays["loss"][i, j] == loss[rows[nearest], columns[nearest]]
 
 
 def test_shares_draw_no_preview(small_run: Path, lgo: Lgo) -> None:

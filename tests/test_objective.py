@@ -49,6 +49,12 @@ def test_each_sample_has_its_label(inputs: int, labels: int) -> None:
         Samples(torch.zeros(inputs, 5), torch.zeros(labels, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_sample_has_a_label_at_least(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"labels of shape \[3, 0\]: samples have none"):
+        Samples(torch.zeros(3, 5), torch.zeros(3, 0, dtype=dtype))
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 7, 64, 100, 1000])
 def test_every_sample_weighs_the_same(micro_batch_size: int) -> None:
     model, samples = _network().double().eval(), _samples()

@@ -300,23 +300,22 @@ def test_schedules(schedule: str, expected: list[float]) -> None:
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
-def test_recipe_is_the_models_where_the_user_says_nothing() -> None:
-    published = recipe_of("resnet20")
-    recipe = resolve_recipe(TrainConfig(model="resnet20", dataset="cifar10"), published)
+def test_recipe_is_the_models_where_the_user_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolve_recipe(TrainConfig(model="resnet20", dataset="cifar10"))
     assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 0.1, 0.9)
     assert (recipe.weight_decay, recipe.schedule, recipe.augment) == (1e-4, "step", "crop-flip")
-    other = replace(published, milestones=(0.25,), gamma=0.5)
-    recipe = resolve_recipe(TrainConfig(epochs=4, lr=1.0), other)
-    rates = [learning_rate(recipe, step, 2) for step in range(8)]
-    assert rates == [1.0, 1.0, *[0.5] * 6]
-    assert resolve_recipe(TrainConfig(dataset="digits"), published).augment == "none"
-    adam = resolve_recipe(TrainConfig(optimizer="adam"), published)
+    assert resolve_recipe(TrainConfig(model="resnet20", dataset="digits")).augment == "none"
+    assert resolve_recipe(TrainConfig(model="resnet20", epochs=0)).epochs == 0
+    adam = resolve_recipe(TrainConfig(model="resnet20", optimizer="adam"))
     assert (adam.lr, adam.momentum) == (1e-3, 0.0)
-    sgd = resolve_recipe(
-        TrainConfig(optimizer="sgd"), replace(published, optimizer="adam", momentum=0.0)
+    other = replace(
+        recipe_of("resnet20"), milestones=(0.25,), gamma=0.5, optimizer="adam", momentum=0.0
     )
+    monkeypatch.setattr("lgo_cli.training.recipe.recipe_of", lambda model: other)
+    recipe = resolve_recipe(TrainConfig(epochs=4, lr=1.0))
+    assert [learning_rate(recipe, step, 2) for step in range(8)] == [1.0, 1.0, *[0.5] * 6]
+    sgd = resolve_recipe(TrainConfig(optimizer="sgd"))
     assert (sgd.lr, sgd.momentum) == (0.1, 0.9)
-    assert resolve_recipe(TrainConfig(epochs=0), published).epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -325,7 +324,7 @@ def test_recipe_is_the_models_where_the_user_says_nothing() -> None:
 )  # fmt: skip
 def test_options_that_do_not_go_together(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="momentum"):
-        resolve_recipe(TrainConfig.model_validate(values), recipe_of("mlp"))
+        resolve_recipe(TrainConfig.model_validate(values))
 
 
 def test_crop_and_flip_moves_pixels_and_makes_none() -> None:

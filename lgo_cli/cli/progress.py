@@ -40,7 +40,7 @@ class RichProgress:
         self.console.print(fitted(text, self.console))
 
     @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
         """Show one task until the block ends."""
         if not self.console.is_terminal or self.console.is_dumb_terminal:
             yield _Lines(self.console, description, total, unit)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import inspect
 import json
-import os
 import re
 import shlex
 import tomllib
@@ -23,7 +22,7 @@ from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError, UsageError
 from lgo_cli.factories import ARGUMENTS, parse_factory, role_of
 from lgo_cli.manifest import Manifest, read_manifest
-from lgo_cli.parsing import parse_config
+from lgo_cli.parsing import flag_of, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -52,7 +51,7 @@ def explicit(ctx: typer.Context, model: type[BaseModel]) -> dict[str, Any]:
 
 def _json_value(name: str, value: Any) -> Any:
     if name in ARGUMENTS:
-        return parse_arguments(value, "--" + name.replace("_", "-"))
+        return parse_arguments(value, flag_of(name))
     if isinstance(value, Path):
         return str(value)
     return value
@@ -104,7 +103,7 @@ class Options:
         try:
             yield
         except UsageError as error:
-            flags = {f"--{name.replace('_', '-')}" for name in self.values}
+            flags = set(map(flag_of, self.values))
             if flags.isdisjoint(re.findall(r"--[\w-]+", error.message)):
                 raise
             hint = error.hint or f"lgo {command} --help"
@@ -281,25 +280,24 @@ def _from_manifest(path: Path, cls: type[StepConfig], trusted: Container[str]) -
     values: dict[str, Any] = {**request.config, **manifest.figure.model_dump()}
     for key in CODE:
         values[key] = _named(manifest, path, key, trusted=key in trusted)
+
+    def place(name: str) -> str:
+        return str(manifest.place(name, path.parent))
+
     if "data.npz" in request.inputs:
-        values["dataset"] = _place(manifest, path, "data.npz")
+        values["dataset"] = place("data.npz")
     data = [name for name in request.inputs if name in FILE_NAMES]
     if data:
-        values["data_root"] = str(Path(_place(manifest, path, data[0])).parent)
+        values["data_root"] = str(Path(place(data[0])).parent)
     for key in ("to", "directions"):
         if isinstance(values.get(key), list):
-            values[key] = [
-                "init" if name == "init" else _place(manifest, path, str(name))
-                for name in values[key]
-            ]
+            values[key] = ["init" if name == "init" else place(str(name)) for name in values[key]]
     if values.get("init") is not None:
-        values["init"] = _place(manifest, path, "init.pth")
+        values["init"] = place("init.pth")
     if "warm_start.npz" in request.inputs:
-        values["warm_start"] = str(Path(_place(manifest, path, "warm_start.npz")).parent)
-    named = "model.pth" in request.inputs
-    return Options(
-        values, f"{path}: ", Path(_place(manifest, path, "model.pth")) if named else None
-    )
+        values["warm_start"] = str(Path(place("warm_start.npz")).parent)
+    run = Path(place("model.pth")) if "model.pth" in request.inputs else None
+    return Options(values, f"{path}: ", run)
 
 
 def _recorded_inputs(manifest: Manifest, named: Container[str]) -> dict[str, str]:
@@ -337,17 +335,13 @@ def _named(manifest: Manifest, path: Path, key: str, *, trusted: bool) -> Any:
     if factory is None:
         return recorded
     if factory.is_file:
-        recorded = f"{_place(manifest, path, factory.source)}:{factory.name}"
+        recorded = f"{manifest.place(factory.source, path.parent)}:{factory.name}"
     if not trusted:
         raise UsageError(
-            f"{path} names code, {os.path.normpath(recorded)}, which runs only if you name it",
+            f"{path} names code, {recorded}, which runs only if you name it",
             hint=f"say --{key} yourself, or --trust-code if you know where it comes from",
         )
     return recorded
-
-
-def _place(manifest: Manifest, path: Path, name: str) -> str:
-    return str(path.parent / manifest.locations[name])
 
 
 def options_of_run(file: Path | None) -> dict[str, Options]:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from lgo_cli.manifest import Manifest
 
 
-def summary_lines(manifest: Manifest, directory: Path, columns: int | None = None) -> list[str]:
-    """A step's results as aligned lines, for a terminal of so many columns if there is one.
+def summary_lines(manifest: Manifest, directory: Path, columns: int | None) -> list[str]:
+    """A step's results as aligned lines.
 
     Args:
         manifest: Of the step.
         directory: Where it stands.
-        columns: Of the terminal.
+        columns: Of the terminal; `None` if there is none.
     """
     return laid_out(_summary(manifest, directory), columns)
 

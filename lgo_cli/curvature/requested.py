@@ -89,8 +89,7 @@ class Requested:
 
     def preconditioned(self, network: NetworkOperator[Any]) -> Operator:
         """That curvature. Adam's own decay is a part of the gradient that it preconditions."""
-        if self.setting.preconditioner is None:
-            raise AssertionError("only Adam's runs have a preconditioner")
+        assert self.setting.preconditioner is not None  # `has_preconditioned` says so
         shifted = ShiftedOperator(network, self._coupled_decay)
         return ScaledOperator(shifted, self.setting.preconditioner.double().rsqrt())
 

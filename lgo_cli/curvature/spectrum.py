@@ -192,10 +192,5 @@ class Spectrum:
     @property
     def converged(self) -> bool:
         """Whether every number that has a tolerance is within it."""
-        return not self.unconverged and all(trace.converged for trace in self.traces)
-
-    @property
-    def traces(self) -> list[Trace]:
-        """That of the whole and those of halves, as far as they were asked for."""
-        found = [self.trace, *(half.trace for half in self.halves or ())]
-        return [trace for trace in found if trace is not None]
+        traces = (self.trace, *(half.trace for half in self.halves or ()))
+        return not self.unconverged and all(each is None or each.converged for each in traces)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import pickle
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,53 +48,46 @@ MD5 = {
 """Published digests of the files, as in torchvision/datasets/cifar.py."""
 
 
-def load_cifar10(files: Mapping[str, Path], args: CifarArgs) -> Dataset:
-    """Load CIFAR-10 (Krizhevsky 2009), normalised per channel by its training images.
+def _load(
+    files: Mapping[str, Path],
+    args: CifarArgs,
+    *,
+    name: str,
+    labels: str,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
+    """Load one of the two (Krizhevsky 2009), normalised per channel by its training images.
 
     Args:
-        files: The six batches by name.
+        files: The batches by name.
         args: Whether to compare digests.
+        name: Of the data set.
+        labels: Which labels of a batch to take.
+        num_classes: How many there are.
+        mean: Of each channel, after scaling to [0, 1].
+        std: Likewise.
 
     Raises:
         InputError: if a file is not the published one, or not of that format.
     """
-    md5 = MD5["cifar10"] if args.verify else {}
-    batches = {name: read_batch(path, "labels", md5.get(name)) for name, path in files.items()}
+    md5 = MD5[name] if args.verify else {}
+    batches = {batch: read_batch(path, labels, md5.get(batch)) for batch, path in files.items()}
     test = batches.pop("test_batch")
-    images, labels = zip(*batches.values(), strict=True)
-    return from_pixels(
-        (torch.cat(images), torch.cat(labels)),
-        test,
-        10,
-        max_value=255,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-    )
+    images, of_images = map(torch.cat, zip(*batches.values(), strict=True))
+    return from_pixels((images, of_images), test, num_classes, max_value=255, mean=mean, std=std)
 
 
-def load_cifar100(files: Mapping[str, Path], args: CifarArgs) -> Dataset:
-    """Load CIFAR-100 with its 100 fine labels, normalised per channel by its training images.
+load_cifar10 = partial(
+    _load, name="cifar10", labels="labels", num_classes=10,
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+)  # fmt: skip
 
-    Args:
-        files: The two batches by name.
-        args: Whether to compare digests.
-
-    Raises:
-        InputError: if a file is not the published one, or not of that format.
-    """
-    md5 = MD5["cifar100"] if args.verify else {}
-    train, test = (
-        read_batch(files[name], "fine_labels", md5.get(name))
-        for name in ("train_batch", "test_batch")
-    )
-    return from_pixels(
-        train,
-        test,
-        100,
-        max_value=255,
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-    )
+load_cifar100 = partial(
+    _load, name="cifar100", labels="fine_labels", num_classes=100,
+    mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
+)  # fmt: skip
 
 
 def read_batch(path: Path, labels_key: str, md5: str | None) -> tuple[Tensor, Tensor]:

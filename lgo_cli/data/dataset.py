@@ -18,8 +18,6 @@ from lgo_cli.labels import (
     refuse_unlabelled,
 )
 
-Normalization = dict[str, list[float]]
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -43,7 +41,7 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     num_classes: int
-    normalization: Normalization | None = None
+    normalization: dict[str, list[float]] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

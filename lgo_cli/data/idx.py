@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,35 +41,22 @@ FIRST_TEST_LABELS = {
 }
 
 
-def load_mnist(files: Mapping[str, Path], args: IdxArgs) -> Dataset:
-    """Load MNIST, normalised by the mean and deviation of the pixels of its training images.
-
-    Args:
-        files: The four IDX files by name.
-        args: Size and channels.
-
-    Raises:
-        InputError: if a file is truncated, corrupt or not in IDX format.
-    """
-    return _load(files, args, 0.1307, 0.3081, other="fashion-mnist")
-
-
-def load_fashion_mnist(files: Mapping[str, Path], args: IdxArgs) -> Dataset:
-    """Load Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), normalised as `load_mnist` does.
-
-    Args:
-        files: The four IDX files by name.
-        args: Size and channels.
-
-    Raises:
-        InputError: if a file is truncated, corrupt or not in IDX format.
-    """
-    return _load(files, args, 0.2860, 0.3530, other="mnist")
-
-
 def _load(
-    files: Mapping[str, Path], args: IdxArgs, mean: float, std: float, *, other: str
+    files: Mapping[str, Path], args: IdxArgs, *, mean: float, std: float, other: str
 ) -> Dataset:
+    """Load one of the two, normalised by the mean and deviation of its training images' pixels.
+
+    Args:
+        files: The four IDX files by name.
+        args: Size and channels.
+        mean: Of the pixels, after scaling to [0, 1].
+        std: Likewise.
+        other: The data set of the same file names that it must not be.
+
+    Raises:
+        InputError: if a file is truncated, corrupt or not in IDX format.
+    """
+
     def split(name: str) -> tuple[Tensor, Tensor]:
         path = files[f"{name}-images-idx3-ubyte"]
         images = read_idx(path, num_dims=3)
@@ -95,6 +83,12 @@ def _load(
         x_test=grey.x_test.expand(shape),
         normalization={"mean": [mean] * args.channels, "std": [std] * args.channels},
     )
+
+
+load_mnist = partial(_load, mean=0.1307, std=0.3081, other="fashion-mnist")
+
+load_fashion_mnist = partial(_load, mean=0.2860, std=0.3530, other="mnist")
+"""Of Xiao, Rasul & Vollgraf 2017."""
 
 
 def read_idx(path: Path, num_dims: int) -> Tensor:

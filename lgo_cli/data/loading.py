@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 
     from lgo_cli.data.dataset import Dataset
 
-TORCHVISION_NAMES = {
-    "fashion-mnist": "FashionMNIST",
-    "mnist": "MNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-}
-
 
 def load_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: Path) -> Dataset:
     """Load a data set and check it.
@@ -67,21 +60,22 @@ def load_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: 
 def download_dataset(dataset: str, data_root: Path) -> None:
     """Fetch a data set's files into `data_root` through torchvision, if they are not there.
 
-    Does nothing for a data set that is not downloadable, so that a script may always allow it.
+    Does nothing for a data set that torchvision has not, so that a script may always allow it.
 
     Raises:
         InputError: if they cannot be had from the network.
         MachineError: if the disk is full.
         OutputError: if `data_root` cannot be written.
     """
-    if dataset not in TORCHVISION_NAMES:
+    spec = DATASETS.get(dataset)
+    if spec is None or spec.torchvision is None:
         return
     with contextlib.suppress(InputError):
         input_files(dataset, data_root)
         return
     import torchvision.datasets
 
-    source = getattr(torchvision.datasets, TORCHVISION_NAMES[dataset])
+    source = getattr(torchvision.datasets, spec.torchvision)
     try:
         # What torchvision says is talk, and stdout is for data.
         with contextlib.redirect_stdout(sys.stderr):

@@ -87,7 +87,7 @@ class DatasetSpec:
         args: Accepted arguments with their defaults.
         loader: `module:function`, called with the paths of the files and the arguments.
         layout: Where its files are; `None` if it needs none.
-        downloadable: Whether `--download-data` can fetch it.
+        torchvision: Its class in torchvision, by which `--download-data` fetches it.
     """
 
     name: str
@@ -95,7 +95,7 @@ class DatasetSpec:
     args: type[Strict]
     loader: str
     layout: FileLayout | None = None
-    downloadable: bool = False
+    torchvision: str | None = None
 
 
 def _idx_layout(*folders: str) -> FileLayout:
@@ -128,7 +128,7 @@ DATASETS: dict[str, DatasetSpec] = {
             IdxArgs,
             "lgo_cli.data.idx:load_fashion_mnist",
             _idx_layout("fashion-mnist", "FashionMNIST/raw"),
-            downloadable=True,
+            torchvision="FashionMNIST",
         ),
         DatasetSpec(
             "mnist",
@@ -136,7 +136,7 @@ DATASETS: dict[str, DatasetSpec] = {
             IdxArgs,
             "lgo_cli.data.idx:load_mnist",
             _idx_layout("mnist", "MNIST/raw"),
-            downloadable=True,
+            torchvision="MNIST",
         ),
         DatasetSpec(
             "cifar10",
@@ -150,7 +150,7 @@ DATASETS: dict[str, DatasetSpec] = {
                     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
                 },
             ),
-            downloadable=True,
+            torchvision="CIFAR10",
         ),
         DatasetSpec(
             "cifar100",
@@ -160,7 +160,7 @@ DATASETS: dict[str, DatasetSpec] = {
             FileLayout(
                 ("cifar-100-python", ""), {"train_batch": ("train",), "test_batch": ("test",)}
             ),
-            downloadable=True,
+            torchvision="CIFAR100",
         ),
     )
 }
@@ -232,7 +232,7 @@ def input_files(dataset: str, data_root: Path) -> dict[str, Path]:
 
 def _locate(spec: DatasetSpec, layout: FileLayout, data_root: Path) -> dict[str, Path]:
     hint = "say where it is: --data-root DIR"
-    if spec.downloadable:
+    if spec.torchvision is not None:
         hint += ", or download it: --download-data"
     folders = [data_root / folder for folder in layout.folders]
     for folder in folders:

@@ -65,7 +65,7 @@ def _image(x: Array, y: Array, values: Mapping[str, Array]) -> bytes:
         f"<PointData Scalars={quoteattr(next(iter(values)))}>",
     ]
     for name, array in values.items():
-        lines += [*_data_array(name, array), "</DataArray>"]
+        lines += _data_array(name, array)
     lines += ["</PointData>", "</Piece>", "</ImageData>", "</VTKFile>", ""]
     return "\n".join(lines).encode()
 
@@ -81,4 +81,5 @@ def _data_array(name: str, array: Array) -> list[str]:
         " ".join(texts[start : start + NUMBERS_PER_LINE])
         for start in range(0, len(texts), NUMBERS_PER_LINE)
     ]
-    return [f'<DataArray type="{kind}" Name={quoteattr(name)} format="ascii">', *rows]
+    head = f'<DataArray type="{kind}" Name={quoteattr(name)} format="ascii">'
+    return [head, *rows, "</DataArray>"]

@@ -54,7 +54,7 @@ def draw_bands(
         logarithmic = log_axis_if_wide(axes, low, median, high)
         axes.set_xlim(radius[0], radius[-1])
         axes.set_xlabel("distance from the run, in the plane's units")
-        label = loss_label(results) + (", logarithmic" if logarithmic else "")
+        label = loss_label(results, logarithmic=logarithmic)
         axes.set_ylabel(wrapped(label, figure.get_figheight() - 0.6))
         legend(axes)
         caption(figure, results)

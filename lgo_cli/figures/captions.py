@@ -206,6 +206,8 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
             "Dashed: the same levels of the quadratic model by gradient and Hessian at the run, "
             f"which is off by {error:.3g} % of the loss at most at the measured cells."
         )
+    what = "Error estimate of each filled cell as a share of its loss"
+    what = what if _filled(arrays).any() else "No cell was filled in"
     figures = {
         "contour_2d": flat,
         "contour_3d": [
@@ -213,11 +215,8 @@ def _contour_figures(arrays: Mapping[str, Any], results: Mapping[str, Any]) -> d
             *_stems(results.get("trajectory") or []),
             *apart,
         ],
+        "contour_error": [f"{what}; dots were measured."],
     }
-    if "measured" in arrays:
-        what = "Error estimate of each filled cell as a share of its loss"
-        what = what if _filled(arrays).any() else "No cell was filled in"
-        figures["contour_error"] = [f"{what}; dots were measured."]
     if "test_loss" in arrays:
         test_scale = "logarithmic" if spans_decades(arrays["test_loss"]) else "linear"
         figures["contour_test"] = [

@@ -16,7 +16,7 @@ _METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-def save_figure(figure: Figure, handle: BinaryIO, format: str, dpi: int = 300) -> None:
+def save_figure(figure: Figure, handle: BinaryIO, format: str, dpi: int) -> None:
     """Write a figure without dates and versions.
 
     Args:

@@ -105,7 +105,7 @@ def draw_interpolation(
         _mark_ends([*panels.flat], results)
         if results["barrier"] is not None:
             _mark_barrier(above, arrays, results)
-        above.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
+        above.set_ylabel(loss_label(results, logarithmic=logarithmic, space="\n"))
         if num_panels == 2:
             below.set_ylabel("accuracy\n(fraction)")
             below.set_ylim(-0.03, 1.03)

@@ -15,6 +15,7 @@ from numpy import ndarray as Array
 
 from lgo_cli.figures.labels import Points
 from lgo_cli.figures.style import INK, NARROW, Size, new_figure, number
+from lgo_cli.results import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +105,7 @@ def wrapped(label: str, inches: float) -> str:
 
 def missing_label(num_missing: int) -> str:
     """What a legend calls cells without a finite loss."""
-    return f"not finite ({num_missing:,} cell{'s' if num_missing > 1 else ''})"
+    return f"not finite ({counted(num_missing, 'cell')})"
 
 
 def hatch_missing(axes: Axes, values: Array, handles: list[Any]) -> None:
@@ -123,9 +124,9 @@ def remarks(results: Mapping[str, Any], *, to_scale: bool) -> list[str]:
     return count if to_scale else [*count, "x and y not to one scale"]
 
 
-def draw_cells(axes: Axes, x: Array, y: Array, measured: Array | None, handles: list[Any]) -> None:
-    """Dot the cells that were measured: all, unless a mask [ny, nx] says otherwise."""
-    rows, columns = np.nonzero(np.ones((len(y), len(x)), bool) if measured is None else measured)
+def draw_cells(axes: Axes, x: Array, y: Array, measured: Array, handles: list[Any]) -> None:
+    """Dot the cells that were measured, of a mask [ny, nx]."""
+    rows, columns = np.nonzero(measured)
     handles += axes.plot(
         x[columns], y[rows], ".", color="white", markeredgecolor=INK, markeredgewidth=0.3,
         markersize=2.6, label="measured", clip_on=False, zorder=4,

@@ -59,7 +59,7 @@ class LossScale:
             low, high = low - room, high + room
         else:
             levels = round_levels(low, high, logarithmic=logarithmic, about=NUM_LINES)
-        label = loss_label(results) + (", logarithmic" if logarithmic else "")
+        label = loss_label(results, logarithmic=logarithmic)
         return cls(low, high, logarithmic, levels, tick_names(levels), label)
 
     @property

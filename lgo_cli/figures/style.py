@@ -252,10 +252,20 @@ def _cut(name: str, head: int, longest: int) -> str:
     return name if len(name) <= longest else f"{name[:head]}…{name[len(name) - tail :]}"
 
 
-def loss_label(results: Mapping[str, Any], word: str = "mean loss") -> str:
-    """Name of the loss, and its unit; of one's own loss, which has none that is known, its name."""
+def loss_label(
+    results: Mapping[str, Any],
+    word: str = "mean loss",
+    *,
+    logarithmic: bool = False,
+    space: str = " ",
+) -> str:
+    """Name of the loss, its unit, and whether its axis is logarithmic, `space` before that.
+
+    A loss of one's own has no unit that is known; its name stands there.
+    """
     name = results["measured"]["loss"] if "measured" in results else results["recipe"]["loss"]
-    return f"{word} ({LOSSES.get(name) or name.rpartition(':')[2]})"
+    unit = LOSSES.get(name) or name.rpartition(":")[2]
+    return f"{word} ({unit})" + (f",{space}logarithmic" if logarithmic else "")
 
 
 def caption(figure: Figure, results: Mapping[str, Any], *more: str) -> None:

@@ -63,7 +63,7 @@ def draw_contour(
             lines = _draw_levels(figure, axes, x, y, loss, scale)
             more += _draw_quadratic(axes, x, y, scale, results, handles)
         if show_cells or loss.size <= FEW_CELLS:
-            draw_cells(axes, x, y, arrays.get("measured"), handles)
+            draw_cells(axes, x, y, arrays["measured"], handles)
         points = draw_points(axes, arrays, results, handles)
         legend(figure, handles)
         caption(figure, results, *more)

@@ -64,7 +64,7 @@ def draw_training(
                 final = f"{split}, last {columns[f'{split}_accuracy'][-1]:.4f}"
                 right.plot(epochs, columns[f"{split}_accuracy"], label=final, **kwargs)
         logarithmic = log_axis_if_wide(left, columns["train_loss"], columns["test_loss"])
-        left.set_ylabel(loss_label(results) + (",\nlogarithmic" if logarithmic else ""))
+        left.set_ylabel(loss_label(results, logarithmic=logarithmic, space="\n"))
         if num_panels == 2:
             right.set_ylabel("accuracy (fraction)")
         for axes in panels:

@@ -51,7 +51,7 @@ def border(shape: tuple[int, int], known: Array, finite: Array, distance: Array)
         distance: Of each from the nearest measured cell [m].
     """
     ny, nx = shape
-    cells = _cells(shape)
+    cells = np.stack(np.divmod(np.arange(ny * nx), nx), axis=1)
     padded = np.pad(finite.reshape(shape), 1, mode="edge")
     windows = [padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)]
     differs = (np.any(windows, axis=0) & ~np.all(windows, axis=0)).ravel()
@@ -62,7 +62,3 @@ def border(shape: tuple[int, int], known: Array, finite: Array, distance: Array)
         if not (gaps < distance[cell]).any():
             chosen.append(int(cell))
     return chosen
-
-
-def _cells(shape: tuple[int, int]) -> Array:
-    return np.stack(np.divmod(np.arange(shape[0] * shape[1]), shape[1]), axis=1)

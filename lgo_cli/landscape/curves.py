@@ -19,8 +19,6 @@ from lgo_cli.errors import InputError, UsageError
 from lgo_cli.vectors import dot, norm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from lgo_cli.config import CurveKind
@@ -83,28 +81,19 @@ class Curve(ABC):
             result.add_(point, alpha=c)
         return result
 
-    def arc_length(self, t: Sequence[float]) -> Array:
-        """Euclidean length of the curve from its start to each coordinate.
+    def arc_length(self) -> float:
+        """Euclidean length of the curve.
 
         ∫ ‖dθ/dt‖ by Gauss-Legendre quadrature, the norm from the Gram matrix of the control points
         taken from the start, so that no more than K + 1 vectors are ever formed. Exact to rounding
         for a polygonal chain; a curve that turns back on itself is off by about 1e-6 relative.
-
-        Args:
-            t: Coordinates [n] in [0, 1], in any order.
-
-        Returns:
-            Lengths [n].
         """
-        wanted = np.asarray(t, dtype=np.float64)
-        panels = np.linspace(0, 1, _NUM_PANELS + 1)
-        edges = np.unique(np.concatenate([panels, self.kinks(), wanted]))
+        edges = np.union1d(np.linspace(0, 1, _NUM_PANELS + 1), self.kinks())
         nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
         widths = np.diff(edges)
         inner = edges[:-1, None] + widths[:, None] * (nodes + 1) / 2
         speeds = self._speed(inner.reshape(-1)).reshape(inner.shape)
-        lengths = np.concatenate([[0.0], np.cumsum(widths * (speeds @ weights) / 2)])
-        return lengths[np.searchsorted(edges, wanted)]
+        return float(np.cumsum(widths * (speeds @ weights) / 2)[-1])
 
     def _speed(self, t: Array) -> Array:
         velocity = self.velocity(t)

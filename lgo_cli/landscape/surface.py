@@ -18,12 +18,11 @@ from lgo_cli.results import RecomputedCell
 from lgo_cli.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from lgo_cli.landscape.adaptive import Preview
     from lgo_cli.landscape.evaluator import Evaluator
     from lgo_cli.samples import Evaluation
-
-    Preview = Callable[["Array", "Array"], None]
 
 SMALL_SHARE = 16
 """The few samples of an adaptive surface are the first sixteenth of them."""

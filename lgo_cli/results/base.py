@@ -153,7 +153,8 @@ def with_accuracy(accuracy: float | None) -> str:
 
 def in_thousands(value: float) -> str:
     """A number of four digits, or its whole part if that has more: `38.52`, `38,000`."""
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+    # 999.96 has four digits that say 1,000.
+    return f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lgo_cli.config import RecipeConfig, StepConfig
 from lgo_cli.errors import UsageError
+from lgo_cli.parsing import flag_of
 
 if TYPE_CHECKING:
     from lgo_cli.config import InterpConfig
@@ -42,7 +43,8 @@ def refuse_exclusive(config: InterpConfig) -> None:
     for name, others, hint in _EXCLUSIVE:
         for other in others:
             if name in said and other in said:
-                raise UsageError(f"{_flag(name)} and {_flag(other)} exclude each other", hint=hint)
+                both = f"{flag_of(name)} and {flag_of(other)}"
+                raise UsageError(f"{both} exclude each other", hint=hint)
     if len(config.to) > 1 and not config.matrix:
         raise UsageError(
             f"a path has one other end, and --to was given {len(config.to)} times",
@@ -62,8 +64,4 @@ def refuse_exclusive(config: InterpConfig) -> None:
         )
     for name in said:
         if name in _OF_A_CURVE and config.curve is None:
-            raise UsageError(f"{_flag(name)} is for training a curve", hint="--curve bezier")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag_of(name)} is for training a curve", hint="--curve bezier")

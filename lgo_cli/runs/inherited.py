@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lgo_cli.config import TrainConfig
@@ -13,7 +14,6 @@ from lgo_cli.runs.inputs import differing, not_given, refuse_other
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from lgo_cli.config import AnalysisConfig
     from lgo_cli.manifest import Manifest
@@ -73,7 +73,7 @@ class _Run:
         code = self._digests(role)
         named = getattr(self.config, key)
         if named is None and self.trained is not None:
-            self.builder.name_code(key, self._own(key, role), self._arguments(key))
+            self.builder.name_code(key, self._own(key), self._arguments(key))
             self._check_same(code, f"--{key}")
             self._check_arguments(key)
             return
@@ -92,13 +92,13 @@ class _Run:
             return
         data = self._digests("data.py", "data.npz", *FILE_NAMES)
         if data and builder.execution.data_root is None:
-            located = (self.directory / trained.locations[next(iter(data))]).parent
+            located = Path(str(trained.place(next(iter(data)), self.directory))).parent
             if located.is_dir():
                 builder.data_root = located
         if "data.npz" in data:
-            dataset = str(self.directory / trained.locations["data.npz"])
+            dataset = str(trained.place("data.npz", self.directory))
         else:
-            dataset = self._own("dataset", "data.py")
+            dataset = self._own("dataset")
         builder.name_dataset(dataset, self._arguments("dataset"))
         self._check_same(data, "--dataset")
         self._check_arguments("dataset")
@@ -116,7 +116,7 @@ class _Run:
         """The training's, and over them what is said anew."""
         return {**self._recorded(f"{key}_arg"), **getattr(self.config, f"{key}_arg")}
 
-    def _own(self, key: str, file_name: str) -> str:
+    def _own(self, key: str) -> str:
         """Name the run's own model, data set or loss, if that may be used without being named.
 
         Code that a manifest names is not run on the manifest's word alone.
@@ -126,7 +126,7 @@ class _Run:
         factory = parse_factory(recorded)
         if factory is None:
             return recorded
-        path = self.trained.place(file_name, self.directory)
+        path = self.trained.place(factory.source, self.directory)
         named = f"{path}:{factory.name}" if factory.is_file else recorded
         if not self.builder.execution.trust_code:
             raise UsageError(

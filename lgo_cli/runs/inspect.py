@@ -14,6 +14,7 @@ from lgo_cli.errors import InputError
 from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
+from lgo_cli.parsing import flag_of
 from lgo_cli.runs.claims import failure
 from lgo_cli.runs.names import PAYLOADS, writable
 
@@ -57,7 +58,8 @@ def inspect_run(directory: Path) -> list[StepState]:
     if not directory.is_dir():
         if directory.exists():
             raise InputError(f"{directory} is a file", hint=f"name its run: {directory.parent}")
-        raise InputError(f"no such run directory: {directory}", hint=_made_by(directory))
+        made_by = f"make one: lgo train --out {shlex.quote(str(directory))}"
+        raise InputError(f"no such run directory: {directory}", hint=made_by)
     states = []
     for command in CONFIGS:
         path = directory / f"{command}.json"
@@ -88,10 +90,6 @@ def _unfinished(directory: Path, command: str) -> tuple[str, ...]:
     return (f"failed: {failed[0]}" if failed else "interrupted: run it again",)
 
 
-def _made_by(directory: Path) -> str:
-    return f"make one: lgo train --out {shlex.quote(str(directory))}"
-
-
 def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None:
     """Why a step is not of what the run's first is of: its training, where it has one."""
     first = next((state.manifest for state in states if state.manifest is not None), None)
@@ -109,7 +107,7 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return f"of {name}, not of the final model.pth"
     for name in OBJECTIVE_FIELDS:
         if asked.config.get(name) != run.config.get(name):  # an earlier lgo had not all of them
-            return f"with another --{name.replace('_', '-')} than {run.command}"
+            return f"with another {flag_of(name)} than {run.command}"
     roles = ("model.py", "loss.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
     names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
     for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):

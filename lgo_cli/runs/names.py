@@ -19,7 +19,8 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
     "interp": ("interp.npz",),
     "contour": ("contour.npz",),
 }
-"""Files that hold numbers; training adds its checkpoints, and Adam's state at each."""
+"""Files that hold numbers, the last of them what figures are drawn from; training adds its
+checkpoints, and Adam's state at each."""
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "train": ("train",),

@@ -12,19 +12,18 @@ from lgo_cli.results import Recipe
 
 if TYPE_CHECKING:
     from lgo_cli.config import RecipeConfig
-    from lgo_cli.models.registry import PublishedRecipe
 
 NATURAL_IMAGES = ("cifar10", "cifar100")
 """Data sets whose classes survive a shift and a mirror: crop-flip is a default only for these."""
 
 
-def resolve_recipe(config: RecipeConfig, published: PublishedRecipe | None = None) -> Recipe:
-    """Fill each automatic value of the config from a published recipe, by default the model's.
+def resolve_recipe(config: RecipeConfig) -> Recipe:
+    """Fill each automatic value of the config from the model's published recipe.
 
     A user who names an optimiser other than the recipe's gets that optimiser's own usual rate
     (Adam and AdamW: 1e-3) and no momentum, since the recipe's belong to its optimiser.
     """
-    published = published or recipe_of(str(config.model))
+    published = recipe_of(str(config.model))
     optimizer = config.optimizer or published.optimizer
     adaptive = optimizer != "sgd"
     own = optimizer == published.optimizer

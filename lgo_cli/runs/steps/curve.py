@@ -92,7 +92,7 @@ def curve_results(context: Context, config: InterpConfig, trained: TrainedCurve)
         num_train_samples=trained.num_train_samples,
         train_loss=trained.train_loss,
         epoch_losses=tuple(row.train_loss for row in trained.history),
-        length=float(curve.arc_length([1.0])[0]) / chord,
+        length=curve.arc_length() / chord,
     )
 
 

@@ -155,8 +155,7 @@ def _stability(
             f"full-batch threshold; the run used mini-batches of {recipe.batch_size}, "
             "for which the stable curvature is lower"
         )
-    config = plan.config
-    assert isinstance(config, HessianConfig)
+    config = typed(plan, HessianConfig)
     sharpest = _sharpest(spectrum, config, adaptive=adaptive)
     # Decoupled decay is no curvature, and what the operator holds already is not added again, as
     # Adam's coupled decay is held by the preconditioned one.

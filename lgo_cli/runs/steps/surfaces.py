@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lgo_cli.config import Range
+    from lgo_cli.landscape.adaptive import Preview
     from lgo_cli.landscape.evaluator import Evaluator
-    from lgo_cli.landscape.surface import Preview, Surface
+    from lgo_cli.landscape.surface import Surface
     from lgo_cli.objective import Objective
     from lgo_cli.results import Measured
     from lgo_cli.runs.journal import Journal
@@ -281,11 +282,12 @@ def _preview(work: Work) -> Preview:
     }
 
     def show(loss: np.ndarray, measured: np.ndarray) -> None:
-        arrays = {"x": np.array(work.x), "y": np.array(work.y), "loss": _nearest(loss, measured)}
+        arrays = {"x": np.array(work.x), "y": np.array(work.y), "measured": measured}
+        arrays["loss"] = _nearest(loss, measured)
         found = {**results, "num_measured": int(measured.sum())}
         figure = draw_contour(arrays, found, FigureConfig().inches)
         with atomic_write(work.context.plan.out / BOOKKEEPING / PREVIEW) as handle:
-            save_figure(figure, handle, "png")
+            save_figure(figure, handle, "png", FigureConfig().dpi)
 
     return show
 
