@@ -975,6 +975,8 @@ def test_arguments_are_json_where_they_can_be() -> None:
     assert parse_arguments(pairs, "--model-arg") == {
         "a": 1, "b": 1e-3, "c": True, "d": False, "e": "x=y", "f": "", "g": [1, 2], "h": "NaN",
     }  # fmt: skip
+    too_long = "9" * 5000  # for Python to read as a number
+    assert parse_arguments([f"a={too_long}"], "--model-arg") == {"a": too_long}
     assert parse_config(TrainConfig, {"model_arg": {"a": [1]}}).model_arg == {"a": [1]}
 
 

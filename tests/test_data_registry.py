@@ -10,7 +10,7 @@ import pytest
 
 from lgo_cli.data.loading import TORCHVISION_NAMES, download_dataset
 from lgo_cli.data.registry import DATASETS, input_files, resolve_dataset
-from lgo_cli.errors import InputError, LgoError, MachineError, UsageError
+from lgo_cli.errors import InputError, LgoError, MachineError, OutputError, UsageError
 
 
 def test_registries_import_nothing_heavy() -> None:
@@ -183,7 +183,10 @@ def test_downloads_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
     ("error", "kind"),
     [
         (RuntimeError("Error downloading it:\nTried there, got:\nnothing\n"), InputError),
+        (ConnectionResetError(104, "Connection reset by peer"), InputError),
+        (TimeoutError("The read operation timed out"), InputError),
         (OSError(28, "No space left on device"), MachineError),
+        (PermissionError(13, "Permission denied"), OutputError),
     ],
 )
 def test_a_download_that_fails(
@@ -198,3 +201,4 @@ def test_a_download_that_fails(
     with pytest.raises(kind) as caught:
         download_dataset("cifar10", tmp_path)
     assert "\n" not in caught.value.message
+    assert kind is MachineError or "--data-root" in str(caught.value.hint)

@@ -373,8 +373,12 @@ def test_safetensors_are_rewritten_by_one_command(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"abc", b"\xff" * 40, _safetensors(["a"])[:-1], b"\2" + b"\0" * 7 + b"12"]
-)
+    "content",
+    [
+        b"", b"abc", b"\xff" * 40, _safetensors(["a"])[:-1], b"\2" + b"\0" * 7 + b"12",
+        b"\0\x20" + b"\0" * 6 + b"9" * 8192,
+    ],
+)  # fmt: skip
 def test_safetensors_cut_short_are_called_unreadable(
     lgo: Lgo, tmp_path: Path, content: bytes
 ) -> None:

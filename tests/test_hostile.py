@@ -351,6 +351,7 @@ CASES = {
     # the machine and the disk
     "no GPU": Case("hessian run --device cuda:7", 5, "there is no cuda:7 on this machine"),
     "no such device": Case("hessian run --device tpu", 2, "no device is called 'tpu'"),
+    "device without its number": Case("hessian run --device cpu:", 2, "no device is called 'cpu:'"),
     "name too long for the disk": Case(f"train --out {'x' * 300}", 3, "File name too long"),
     "file in place of the directory": Case(
         "train --out file", 3, "file is a file, not a directory", _write("file", b"somebody's")
@@ -363,6 +364,9 @@ CASES = {
     # --config
     "config not there": Case("train --config c.toml", 3, "cannot read c.toml"),
     "config not TOML": Case("train --config c.toml", 3, "is not TOML", _write("c.toml", b"a = ")),
+    "config with a number that is too long": Case(
+        "train --config c.toml", 3, "is not TOML", _write("c.toml", b"seed = " + b"9" * 5000)
+    ),
     "config with unknown key": Case(
         "train --config c.toml", 2, "c.toml: epoch is no option of lgo train; did you mean epochs?",
         _write("c.toml", b"epoch = 3"),

@@ -233,6 +233,7 @@ def _unpickle(content: bytes, path: Path) -> object:
         AttributeError,
         IndexError,
         KeyError,
+        MemoryError,  # of a length that is damaged
         OverflowError,
         TypeError,
         UnicodeError,
