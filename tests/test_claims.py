@@ -244,6 +244,13 @@ def test_an_edited_training_is_not_measured(small_run: Path) -> None:
         execute(HESSIAN, small_run)
 
 
+def test_another_steps_manifest_is_no_trainings(small_run: Path) -> None:
+    execute(HESSIAN, small_run)
+    (small_run / "hessian.json").replace(small_run / "train.json")
+    with pytest.raises(InputError, match="is the manifest of lgo hessian"):
+        execute(HESSIAN, small_run)
+
+
 def test_weights_may_be_a_link_to_a_file_elsewhere(small_run: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.pth"
     (small_run / "model.pth").rename(store)

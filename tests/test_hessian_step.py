@@ -237,6 +237,10 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
     assert warm["num_matvecs"] < cold["num_matvecs"]
     error = lgo("hessian", small_run, *line, "--warm-start", small_run, code=2).stderr
     assert "is where this step's own results go" in error
+    same = small_run / "checkpoints" / ".."
+    assert lgo("hessian", small_run, *line, "--warm-start", same, code=2).stderr.startswith(
+        f"lgo: error: --warm-start {same} is where this step's own results go\n"
+    )
     assert (
         "has no hessian.json" in lgo("hessian", small_run, "--warm-start", tmp_path, code=3).stderr
     )
@@ -244,6 +248,11 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
     lgo("train", "--out", other, "--model-arg", "hidden=5", *SMALL[2:], "--quiet")
     error = lgo("hessian", other, *line, "--warm-start", out, code=3).stderr
     assert "this model has" in error
+    (out / "hessian.npz").write_bytes(b"damaged")
+    assert lgo("hessian", small_run, *line, "--warm-start", out, code=3).stderr == (
+        f"lgo: error: {out / 'hessian.npz'} is not what lgo hessian wrote\n"
+        "hint: run lgo hessian there again\n"
+    )
 
 
 def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:

@@ -222,6 +222,10 @@ CASES = {
         "interp run", 3, "it says nothing of init.pth",
         _edit_manifest(lambda manifest: manifest["outputs"].pop("init.pth")),  # type: ignore[attr-defined]
     ),
+    "manifest without a field": Case(
+        "hessian run", 3, "it says nothing of warmup_epochs",
+        _edit_manifest(lambda m: m["request"]["config"].pop("warmup_epochs")),  # type: ignore[index]
+    ),
     "manifest that was edited": Case(
         "verify run", 3, "the fingerprint is not that of the request",
         _edit_manifest(lambda manifest: manifest["request"]["config"].update(seed=7)),  # type: ignore[index]
@@ -230,6 +234,11 @@ CASES = {
         "hessian run", 2, "runs only if you name it",
         _edit_manifest(lambda m: (m["request"]["config"].update(model="model.py:build"),  # type: ignore[index]
                                   m["locations"].update({"model.py": "../net.py"})),  # type: ignore[attr-defined]
+                       forge=True),
+    ),
+    "manifest that names installed code": Case(
+        "hessian run", 2, "this run's model is code, torch.nn:Linear, which runs only if you name",
+        _edit_manifest(lambda m: m["request"]["config"].update(model="torch.nn:Linear"),  # type: ignore[index]
                        forge=True),
     ),
     "weights changed": Case(

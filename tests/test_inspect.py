@@ -318,6 +318,22 @@ def test_a_changed_byte_is_found(lgo: Lgo, run: Path, name: str, change: str) ->
     assert f"{name} is missing" in stderr or f"{name} is not what lgo" in stderr
 
 
+def test_outputs_that_are_none_and_sizes_that_lie(lgo: Lgo, run: Path) -> None:
+    path = run / "contour.json"
+    honest = path.read_text()
+    (run / "notes.txt").write_bytes((run / "contour.npz").read_bytes())
+    manifest = json.loads(honest)
+    arrays = manifest["outputs"]["contour.npz"]
+    manifest["outputs"]["notes.txt"] = {**arrays, "path": "notes.txt"}
+    path.write_text(json.dumps(manifest))
+    stderr = lgo("verify", run, code=3).stderr
+    assert "contour: it lists notes.txt, which this step never writes\n" in stderr
+    manifest = json.loads(honest)
+    manifest["outputs"]["contour.npz"]["num_bytes"] += 1
+    path.write_text(json.dumps(manifest))
+    assert "contour.npz is not what lgo contour wrote" in lgo("verify", run, code=3).stderr
+
+
 def test_an_interrupted_step_is_named(lgo: Lgo, run: Path) -> None:
     (run / ".lgo" / "interp.claim").write_text('{"names": []}')
     assert "interp  interrupted: run it again" in lgo("show", run).stdout

@@ -21,7 +21,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
-from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.errors import LockedError, MachineError, UsageError
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
 from lgo_cli.landscape.batchnorm import BatchNorm
@@ -374,6 +374,11 @@ def test_share_does_not_wait_for_who_writes_the_surface(small_run: Path, tmp_pat
         assert _contour(small_run, tmp_path, "0/2") is Status.SHARE_DONE
         assert _contour(small_run, tmp_path, "1/2") is Status.SHARE_DONE
     assert _num_records(tmp_path) == (62, 62)
+    with (
+        step_lock(tmp_path, "contour.1-of-2"),
+        pytest.raises(LockedError, match=r"contour\.1-of-2"),
+    ):
+        _contour(small_run, tmp_path, "1/2")
     assert _contour(small_run, tmp_path, "1/2") is Status.COMPUTED
 
 
