@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ import pytest
 from conftest import SMALL, Lgo
 
 from lgo_cli.cli.tables import summary_lines
+from lgo_cli.errors import NumericsError
 from lgo_cli.manifest import read_manifest
+from lgo_cli.runs.evidence import load_arrays
+from lgo_cli.runs.steps.described import _clusters, _layers
 
 FEW = ("--top-k", 2, "--bottom-k", 1, "--analysis-samples", 64)
 
@@ -253,6 +257,51 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
         f"lgo: error: {out / 'hessian.npz'} is not what lgo hessian wrote\n"
         "hint: run lgo hessian there again\n"
     )
+
+
+def test_warm_start_is_of_the_ends_that_are_asked_for(
+    lgo: Lgo, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--analysis-samples", 64, "--no-audit", "--quiet")
+    lgo("hessian", small_run, "--top-k", 3, "--bottom-k", 2, "--out", tmp_path / "before", *few)
+    vectors = load_arrays(tmp_path / "before" / "hessian.npz")["eigenvectors"]
+    taken: list[Any] = []
+
+    def look(problem: object, config: object, setting: Any, progress: object) -> None:
+        taken.append(setting.warm_start)
+        raise NumericsError("seen")
+
+    monkeypatch.setattr("lgo_cli.curvature.analysis.analyze_spectrum", look)
+    for top_k, bottom_k, rows in (
+        (1, 1, [0, 3]),
+        (4, 1, [0, 1, 2, 3]),
+        (2, 0, [0, 1]),
+        (0, 3, [3, 4]),
+    ):
+        line = ("--top-k", top_k, "--bottom-k", bottom_k, "--warm-start", tmp_path / "before")
+        lgo("hessian", small_run, *line, *few, code=4)
+        assert np.array_equal(taken.pop().numpy(), vectors[rows])
+
+
+def test_clusters_are_of_ranks_from_one_at_either_end() -> None:
+    pairs: Any = SimpleNamespace(top_k=2, clusters=((0, 1), (2, 3, 4)))
+    assert _clusters(pairs) == {"largest": [[1, 2]], "smallest": [[1, 2, 3]]}
+
+
+def test_blocks_that_chance_makes_more_than_the_whole_leave_no_share() -> None:
+    def trace(norm: float) -> Any:
+        estimate = SimpleNamespace(
+            frobenius_norm=norm, frobenius_standard_error=0.1, frobenius_rounding=0.0
+        )
+        return SimpleNamespace(value=1.0, standard_error=0.1, rounding=0.0, estimate=estimate)
+
+    def layer(name: str) -> Any:
+        one = {"largest": 1.0, "residual_bound": 0.0, "error_estimate": 0.0}
+        return SimpleNamespace(name=name, num_parameters=1, trace=trace(2.0), **one)
+
+    found = _layers((layer("a"), layer("b")), trace(2.5))
+    assert found.off_block_share == 0
+    assert found.off_block_share_standard_error > 0
 
 
 def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:

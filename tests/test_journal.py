@@ -11,6 +11,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,6 +273,24 @@ def test_shares_find_ranges_in_files_of_their_own(small_run: Path, tmp_path: Pat
     assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
     _contour(small_run, tmp_path / "whole", **config)
     assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
+
+
+def test_ranges_are_found_on_the_path_that_the_surface_takes(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on a fast one that is given up only when the surface is measured."""
+    reference = Evaluator.reference
+
+    def off(self: Evaluator, *coordinates: float) -> Evaluation:
+        found = reference(self, *coordinates)
+        return replace(found, loss=1.1 * found.loss)
+
+    monkeypatch.setattr("lgo_cli.landscape.evaluator.LEAST_FEATURES", 1)
+    monkeypatch.setattr(Evaluator, "reference", off)
+    _contour(small_run, tmp_path, auto_range=2.0, resolution="3")
+    results = read_manifest(tmp_path / "contour.json").results
+    assert "it would move the loss" in results.cell_plan  # type: ignore[attr-defined]
+    assert len(list((tmp_path / BOOKKEEPING / "cells").glob("*.journal"))) == 1
 
 
 def test_force_finds_ranges_and_measures_without_the_shares(

@@ -535,6 +535,10 @@ def test_eigenvectors_are_read_where_they_fit(small_run: Path, tmp_path: Path) -
     assert reference.produced_by == hessian.manifest.fingerprint
     with np.load(small_run / "contour.npz") as surface, np.load(small_run / "hessian.npz") as found:
         assert np.array_equal(surface["directions"], found["eigenvectors"][:2])
+    one = contour.model_copy(update={"plane": "random+eigen"})
+    labels = execute(one, small_run).manifest.results.axis_labels  # type: ignore[union-attr]
+    largest = hessian.manifest.results.largest[0].value  # type: ignore[attr-defined]
+    assert f"λ = {largest:.4g}" in labels[0]
     other = execute(
         contour.model_copy(update={"analysis_samples": 64}), small_run,
         execution=Execution(out=tmp_path / "other"),
