@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import Lgo
 
 from lgo_cli.data.loading import TORCHVISION_NAMES, download_dataset
 from lgo_cli.data.registry import DATASETS, input_files, resolve_dataset
@@ -177,6 +181,35 @@ def test_downloads_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
     calls.clear()
     download_dataset("mnist", tmp_path)
     assert not calls
+
+
+def test_a_runs_own_data_are_downloaded_as_those_that_are_named(
+    lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    def fake(root: str, download: bool) -> None:
+        folder = Path(root, "MNIST", "raw")
+        folder.mkdir(parents=True)
+        for name in IDX_NAMES:
+            shape = (20, 28, 28) if "images" in name else (20,)
+            header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+            content = bytes(i % 10 for i in range(math.prod(shape)))
+            (folder / name).write_bytes(header + content)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fake)
+    few = ("--analysis-samples", 20, "--top-k", 1, "--bottom-k", 0, "--no-audit", "--quiet")
+    there = ("--data-root", "there")
+    lgo(
+        "train", "--dataset", "mnist", "--download-data", *there, "--model-arg", "hidden=2",
+        "--epochs", 0, "--quiet",
+    )  # fmt: skip
+    for place, named in (("there", there), ("data", ())):
+        shutil.rmtree("there", ignore_errors=True)
+        error = lgo("hessian", "outputs", *few, *named, code=3).stderr
+        assert error.endswith("or download it: --download-data\n")
+        lgo("hessian", "outputs", *few, *named, "--download-data", "--force")
+        assert sorted(p.name for p in Path(place, "MNIST", "raw").iterdir()) == sorted(IDX_NAMES)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,10 @@ class _Builder:
     def name_dataset(self, dataset: str, dataset_arg: dict[str, Any]) -> None:
         arguments = resolve_dataset(dataset, dataset_arg)
         self.set("dataset_arg", arguments)
+        if self.execution.download_data:
+            from lgo_cli.data.loading import download_dataset  # imports torch
+
+            download_dataset(dataset, self.data_root)
         for name, path in input_files(dataset, self.data_root).items():
             self.add(name, path)
         factory = parse_factory(dataset)
