@@ -167,9 +167,11 @@ def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {_key(), _key(scale=2.0), _key(num_samples=19), _key(bias=0.1), _key(batch=7)}
     assert len(keys) == 5
     assert _key() in keys
-    code = {"model.py": InputRef(sha256="0" * 64, produced_by=None)}
+    some = InputRef(sha256="0" * 64, produced_by=None)
     for change in (
-        {"inputs": code},
+        {"inputs": {"model.py": some}},
+        {"inputs": {"model.py/blocks.py": some}},
+        {"inputs": {"model_arg/mask": some}},
         {"algorithm_version": 2},
         {"config": {"model": "mlp", "model_arg": {"hidden": 3}}},
     ):
