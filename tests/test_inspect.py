@@ -185,6 +185,11 @@ def test_analysis_of_another_checkpoint_says_what_it_replaces(lgo: Lgo, small_ru
     assert lgo("hessian", small_run, *line, "--quiet").stderr == ""
     # The run's own weights take the place of nothing but themselves.
     assert "keeps both" not in lgo("hessian", small_run, "--top-k", 2).stderr
+    last = small_run / "checkpoints" / "step-00000016.pth"  # the same weights once more
+    assert "keeps both" not in lgo("hessian", last, *line, "--out", small_run).stderr
+    lgo("hessian", small_run, *line, "--force", "--quiet")
+    lgo("train", "--out", small_run, *SMALL, "--seed", 1, "--quiet")
+    assert "keeps both" not in lgo("hessian", small_run, *line).stderr
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,7 @@ def test_refused_command_leaves_the_old_results(small_run: Path, tmp_path: Path)
         with pytest.raises(LgoError):
             execute(config, small_run, execution=execution)
         assert _digests(small_run) == before
+        assert not list((small_run / ".lgo").glob("*.claim"))
     # Not newer than it was either, or Make would take the refusal for a success.
     assert (small_run / "hessian.json").stat().st_mtime_ns == times
     assert verify_run(small_run) == ["train", "hessian", "interp"]
