@@ -24,6 +24,8 @@ from lgo_cli.cli import app
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
+from lgo_cli.manifest import read_manifest
+from lgo_cli.runs.inspect import StepState, _aside
 from lgo_cli.runs.rows import COLUMNS
 
 # With vectors precise enough for a plane.
@@ -213,6 +215,17 @@ def test_table_puts_no_other_data_beside_the_runs_own(
     assert row["dataset"] == "synthetic"
     assert row["lambda_max"] is not None
     assert row["problems"] == f"contour: {why}"
+
+
+@pytest.mark.parametrize("name", ["model.py/blocks.py", "model_arg/mask", "dataset_arg/rows"])
+def test_a_file_that_one_of_two_steps_alone_has_is_told(run: Path, name: str) -> None:
+    train, contour = (read_manifest(run / f"{step}.json") for step in ("train", "contour"))
+    inputs = {**contour.request.inputs, name: contour.request.inputs["model.pth"]}
+    request = contour.request.model_copy(update={"inputs": inputs})
+    other = contour.model_copy(update={"request": request})
+    for one, two in ((train, other), (other, contour)):
+        states = [StepState(each.request.command, each, ()) for each in (one, two)]
+        assert _aside(two, states) == f"with another {name} than {one.request.command}"
 
 
 def test_data_of_one_name_and_other_content_are_other_data(

@@ -470,7 +470,9 @@ def _convexity_file(out: Path, **change: Any) -> ConvexityFile:
     return ConvexityFile(out, **{"key": "key", "x": [0.0, 0.1], "y": [2.0], "seed": 3, **change})
 
 
-def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) -> None:
+def test_cells_and_vectors_of_a_convexity_map_are_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = np.array([[1.0, math.nan, *range(8)]])
     file = _convexity_file(tmp_path)
     assert file.read() is None
@@ -487,6 +489,8 @@ def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) 
     assert again is not None
     assert again.warm_start is None
     assert file.path.stat().st_size < 1500
+    monkeypatch.setattr(journal, "NUM_VALUES", 11)  # another lgo's cells
+    assert _convexity_file(tmp_path).read() is None
 
 
 @pytest.mark.parametrize("position", [0, 31, 40, 300, -1])

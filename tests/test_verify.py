@@ -30,6 +30,7 @@ HONEST = (
     "interp --to other --align --curve polychain --num-bends 2 --epochs 1",
     "contour",
     "contour --resolution 4x6 --x-range 0.5 2 --test",
+    "contour --resolution 5x3 --test",
     "contour --resolution 21 --tolerance 0.05 --test",
     "contour --num-planes 3 --convexity 2",
     "contour --plane pca",
@@ -143,6 +144,8 @@ def test_the_first_lie_is_told_with_both_numbers(lgo: Lgo, small_run: Path, opti
         assert f" is {value}, and {source} says {before}\n" in error
         path.write_bytes(honest)
     lgo("verify", small_run)
+    if "--num-planes 2" in options:
+        assert (small_run / "contour_bands.png").is_file()
 
 
 def test_the_last_bits_may_be_another_machines(lgo: Lgo, small_run: Path) -> None:
