@@ -143,5 +143,6 @@ def test_lines_are_not_held_against_planes_of_other_statistics(normed: Path, lgo
     assert said.endswith("the mean curvature along random lines would be too, and is left out")
     # All that is measured has them.
     after = load_arrays(Path("plane/contour.npz"))
+    assert _contour(lgo, line[0], "--batchnorm", "batch")[1] == []  # one plane has no such lines
     for name in ("planes_loss", "convexity_largest"):
         assert np.all(np.abs(after[name] - before[name]) > 1e-3 * np.abs(before[name]))

@@ -36,6 +36,7 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     )  # fmt: skip
     assert results["converged"]
     assert sum(results["matvecs"].values()) == results["num_matvecs"]
+    assert results["density"]["num_matvecs"] == results["matvecs"]["density"]
     assert set(results["matvecs"]) == {
         "audit", "eigenvalues", "multiplicity", "recheck", "density", "trace", "layers", "halves",
     }  # fmt: skip

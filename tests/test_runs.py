@@ -369,6 +369,14 @@ def test_eigenvectors_of_something_else_are_not_read(
     assert saved_eigenvectors([small_run], request, 2) is None
 
 
+def test_one_eigenvector_is_read_where_one_is_enough(small_run: Path) -> None:
+    execute(HessianConfig(top_k=1, bottom_k=0, analysis_samples=128), small_run)
+    for plane, enough in (("eigen", False), ("random+eigen", True)):
+        config = ANALYSES["contour"].model_copy(update={"plane": plane})
+        inputs = plan_step(config, small_run, Execution()).request.inputs
+        assert ("hessian.npz" in inputs) == enough
+
+
 def test_eigenvectors_that_are_not_precise_enough_are_not_read(
     small_run: Path, tmp_path: Path
 ) -> None:
