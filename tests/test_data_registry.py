@@ -210,6 +210,10 @@ def test_a_runs_own_data_are_downloaded_as_those_that_are_named(
         assert error.endswith("or download it: --download-data\n")
         lgo("hessian", "outputs", *few, *named, "--download-data", "--force")
         assert sorted(p.name for p in Path(place, "MNIST", "raw").iterdir()) == sorted(IDX_NAMES)
+    fake("there", download=True)
+    lgo("hessian", "outputs", *few, "--force")  # where the run had them
+    error = lgo("hessian", "outputs", *few, "--data-root", "elsewhere", code=3).stderr
+    assert "looked in elsewhere/mnist, " in error
 
 
 @pytest.mark.parametrize(

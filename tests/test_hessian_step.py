@@ -345,6 +345,7 @@ def test_density_of_all_eigenvalues(lgo: Lgo, small_run: Path) -> None:
     asked = ("--layers", "output.bias", "--density")
     density = _results(lgo, small_run, *asked)["density"]
     assert (density["num_nodes"], density["sampling_bound"]) == (10, 0)
+    assert density["num_matvecs"] < 10  # beside those of the eigenvalues
     assert (
         "in Wasserstein distance (all eigenvalues)"
         in lgo("hessian", small_run, *FEW, *asked).stdout

@@ -335,7 +335,6 @@ def test_strict_holds_for_eigenvectors_that_are_there_already(
     assert "did not converge" in lgo(*line, "--strict", code=4).stderr
 
 
-@pytest.mark.parametrize(("command", "option"), [("contour", "--plane"), ("interp", "--direction")])
 def test_eigenvectors_of_a_plane_are_as_precise_as_products_are(
     small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +351,7 @@ def test_eigenvectors_of_a_plane_are_as_precise_as_products_are(
     assert measured[0] is not None
 
 
+@pytest.mark.parametrize(("command", "option"), [("contour", "--plane"), ("interp", "--direction")])
 def test_strict_refuses_a_gradient_that_is_lost_in_rounding(
     command: str, option: str, small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -569,6 +569,19 @@ def test_lines_along_directions(small_run: Path, direction: str) -> None:
         assert arrays["loss"][-1] == results.loss_at_end  # type: ignore[attr-defined]
 
 
+def test_what_an_analysis_says_itself_is_over_what_the_run_says(small_run: Path) -> None:
+    own = plan_step(ANALYSES["interp"], small_run, Execution()).request.config
+    said: dict[str, Any] = {
+        "model_arg": {"activation": "tanh"}, "dataset_arg": {"noise": 2.0}, "train_samples": 200,
+        "loss": "squared_error", "label_smoothing": 0.0,
+    }  # fmt: skip
+    config = parse_config(InterpConfig, {**ANALYSES["interp"].model_dump(mode="json"), **said})
+    found = plan_step(config, small_run, Execution()).request.config
+    for name in ("model_arg", "dataset_arg"):
+        assert found[name] == {**own[name], **said.pop(name)} != own[name]  # type: ignore[dict-item]
+    assert {name: found[name] for name in said} == said
+
+
 def test_plain_state_dict_is_a_run(small_run: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.write_bytes((small_run / "model.pth").read_bytes())
