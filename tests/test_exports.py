@@ -23,7 +23,7 @@ from lgo_cli.cli import app
 from lgo_cli.exports.hdf5 import h5_files
 from lgo_cli.exports.tables import csv_files
 from lgo_cli.exports.vtk import vti_files
-from lgo_cli.files import sha256_file
+from lgo_cli.files import sha256_file, step_lock
 from lgo_cli.runs import exporting
 
 Arrays = dict[str, Any]
@@ -506,3 +506,21 @@ def test_h5_without_h5py_says_what_to_install(
         "lgo: error: writing HDF5 needs h5py, which is not installed\nhint: pip install 'lgo[h5]'\n"
     )
     assert not list(measured_run.glob("*.h5"))
+
+
+def test_exports_of_two_runs_and_of_two_processes(measured_run: Path, lgo: Lgo) -> None:
+    line = ("export", measured_run, "--to", "csv")
+    lgo(*line, "--step", "contour", "--out", "there")
+    other = Path(shutil.copytree(measured_run, "other"))
+    for name in ("contour.json", "contour.npz"):
+        (other / name).unlink()
+    lgo("export", other, "--to", "csv", "--step", "hessian", "--out", "there")
+    # That one run has no surface makes no file of the other's out of date.
+    assert {path.name for path in Path("there").glob("*.csv")} >= {"contour.csv", "hessian.csv"}
+    lgo(*line)
+    (measured_run / ".lgo" / "exports.json").unlink()
+    lgo(*line)  # the very bytes are nobody else's
+    with step_lock(measured_run, "export"):
+        assert "another lgo export is writing" in lgo(*line, code=3).stderr
+        lgo("contour", measured_run, "--resolution", 2, "--analysis-samples", 32, "--quiet")
+        assert (measured_run / "contour.csv").is_file()  # left to who is exporting
