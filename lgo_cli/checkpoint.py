@@ -181,7 +181,7 @@ def _names_of_safetensors(path: Path) -> list[str]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         header = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise InputError(

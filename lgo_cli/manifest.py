@@ -227,12 +227,9 @@ class OtherVersion(Strict, extra="ignore"):
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The release number of a version without its trailing zeros; `()` if it has none."""
+    """The release number of a version; `()` if it has none."""
     found = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*", version)
-    numbers = [int(number) for number in found[0].split(".")] if found else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+    return tuple(int(number) for number in found[0].split(".")) if found else ()
 
 
 _MANIFESTS: dict[str, type[Manifest]] = {

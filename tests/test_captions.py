@@ -85,6 +85,7 @@ def test_caption_of_a_surface_says_what_was_measured(small_run: Path) -> None:
         "Plane: random",
         "All 7 × 5 = 35 cells were measured.",
         f"where the loss is {results['loss_at_center']:.6g}.",
+        f"Finite losses range from {results['loss_min']:.6g} to {results['loss_max']:.6g}.",
     ):
         assert sentence in text
     paragraphs = text.strip().split("\n\n")
@@ -272,10 +273,26 @@ def test_caption_of_all_that_a_surface_may_have() -> None:
         assert part in text, part
 
 
+def test_caption_says_of_each_axis_and_surface_what_is_its_own() -> None:
+    arrays, results, config = _adaptive()
+    point = {"label": "init", "x": 0, "y": 0, "distance": 2.5}
+    results["trajectory"] = [point, {**point, "distance": 0.125, "x": 0.5}]
+    arrays["test_loss"] = np.array([[1e-3, 1.0, 1e3]])
+    text = describe("contour", ["contour_2d", "contour_test"], arrays, results, config)
+    assert "x: direction, from −1 to 1; y: direction, from −2 to 2;" in text
+    assert "2 checkpoints projected onto the plane. Circles show how far checkpoints are" in text
+    assert "2.5 at most" in text
+    assert "over the test samples; levels are logarithmic." in text
+    assert "contour_2d: Loss on the plane from above; levels are linear;" in text
+    arrays["loss"] = np.full((3, 4), np.inf)
+    text = describe("contour", ["contour_2d"], arrays, results, config)
+    assert "Finite losses" not in text
+
+
 def test_caption_says_which_loss_a_checkpoints_stem_is_of() -> None:
     arrays, results, config = _adaptive()
     point = {"label": "init", "x": 0, "y": 0, "distance": 2.5}
-    losses = [(0.75, 1.0), (0.5, 0.5), ("NaN", 0.5)]
+    losses = [(1.0, 0.75), (0.5, 0.5), ("NaN", 0.5)]
     results["trajectory"] = [{**point, "loss": loss, "own_loss": own} for loss, own in losses]
     text = describe("contour", ["contour_3d"], arrays, results, config)
     assert text.endswith(

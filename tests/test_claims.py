@@ -12,14 +12,23 @@ from pathlib import Path
 import pytest
 
 from lgo_cli.config import ContourConfig, Execution, FigureConfig, HessianConfig, TrainConfig
-from lgo_cli.errors import InputError, NumericsError, OutputError, UsageError
+from lgo_cli.errors import DamagedError, InputError, NumericsError, OutputError, UsageError
 from lgo_cli.manifest import Manifest
+from lgo_cli.progress import SILENT
 from lgo_cli.runs import Status, execute
 from lgo_cli.runs.claims import read_aside
 from lgo_cli.runs.inspect import inspect_run
 from lgo_cli.runs.plan import plan_step
 
 HESSIAN = HessianConfig(top_k=2, analysis_samples=64)
+
+
+class _Notes(type(SILENT)):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate and delete as the hint says"])
@@ -190,8 +199,11 @@ def test_a_killed_redraw_is_drawn_again_and_not_computed(
         aside.write_text(text)
         planned = execute(config, killed, execution=Execution(dry_run=True))
         assert planned.status is Status.REDRAW_PLANNED
+        left = killed / f".contour_2d.{figure.format}.lgo-tmp"
+        left.touch()  # as of a kill while it was written
         with pytest.raises(KeyboardInterrupt):  # it is no worse after Ctrl-C
             execute(config, killed, figure=figure)
+        assert not left.exists()
     again = execute(config, killed, figure=FigureConfig(dpi=50))
     assert again.status is Status.REDRAWN
     assert first is not None
@@ -216,7 +228,44 @@ def test_a_kill_among_other_numbers_leaves_none_that_stand(
         patched.setattr("lgo_cli.figures.catalogue.draw", kill)
         with pytest.raises(KeyboardInterrupt):
             execute(HESSIAN.model_copy(update={"top_k": 3}), small_run)
-    assert execute(HESSIAN, tmp_path / "killed").status is Status.COMPUTED
+    other, killed = HESSIAN.model_copy(update={"top_k": 1}), tmp_path / "killed"
+    notes = _Notes()
+    out = Execution(out=killed)
+    shutil.copytree(killed, tmp_path / "again")
+    execute(other, killed / "init.pth", execution=out, progress=notes)
+    assert not notes.said  # of what they were: that does not stand any more
+    assert execute(HESSIAN, tmp_path / "again").status is Status.COMPUTED
+
+
+def test_a_manifest_that_was_set_aside_is_not_somebodys_in_its_place(small_run: Path) -> None:
+    execute(HESSIAN, small_run)
+    path = small_run / "hessian.json"
+    path.rename(small_run / ".lgo" / "hessian.old.json")
+    path.write_text("{}")
+    with pytest.raises(OutputError, match="was not written by lgo hessian"):
+        execute(HESSIAN, small_run)
+
+
+def test_a_damaged_manifest_is_gone_once_it_was_forced_over(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(HESSIAN, small_run)
+    path = small_run / "hessian.json"
+    damaged = json.loads(path.read_text())
+    damaged["results"]["loss"] = "oops"
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(DamagedError):
+        execute(HESSIAN, small_run)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lgo_cli.figures.catalogue.draw", stop)
+        with pytest.raises(KeyboardInterrupt):
+            execute(HESSIAN, small_run, execution=Execution(force=True))
+    assert not path.exists()
+    assert execute(HESSIAN, small_run).status is Status.COMPUTED
 
 
 def test_strict_holds_for_what_is_only_drawn_again(
@@ -241,6 +290,13 @@ def test_an_edited_training_is_not_measured(small_run: Path) -> None:
     train["request"]["config"]["seed"] = 7
     path.write_text(json.dumps(train))
     with pytest.raises(InputError, match="was edited since lgo wrote it"):
+        execute(HESSIAN, small_run)
+
+
+def test_another_steps_manifest_is_no_trainings(small_run: Path) -> None:
+    execute(HESSIAN, small_run)
+    (small_run / "hessian.json").replace(small_run / "train.json")
+    with pytest.raises(InputError, match="is the manifest of lgo hessian"):
         execute(HESSIAN, small_run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -34,7 +35,7 @@ from lgo_cli.config import (
     StepConfig,
     TrainConfig,
 )
-from lgo_cli.manifest import parse_manifest
+from lgo_cli.manifest import InputRef, parse_manifest, read_manifest, write_manifest
 from lgo_cli.parsing import parse_config
 from lgo_cli.runs import Outcome, Status
 from lgo_cli.runs.inspect import verify_run
@@ -972,11 +973,69 @@ def test_real_process(small_run: Path, tmp_path: Path) -> None:
 def test_arguments_are_json_where_they_can_be() -> None:
     from lgo_cli.cli.request import parse_arguments
 
-    pairs = ["a=1", "b=1e-3", "c=true", "d=False", "e=x=y", "f=", "g=[1, 2]", "h=NaN"]
+    pairs = ["a=1", "b=1e-3", "c=true", "d=False", "e=x=y", "f=", "g=[1, 2]", "h=NaN", "i={}"]
     assert parse_arguments(pairs, "--model-arg") == {
         "a": 1, "b": 1e-3, "c": True, "d": False, "e": "x=y", "f": "", "g": [1, 2], "h": "NaN",
+        "i": "{}",
     }  # fmt: skip
+    too_long = "9" * 5000  # for Python to read as a number
+    assert parse_arguments([f"a={too_long}"], "--model-arg") == {"a": too_long}
     assert parse_config(TrainConfig, {"model_arg": {"a": [1]}}).model_arg == {"a": [1]}
+
+
+def test_arguments_on_the_command_line_are_over_those_of_the_file_for_one_factory(
+    lgo: Lgo,
+) -> None:
+    Path("c.toml").write_text('model_arg = {hidden = [8], activation = "tanh"}\n')
+    for said, found in (
+        (("activation=gelu",), {"hidden": [8], "activation": "gelu"}),
+        (("hidden=5", "--model", "mlp"), {"hidden": [5], "activation": "relu"}),
+    ):
+        line = ("train", "--config", "c.toml", "--dry-run", "--json", "--model-arg", *said)
+        asked = json.loads(lgo(*line).stdout)["config"]["model_arg"]
+        assert found.items() <= asked.items()
+
+
+def test_a_manifests_inputs_are_named_by_where_they_were(lgo: Lgo, small_run: Path) -> None:
+    from lgo_cli.cli.request import _named_by, read_config_file
+
+    few = ("--analysis-samples", 32, "--format", "pdf", "--quiet")
+    lgo("hessian", small_run, "--top-k", 1, "--bottom-k", 0, "--no-audit", *few)
+    lgo("contour", small_run, "--resolution", 2, *few)
+    some = InputRef(sha256="0" * 64)
+    for command, config, name, option, value in (
+        ("train", {"init": "init.pth"}, "init.pth", "init", "far/away/file"),
+        ("train", {}, "train-images-idx3-ubyte", "data_root", "far/away"),
+        ("hessian", {"warm_start": "warm_start.npz"}, "warm_start.npz", "warm_start", "far/away"),
+        ("contour", {"directions": ["directions_0"]}, "directions_0", "directions",
+         ["far/away/file"]),
+    ):  # fmt: skip
+        path = small_run / f"{command}.json"
+        manifest = read_manifest(path)
+        request = manifest.request
+        changed = manifest.model_copy(
+            update={
+                "locations": {**manifest.locations, name: "far/away/file"},
+                "request": request.model_copy(
+                    update={
+                        "config": {**request.config, **config},
+                        "inputs": {**request.inputs, name: some},
+                    }
+                ),
+            }
+        )
+        write_manifest(changed, small_run / "changed.json")
+        found = read_config_file(small_run / "changed.json", CONFIGS[command], ()).values
+        places = [value] if isinstance(value, str) else value
+        asked = [found[option]] if isinstance(value, str) else found[option]
+        assert [Path(place) for place in asked] == [small_run / place for place in places]
+        assert found["format"] == ("png" if command == "train" else "pdf")
+        assert _named_by(name, changed) == ("dataset" if option == "data_root" else option)
+    # A run that is named is meant, whatever the manifest's was.
+    init = hashlib.sha256((small_run / "init.pth").read_bytes()).hexdigest()
+    line = ("--config", small_run / "hessian.json", "--out", "there", "--dry-run", "--json")
+    inputs = json.loads(lgo("hessian", small_run / "init.pth", *line).stdout)["inputs"]
+    assert inputs["model.pth"]["sha256"] == init
 
 
 def test_smoothing_and_the_same_soft_labels_give_the_same(lgo: Lgo, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from lgo_cli.landscape.curves import (
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.results import Recipe
+from lgo_cli.runs.steps.curve import curve_arrays
 from lgo_cli.samples import Samples
 from lgo_cli.seeding import generator
 from lgo_cli.training.loop import DivergenceError, Training
@@ -198,6 +199,20 @@ def test_plane_of_several_bends_leaves_out_the_least() -> None:
     sides = sides - torch.outer(sides @ chord, chord)
     least = torch.linalg.svdvals(sides)[1:].square().sum()
     assert float(np.sum(plane.distances**2)) == pytest.approx(float(least), rel=1e-12)
+
+
+def test_plane_of_a_curve_is_written_in_units_of_the_line() -> None:
+    points = _vectors(5, 50)
+    trained = TrainedCurve(_curve(Bezier, points), (), 0, 0, uses_batch_statistics=False)
+    arrays = curve_arrays(trained)
+    assert np.array_equal(arrays["bends"], torch.stack(list(points[1:-1])))
+    directions = arrays["directions"]
+    away = torch.stack(list(points)).numpy() - points[0].numpy()
+    length = np.linalg.norm(away[-1])
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), length)
+    np.testing.assert_allclose(arrays["plane_coordinates"][[0, -1]], [[0, 0], [1, 0]], atol=1e-12)
+    off = np.linalg.norm(away - arrays["plane_coordinates"] @ directions, axis=1)
+    np.testing.assert_allclose(arrays["plane_distances"], off / length, atol=1e-12)
 
 
 def test_plane_is_drawn_through_kinks_and_turned_to_the_farthest_bend() -> None:

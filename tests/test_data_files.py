@@ -296,6 +296,7 @@ def test_a_malicious_batch_is_refused_and_not_run(tmp_path: Path, protocol: int)
         (b"not a pickle", "no CIFAR batch"),
         (pickle.dumps(_good(), 2)[:-100], "no CIFAR batch"),
         (b"\x80\x02cnumpy\ndtype\n)R.", "no CIFAR batch"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60), "no CIFAR batch"),
         (b"\x80\x02cnumpy\nndarray\n)R}b.", "no CIFAR batch"),
         (pickle.dumps([1, 2]), "holds a list, not a CIFAR batch"),
         (pickle.dumps({}), "it has nothing"),

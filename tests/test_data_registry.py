@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import Lgo
 
 from lgo_cli.data.loading import download_dataset
 from lgo_cli.data.registry import DATASETS, input_files, resolve_dataset
-from lgo_cli.errors import InputError, LgoError, MachineError, UsageError
+from lgo_cli.errors import InputError, LgoError, MachineError, OutputError, UsageError
 
 
 def test_registries_import_nothing_heavy() -> None:
@@ -180,11 +184,47 @@ def test_downloads_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
     assert not calls
 
 
+def test_a_runs_own_data_are_downloaded_as_those_that_are_named(
+    lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    def fake(root: str, download: bool) -> None:
+        folder = Path(root, "MNIST", "raw")
+        folder.mkdir(parents=True)
+        for name in IDX_NAMES:
+            shape = (20, 28, 28) if "images" in name else (20,)
+            header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+            content = bytes(i % 10 for i in range(math.prod(shape)))
+            (folder / name).write_bytes(header + content)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fake)
+    few = ("--analysis-samples", 20, "--top-k", 1, "--bottom-k", 0, "--no-audit", "--quiet")
+    there = ("--data-root", "there")
+    lgo(
+        "train", "--dataset", "mnist", "--download-data", *there, "--model-arg", "hidden=2",
+        "--epochs", 0, "--quiet",
+    )  # fmt: skip
+    for place, named in (("there", there), ("data", ())):
+        shutil.rmtree("there", ignore_errors=True)
+        error = lgo("hessian", "outputs", *few, *named, code=3).stderr
+        assert error.endswith("or download it: --download-data\n")
+        lgo("hessian", "outputs", *few, *named, "--download-data", "--force")
+        assert sorted(p.name for p in Path(place, "MNIST", "raw").iterdir()) == sorted(IDX_NAMES)
+    fake("there", download=True)
+    lgo("hessian", "outputs", *few, "--force")  # where the run had them
+    error = lgo("hessian", "outputs", *few, "--data-root", "elsewhere", code=3).stderr
+    assert "looked in elsewhere/mnist, " in error
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (RuntimeError("Error downloading it:\nTried there, got:\nnothing\n"), InputError),
+        (ConnectionResetError(104, "Connection reset by peer"), InputError),
+        (TimeoutError("The read operation timed out"), InputError),
         (OSError(28, "No space left on device"), MachineError),
+        (PermissionError(13, "Permission denied"), OutputError),
     ],
 )
 def test_a_download_that_fails(
@@ -199,3 +239,4 @@ def test_a_download_that_fails(
     with pytest.raises(kind) as caught:
         download_dataset("cifar10", tmp_path)
     assert "\n" not in caught.value.message
+    assert kind is MachineError or "--data-root" in str(caught.value.hint)

@@ -176,6 +176,9 @@ def test_curve_that_no_range_goes_around(
     # A point elsewhere is a curve to be seen.
     np.savez("d.npz", directions=np.eye(2, dim), plane_path=np.ones((2, 2)))
     lgo(*line)
+    own = small_run / "contour.npz"
+    error = lgo("contour", small_run, "--directions", own, "--resolution", 3, code=2).stderr
+    assert f"--directions {own} is what this step writes\n" in error
 
 
 @pytest.mark.parametrize(

@@ -658,3 +658,24 @@ def test_estimates_by_hand() -> None:
 def test_negative_numbers_of_eigenvalues_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="no number of eigenvalues: -1"):
         Wanted(**numbers)
+
+
+def test_basis_of_several_blocks_is_a_matrix(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(100, 70, generator=draw, dtype=torch.float64))[0].T
+    basis = Basis(100, torch.float64, torch.device("cpu"))
+    for row in rows:
+        basis.append(3 * row)
+    vector = torch.randn(100, generator=draw, dtype=torch.float64)
+    left = vector.clone()
+    coefficients = basis.project_out(left, last=8)
+    torch.testing.assert_close(coefficients, rows[-8:] @ vector)
+    torch.testing.assert_close(left, vector - rows[-8:].T @ coefficients)
+    assert basis.orthogonality() < 1e-14
+    weights = torch.linalg.qr(torch.randn(70, 40, generator=draw, dtype=torch.float64))[0].T
+    basis.replace(weights.numpy())
+    torch.testing.assert_close(torch.cat(basis.rows()), weights @ rows)
+    basis.append(basis.rows()[0][0].clone())  # of another block, and long before
+    assert basis.orthogonality() == pytest.approx(1)
+    far = Basis(10, torch.float32, torch.device("meta"), tmp_path)
+    assert far.device.type == "cpu"  # where files are mapped

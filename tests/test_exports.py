@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -22,7 +23,7 @@ from lgo_cli.cli import app
 from lgo_cli.exports.hdf5 import h5_files
 from lgo_cli.exports.tables import csv_files
 from lgo_cli.exports.vtk import vti_files
-from lgo_cli.files import sha256_file
+from lgo_cli.files import sha256_file, step_lock
 from lgo_cli.runs import exporting
 
 Arrays = dict[str, Any]
@@ -35,16 +36,17 @@ def _surface() -> Arrays:
     loss = draw.lognormal(size=(3, 5))
     loss[0, 1], loss[1, 2], loss[2, 4] = np.nan, np.inf, 0.0
     measured = draw.random((3, 5)) < 0.5
-    coarse = np.linspace(-1, 1, 2)
+    radius = np.linspace(0, 1, 2)
     return {
         "x": x, "y": y, "loss": loss, "standard_error": loss / 10,
         "accuracy": draw.random((3, 5)), "directions": draw.normal(size=(2, 9)),
         "measured": measured, "error_estimate": np.where(measured, 0, 0.01 * loss),
-        "convexity_x": coarse, "convexity_y": coarse, "convexity_largest": draw.random((2, 2)),
+        "convexity_x": np.array([-1.0, 1.0]), "convexity_y": np.array([0.0, 0.5]),
+        "convexity_largest": draw.random((2, 2)),
         "convexity_smallest": -draw.random((2, 2)), "convexity_ratio": draw.random((2, 2)),
         "convexity_ratio_error": draw.random((2, 2)), "planes_loss": np.stack([loss, 2 * loss]),
-        "profile_radius": coarse, "profile_median": coarse, "profile_low": coarse,
-        "profile_high": coarse,
+        "profile_radius": radius, "profile_median": 2 + radius, "profile_low": 1 + radius,
+        "profile_high": 3 + radius,
     }  # fmt: skip
 
 
@@ -84,10 +86,39 @@ def test_csv_has_a_table_for_each_shape() -> None:
     )
     convexity = _read(files["contour_convexity.csv"])
     assert list(convexity) == ["x", "y", "ratio", "ratio_error", "lambda_max", "lambda_min"]
-    assert [float(t) for t in convexity["lambda_min"]] == list(arrays["convexity_smallest"].ravel())
-    assert [float(t) for t in convexity["ratio_error"]] == list(
-        arrays["convexity_ratio_error"].ravel()
-    )
+    keys = ("ratio", "ratio_error", "largest", "smallest")
+    X, Y = np.meshgrid(arrays["convexity_x"], arrays["convexity_y"])
+    expected = [X, Y, *(arrays[f"convexity_{key}"] for key in keys)]
+    for texts, values in zip(convexity.values(), expected, strict=True):
+        assert [float(text) for text in texts] == values.ravel().tolist()
+    for name, texts in _read(files["contour_profile.csv"]).items():
+        assert [float(text) for text in texts] == arrays[f"profile_{name}"].tolist()
+
+
+def test_csv_of_a_spectrum_has_each_number_in_its_column() -> None:
+    count = itertools.count()
+    arrays: Arrays = {"layer_names": np.array(["a", "b"])}
+    arrays |= {
+        name: np.array([next(count), next(count)], dtype=float)
+        for name in (
+            "largest", "smallest", "largest_residual_bounds", "smallest_residual_bounds",
+            "largest_error_estimates", "smallest_error_estimates", "density_nodes",
+            "density_weights", "layer_largest", "layer_residual_bounds", "layer_traces",
+            "layer_trace_standard_errors",
+        )
+    }  # fmt: skip
+    files = {name: data.decode().split() for name, data in csv_files("hessian", arrays, {}).items()}
+    assert files == {
+        "hessian.csv": [
+            "end,rank,eigenvalue,residual_bound", "largest,1,0.0,4.0", "largest,2,1.0,5.0",
+            "smallest,1,2.0,6.0", "smallest,2,3.0,7.0",
+        ],
+        "hessian_density.csv": ["eigenvalue,weight", "12.0,14.0", "13.0,15.0"],
+        "hessian_layers.csv": [
+            "layer,largest,residual_bound,trace,trace_standard_error",
+            "a,16.0,18.0,20.0,22.0", "b,17.0,19.0,21.0,23.0",
+        ],
+    }  # fmt: skip
 
 
 def test_csv_of_a_path_and_of_a_matrix() -> None:
@@ -190,9 +221,13 @@ def test_vtk_image_has_the_grid_and_its_values() -> None:
     np.testing.assert_array_equal(values["measured"], arrays["measured"].ravel())
     np.testing.assert_array_equal(values["y"].reshape(3, 5)[:, 0], arrays["y"])
     assert b"inf" not in files["contour.vti"].lower()
-    _, convexity = _vti(files["contour_convexity.vti"])
+    coarse, convexity = _vti(files["contour_convexity.vti"])
+    assert (coarse.get("Origin"), coarse.get("Spacing")) == ("-1.0 0.0 0.0", "2.0 0.5 1.0")
     assert next(iter(convexity)) == "ratio"
     np.testing.assert_array_equal(convexity["ratio"], arrays["convexity_ratio"].ravel())
+    names = ("loss", "accuracy", "standard_error", "measured", "error_estimate")
+    test = {f"test_{name}": arrays[name] for name in names}
+    assert _vti(vti_files("contour", arrays | test, {})["contour.vti"])[1].keys() >= test.keys()
 
 
 def test_vtk_scalars_are_the_loss() -> None:
@@ -215,6 +250,10 @@ def test_h5_is_what_li_et_als_scripts_read() -> None:
     with h5py.File(io.BytesIO(files["contour_convexity.h5"]), "r") as file:
         np.testing.assert_array_equal(file["min_eig"][:], arrays["convexity_smallest"])
         np.testing.assert_array_equal(file["max_eig"][:], arrays["convexity_largest"])
+        np.testing.assert_array_equal(file["xcoordinates"][:], arrays["convexity_x"])
+        np.testing.assert_array_equal(file["ycoordinates"][:], arrays["convexity_y"])
+        # A time would be another's a second later.
+        assert h5py.h5g.get_objinfo(file.id, b"max_eig").mtime == 0
 
 
 def test_h5_of_a_line_leaves_out_what_was_not_measured() -> None:
@@ -467,3 +506,21 @@ def test_h5_without_h5py_says_what_to_install(
         "lgo: error: writing HDF5 needs h5py, which is not installed\nhint: pip install 'lgo[h5]'\n"
     )
     assert not list(measured_run.glob("*.h5"))
+
+
+def test_exports_of_two_runs_and_of_two_processes(measured_run: Path, lgo: Lgo) -> None:
+    line = ("export", measured_run, "--to", "csv")
+    lgo(*line, "--step", "contour", "--out", "there")
+    other = Path(shutil.copytree(measured_run, "other"))
+    for name in ("contour.json", "contour.npz"):
+        (other / name).unlink()
+    lgo("export", other, "--to", "csv", "--step", "hessian", "--out", "there")
+    # That one run has no surface makes no file of the other's out of date.
+    assert {path.name for path in Path("there").glob("*.csv")} >= {"contour.csv", "hessian.csv"}
+    lgo(*line)
+    (measured_run / ".lgo" / "exports.json").unlink()
+    lgo(*line)  # the very bytes are nobody else's
+    with step_lock(measured_run, "export"):
+        assert "another lgo export is writing" in lgo(*line, code=3).stderr
+        lgo("contour", measured_run, "--resolution", 2, "--analysis-samples", 32, "--quiet")
+        assert (measured_run / "contour.csv").is_file()  # left to who is exporting

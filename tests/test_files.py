@@ -22,6 +22,7 @@ from lgo_cli.files import (
     canonical_json,
     is_locked,
     portable_path,
+    refuse_non_directory,
     sha256_bytes,
     sha256_file,
     step_lock,
@@ -283,6 +284,10 @@ def test_step_lock_on_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), step_lock(place, "train"):
         pass
     assert place.read_text() == "somebody's"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (place, tmp_path / "pipe"):
+        with pytest.raises(OutputError, match="not a directory"):
+            refuse_non_directory(other)
 
 
 def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

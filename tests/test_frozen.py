@@ -15,6 +15,7 @@ from lgo_cli.cli.root import app
 from lgo_cli.landscape.unmoved import unmoved_warnings
 from lgo_cli.manifest import read_manifest
 from lgo_cli.results import ContourResults, InterpResults
+from lgo_cli.runs.evidence import load_arrays
 
 GRID = ("--analysis-samples", 64, "--resolution", 3)
 
@@ -130,8 +131,9 @@ def test_derivatives_are_of_the_loss_with_frozen_statistics(
 
 
 def test_lines_are_not_held_against_planes_of_other_statistics(normed: Path, lgo: Lgo) -> None:
-    line = (normed / "run0", "--num-planes", 2)
+    line = (normed / "run0", "--num-planes", 2, "--convexity", 2)
     frozen, warnings = _contour(lgo, *line)
+    before = load_arrays(Path("plane/contour.npz"))
     assert frozen.planes is not None
     assert frozen.planes.line_curvature is not None
     assert warnings == []
@@ -139,3 +141,8 @@ def test_lines_are_not_held_against_planes_of_other_statistics(normed: Path, lgo
     assert results.planes is not None
     assert results.planes.line_curvature is None
     assert said.endswith("the mean curvature along random lines would be too, and is left out")
+    # All that is measured has them.
+    after = load_arrays(Path("plane/contour.npz"))
+    assert _contour(lgo, line[0], "--batchnorm", "batch")[1] == []  # one plane has no such lines
+    for name in ("planes_loss", "convexity_largest"):
+        assert np.all(np.abs(after[name] - before[name]) > 1e-3 * np.abs(before[name]))

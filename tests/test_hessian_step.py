@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ import pytest
 from conftest import SMALL, Lgo
 
 from lgo_cli.cli.tables import summary_lines
+from lgo_cli.errors import NumericsError
 from lgo_cli.manifest import read_manifest
+from lgo_cli.runs.evidence import load_arrays
+from lgo_cli.runs.steps.described import _clusters, _layers
 
 FEW = ("--top-k", 2, "--bottom-k", 1, "--analysis-samples", 64)
 
@@ -32,6 +36,7 @@ def test_everything_at_once(lgo: Lgo, small_run: Path) -> None:
     )  # fmt: skip
     assert results["converged"]
     assert sum(results["matvecs"].values()) == results["num_matvecs"]
+    assert results["density"]["num_matvecs"] == results["matvecs"]["density"]
     assert set(results["matvecs"]) == {
         "audit", "eigenvalues", "multiplicity", "recheck", "density", "trace", "layers", "halves",
     }  # fmt: skip
@@ -237,6 +242,10 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
     assert warm["num_matvecs"] < cold["num_matvecs"]
     error = lgo("hessian", small_run, *line, "--warm-start", small_run, code=2).stderr
     assert "is where this step's own results go" in error
+    same = small_run / "checkpoints" / ".."
+    assert lgo("hessian", small_run, *line, "--warm-start", same, code=2).stderr.startswith(
+        f"lgo: error: --warm-start {same} is where this step's own results go\n"
+    )
     assert (
         "has no hessian.json" in lgo("hessian", small_run, "--warm-start", tmp_path, code=3).stderr
     )
@@ -244,6 +253,56 @@ def test_warm_start(lgo: Lgo, small_run: Path, tmp_path: Path) -> None:
     lgo("train", "--out", other, "--model-arg", "hidden=5", *SMALL[2:], "--quiet")
     error = lgo("hessian", other, *line, "--warm-start", out, code=3).stderr
     assert "this model has" in error
+    (out / "hessian.npz").write_bytes(b"damaged")
+    assert lgo("hessian", small_run, *line, "--warm-start", out, code=3).stderr == (
+        f"lgo: error: {out / 'hessian.npz'} is not what lgo hessian wrote\n"
+        "hint: run lgo hessian there again\n"
+    )
+
+
+def test_warm_start_is_of_the_ends_that_are_asked_for(
+    lgo: Lgo, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--analysis-samples", 64, "--no-audit", "--quiet")
+    lgo("hessian", small_run, "--top-k", 3, "--bottom-k", 2, "--out", tmp_path / "before", *few)
+    vectors = load_arrays(tmp_path / "before" / "hessian.npz")["eigenvectors"]
+    taken: list[Any] = []
+
+    def look(problem: object, config: object, setting: Any, progress: object) -> None:
+        taken.append(setting.warm_start)
+        raise NumericsError("seen")
+
+    monkeypatch.setattr("lgo_cli.curvature.analysis.analyze_spectrum", look)
+    for top_k, bottom_k, rows in (
+        (1, 1, [0, 3]),
+        (4, 1, [0, 1, 2, 3]),
+        (2, 0, [0, 1]),
+        (0, 3, [3, 4]),
+    ):
+        line = ("--top-k", top_k, "--bottom-k", bottom_k, "--warm-start", tmp_path / "before")
+        lgo("hessian", small_run, *line, *few, code=4)
+        assert np.array_equal(taken.pop().numpy(), vectors[rows])
+
+
+def test_clusters_are_of_ranks_from_one_at_either_end() -> None:
+    pairs: Any = SimpleNamespace(top_k=2, clusters=((0, 1), (2, 3, 4)))
+    assert _clusters(pairs) == {"largest": [[1, 2]], "smallest": [[1, 2, 3]]}
+
+
+def test_blocks_that_chance_makes_more_than_the_whole_leave_no_share() -> None:
+    def trace(norm: float) -> Any:
+        estimate = SimpleNamespace(
+            frobenius_norm=norm, frobenius_standard_error=0.1, frobenius_rounding=0.0
+        )
+        return SimpleNamespace(value=1.0, standard_error=0.1, rounding=0.0, estimate=estimate)
+
+    def layer(name: str) -> Any:
+        one = {"largest": 1.0, "residual_bound": 0.0, "error_estimate": 0.0}
+        return SimpleNamespace(name=name, num_parameters=1, trace=trace(2.0), **one)
+
+    found = _layers((layer("a"), layer("b")), trace(2.5))
+    assert found.off_block_share == 0
+    assert found.off_block_share_standard_error > 0
 
 
 def test_trace_of_a_total(lgo: Lgo, small_run: Path) -> None:
@@ -286,6 +345,7 @@ def test_density_of_all_eigenvalues(lgo: Lgo, small_run: Path) -> None:
     asked = ("--layers", "output.bias", "--density")
     density = _results(lgo, small_run, *asked)["density"]
     assert (density["num_nodes"], density["sampling_bound"]) == (10, 0)
+    assert density["num_matvecs"] < 10  # beside those of the eigenvalues
     assert (
         "in Wasserstein distance (all eigenvalues)"
         in lgo("hessian", small_run, *FEW, *asked).stdout

@@ -373,8 +373,12 @@ def test_safetensors_are_rewritten_by_one_command(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"abc", b"\xff" * 40, _safetensors(["a"])[:-1], b"\2" + b"\0" * 7 + b"12"]
-)
+    "content",
+    [
+        b"", b"abc", b"\xff" * 40, _safetensors(["a"])[:-1], b"\2" + b"\0" * 7 + b"12",
+        b"\0\x20" + b"\0" * 6 + b"9" * 8192,
+    ],
+)  # fmt: skip
 def test_safetensors_cut_short_are_called_unreadable(
     lgo: Lgo, tmp_path: Path, content: bytes
 ) -> None:
@@ -560,6 +564,9 @@ def test_out_that_names_the_run_is_told_how_a_run_is_named(lgo: Lgo, small_run: 
     hint = _hint(lgo("hessian", "--out", "run", code=3).stderr)
     command = hint.removeprefix("name the run that is there, and the same options: lgo ")
     lgo(*shlex.split(command), "--top-k", 1, "--bottom-k", 0, "--analysis-samples", 32, "--quiet")
+    Path("run").rename("outputs")
+    lgo("train", *SMALL, "--out", "run", "--quiet")
+    assert "run/hessian.json" in lgo("hessian", "--out", "run", "--dry-run").stdout  # of outputs
 
 
 def test_a_checkpoint_or_run_that_is_not_there_is_told_the_nearest(

@@ -222,6 +222,10 @@ CASES = {
         "interp run", 3, "it says nothing of init.pth",
         _edit_manifest(lambda manifest: manifest["outputs"].pop("init.pth")),  # type: ignore[attr-defined]
     ),
+    "manifest without a field": Case(
+        "hessian run", 3, "it says nothing of warmup_epochs",
+        _edit_manifest(lambda m: m["request"]["config"].pop("warmup_epochs")),  # type: ignore[index]
+    ),
     "manifest that was edited": Case(
         "verify run", 3, "the fingerprint is not that of the request",
         _edit_manifest(lambda manifest: manifest["request"]["config"].update(seed=7)),  # type: ignore[index]
@@ -230,6 +234,11 @@ CASES = {
         "hessian run", 2, "runs only if you name it",
         _edit_manifest(lambda m: (m["request"]["config"].update(model="model.py:build"),  # type: ignore[index]
                                   m["locations"].update({"model.py": "../net.py"})),  # type: ignore[attr-defined]
+                       forge=True),
+    ),
+    "manifest that names installed code": Case(
+        "hessian run", 2, "this run's model is code, torch.nn:Linear, which runs only if you name",
+        _edit_manifest(lambda m: m["request"]["config"].update(model="torch.nn:Linear"),  # type: ignore[index]
                        forge=True),
     ),
     "weights changed": Case(
@@ -351,6 +360,7 @@ CASES = {
     # the machine and the disk
     "no GPU": Case("hessian run --device cuda:7", 5, "there is no cuda:7 on this machine"),
     "no such device": Case("hessian run --device tpu", 2, "no device is called 'tpu'"),
+    "device without its number": Case("hessian run --device cpu:", 2, "no device is called 'cpu:'"),
     "name too long for the disk": Case(f"train --out {'x' * 300}", 3, "File name too long"),
     "file in place of the directory": Case(
         "train --out file", 3, "file is a file, not a directory", _write("file", b"somebody's")
@@ -363,6 +373,9 @@ CASES = {
     # --config
     "config not there": Case("train --config c.toml", 3, "cannot read c.toml"),
     "config not TOML": Case("train --config c.toml", 3, "is not TOML", _write("c.toml", b"a = ")),
+    "config with a number that is too long": Case(
+        "train --config c.toml", 3, "is not TOML", _write("c.toml", b"seed = " + b"9" * 5000)
+    ),
     "config with unknown key": Case(
         "train --config c.toml", 2, "c.toml: epoch is no option of lgo train; did you mean epochs?",
         _write("c.toml", b"epoch = 3"),

@@ -24,6 +24,8 @@ from lgo_cli.cli import app
 from lgo_cli.cli.output import Output
 from lgo_cli.cli.table import SETTINGS, aligned, fitting
 from lgo_cli.files import step_lock
+from lgo_cli.manifest import read_manifest
+from lgo_cli.runs.inspect import StepState, _aside
 from lgo_cli.runs.rows import COLUMNS
 
 # With vectors precise enough for a plane.
@@ -185,6 +187,11 @@ def test_analysis_of_another_checkpoint_says_what_it_replaces(lgo: Lgo, small_ru
     assert lgo("hessian", small_run, *line, "--quiet").stderr == ""
     # The run's own weights take the place of nothing but themselves.
     assert "keeps both" not in lgo("hessian", small_run, "--top-k", 2).stderr
+    last = small_run / "checkpoints" / "step-00000016.pth"  # the same weights once more
+    assert "keeps both" not in lgo("hessian", last, *line, "--out", small_run).stderr
+    lgo("hessian", small_run, *line, "--force", "--quiet")
+    lgo("train", "--out", small_run, *SMALL, "--seed", 1, "--quiet")
+    assert "keeps both" not in lgo("hessian", small_run, *line).stderr
 
 
 @pytest.mark.parametrize(
@@ -208,6 +215,17 @@ def test_table_puts_no_other_data_beside_the_runs_own(
     assert row["dataset"] == "synthetic"
     assert row["lambda_max"] is not None
     assert row["problems"] == f"contour: {why}"
+
+
+@pytest.mark.parametrize("name", ["model.py/blocks.py", "model_arg/mask", "dataset_arg/rows"])
+def test_a_file_that_one_of_two_steps_alone_has_is_told(run: Path, name: str) -> None:
+    train, contour = (read_manifest(run / f"{step}.json") for step in ("train", "contour"))
+    inputs = {**contour.request.inputs, name: contour.request.inputs["model.pth"]}
+    request = contour.request.model_copy(update={"inputs": inputs})
+    other = contour.model_copy(update={"request": request})
+    for one, two in ((train, other), (other, contour)):
+        states = [StepState(each.request.command, each, ()) for each in (one, two)]
+        assert _aside(two, states) == f"with another {name} than {one.request.command}"
 
 
 def test_data_of_one_name_and_other_content_are_other_data(
@@ -316,6 +334,22 @@ def test_a_changed_byte_is_found(lgo: Lgo, run: Path, name: str, change: str) ->
         path.write_bytes(content)
     stderr = lgo("verify", run, code=3).stderr
     assert f"{name} is missing" in stderr or f"{name} is not what lgo" in stderr
+
+
+def test_outputs_that_are_none_and_sizes_that_lie(lgo: Lgo, run: Path) -> None:
+    path = run / "contour.json"
+    honest = path.read_text()
+    (run / "notes.txt").write_bytes((run / "contour.npz").read_bytes())
+    manifest = json.loads(honest)
+    arrays = manifest["outputs"]["contour.npz"]
+    manifest["outputs"]["notes.txt"] = {**arrays, "path": "notes.txt"}
+    path.write_text(json.dumps(manifest))
+    stderr = lgo("verify", run, code=3).stderr
+    assert "contour: it lists notes.txt, which this step never writes\n" in stderr
+    manifest = json.loads(honest)
+    manifest["outputs"]["contour.npz"]["num_bytes"] += 1
+    path.write_text(json.dumps(manifest))
+    assert "contour.npz is not what lgo contour wrote" in lgo("verify", run, code=3).stderr
 
 
 def test_an_interrupted_step_is_named(lgo: Lgo, run: Path) -> None:

@@ -11,6 +11,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from conftest import Lgo
 
 from lgo_cli.config import ContourConfig, Execution, TrainConfig
-from lgo_cli.errors import MachineError, UsageError
+from lgo_cli.errors import LockedError, MachineError, UsageError
 from lgo_cli.figures.surface import draw_contour
 from lgo_cli.files import BOOKKEEPING, canonical_json, sha256_bytes, step_lock
 from lgo_cli.landscape import convexity
@@ -166,9 +167,12 @@ def test_key_is_of_all_that_moves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {_key(), _key(scale=2.0), _key(num_samples=19), _key(bias=0.1), _key(batch=7)}
     assert len(keys) == 5
     assert _key() in keys
-    code = {"model.py": InputRef(sha256="0" * 64, produced_by=None)}
+    some = InputRef(sha256="0" * 64, produced_by=None)
     for change in (
-        {"inputs": code},
+        {"inputs": {"model.py": some}},
+        {"inputs": {"model.py/blocks.py": some}},
+        {"inputs": {"model_arg/mask": some}},
+        {"inputs": {"loss_arg/weights": some}},
         {"algorithm_version": 2},
         {"config": {**CONFIG, "model_arg": {"hidden": 3}}},
         {"config": {**CONFIG, "loss_arg": {"gamma": 3}}},
@@ -273,6 +277,24 @@ def test_shares_find_ranges_in_files_of_their_own(small_run: Path, tmp_path: Pat
     assert _contour(small_run, tmp_path, "0/2", **config) is Status.COMPUTED
     _contour(small_run, tmp_path / "whole", **config)
     assert _outputs(tmp_path) == _outputs(tmp_path / "whole")
+
+
+def test_ranges_are_found_on_the_path_that_the_surface_takes(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on a fast one that is given up only when the surface is measured."""
+    reference = Evaluator.reference
+
+    def off(self: Evaluator, *coordinates: float) -> Evaluation:
+        found = reference(self, *coordinates)
+        return replace(found, loss=1.1 * found.loss)
+
+    monkeypatch.setattr("lgo_cli.landscape.evaluator.LEAST_FEATURES", 1)
+    monkeypatch.setattr(Evaluator, "reference", off)
+    _contour(small_run, tmp_path, auto_range=2.0, resolution="3")
+    results = read_manifest(tmp_path / "contour.json").results
+    assert "it would move the loss" in results.cell_plan  # type: ignore[attr-defined]
+    assert len(list((tmp_path / BOOKKEEPING / "cells").glob("*.journal"))) == 1
 
 
 def test_force_finds_ranges_and_measures_without_the_shares(
@@ -400,6 +422,11 @@ def test_share_does_not_wait_for_who_writes_the_surface(small_run: Path, tmp_pat
         assert _contour(small_run, tmp_path, "0/2") is Status.SHARE_DONE
         assert _contour(small_run, tmp_path, "1/2") is Status.SHARE_DONE
     assert _num_records(tmp_path) == (62, 62)
+    with (
+        step_lock(tmp_path, "contour.1-of-2"),
+        pytest.raises(LockedError, match=r"contour\.1-of-2"),
+    ):
+        _contour(small_run, tmp_path, "1/2")
     assert _contour(small_run, tmp_path, "1/2") is Status.COMPUTED
 
 
@@ -470,7 +497,9 @@ def _convexity_file(out: Path, **change: Any) -> ConvexityFile:
     return ConvexityFile(out, **{"key": "key", "x": [0.0, 0.1], "y": [2.0], "seed": 3, **change})
 
 
-def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) -> None:
+def test_cells_and_vectors_of_a_convexity_map_are_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = np.array([[1.0, math.nan, *range(8)]])
     file = _convexity_file(tmp_path)
     assert file.read() is None
@@ -487,6 +516,8 @@ def test_cells_and_vectors_of_a_convexity_map_are_kept_together(tmp_path: Path) 
     assert again is not None
     assert again.warm_start is None
     assert file.path.stat().st_size < 1500
+    monkeypatch.setattr(journal, "NUM_VALUES", 11)  # another lgo's cells
+    assert _convexity_file(tmp_path).read() is None
 
 
 @pytest.mark.parametrize("position", [0, 31, 40, 300, -1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from lgo_cli.landscape.surface import SMALL_SHARE
 from lgo_cli.manifest import read_manifest
 from lgo_cli.results import ContourResults
 from lgo_cli.runs import execute
+from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.journal import _records
+from lgo_cli.runs.steps.beside import filling_results
 
 ROUGH = ("--resolution", "31", "--x-range", "-3", "3", "--y-range", "-3", "3")
 HARD = (*ROUGH, "--analysis-samples", "64", "--tolerance", "0.003")
@@ -123,6 +127,47 @@ def test_each_surface_has_the_budget(small_run: Path, lgo: Lgo) -> None:
     ]
     assert "75 of 961 measured; the rest NOT filled in to 0.002" in result.stdout
     assert "; 2 NOT filled in to 0.002\n" in result.stdout
+
+
+def test_the_seed_draws_the_cells_of_the_check(small_run: Path, lgo: Lgo) -> None:
+    line = ("--plane", "eigen", "--resolution", 21, "--tolerance", 0.05, "--analysis-samples", 32)
+    masks = []
+    for seed in (0, 1):
+        lgo("contour", small_run, *line, "--seed", seed, "--quiet")
+        masks.append(load_arrays(small_run / "contour.npz")["measured"])
+    assert not np.array_equal(*masks)
+
+
+def test_planes_converged_if_all_did(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converged = iter([False, True])
+
+    def mixed(*what: Any) -> Any:
+        found = filling_results(*what)
+        assert found is not None
+        return found.model_copy(update={"converged": next(converged)})
+
+    monkeypatch.setattr("lgo_cli.runs.steps.beside.filling_results", mixed)
+    more = ("--analysis-samples", 32, "--tolerance", 0.1, "--num-planes", 3)
+    lgo("contour", small_run, "--resolution", 9, *more, "--quiet")
+    planes = _results(small_run).planes
+    assert planes is not None
+    assert [filling.converged for filling in planes.fillings] == [False, True]
+    assert not planes.converged
+
+
+def test_errors_are_held_against_the_floor_where_the_loss_is_below_it() -> None:
+    inf, nan = math.inf, math.nan
+    filled: Any = SimpleNamespace(
+        loss=np.array([1e-9, 1.0, inf, 2.0]), error_estimate=np.array([0.01, 0.02, nan, 0.0]),
+        floor=0.1, num_small=0, cost=4.0, check=None, num_checks=0, converged=False,
+    )  # fmt: skip
+    found = filling_results(filled, ContourConfig(tolerance=0.05))
+    assert found is not None
+    assert found.largest_error_estimate == 0.02
+    assert found.largest_relative_estimate == pytest.approx(0.1)
+    assert found.share_above == 0.25
 
 
 def test_it_goes_with_a_tolerance(small_run: Path, lgo: Lgo) -> None:

@@ -153,6 +153,7 @@ def test_matrix_names_a_checkpoint_that_is_not_finite(pair: Path, burst: Path) -
     ("options", "message"),
     [
         ("--matrix --to run1", "not finite: the loss of burst.pth"),
+        ("--align", "not finite: barrier, barrier_standard_error, barrier_interval"),
         (
             "",
             "not finite: barrier, barrier_standard_error, barrier_interval, test_barrier, "
@@ -176,6 +177,7 @@ def test_strict_refuses_what_is_not_finite(
         assert (
             "Barrier: nan, as a loss at an end or between them is not finite, the most" in caption
         )
+    assert lgo("verify", "run0").stdout == "run0  verified: train, interp\n"
     before = (pair / "run0" / "interp.json").stat().st_mtime_ns
     # What is there already has to meet the same.
     assert message in lgo(*line, "--strict", code=4).stderr

@@ -19,7 +19,7 @@ from lgo_cli.curvature.audit import Rounding
 from lgo_cli.curvature.eigenpairs import extreme_eigenpairs
 from lgo_cli.curvature.networks import HessianOperator
 from lgo_cli.curvature.search import Wanted
-from lgo_cli.errors import InputError, UsageError
+from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.landscape.directions import gradient_direction, orthogonalize, random_direction
 from lgo_cli.landscape.planes import (
     PlaneCurve,
@@ -333,6 +333,22 @@ def test_strict_holds_for_eigenvectors_that_are_there_already(
     assert printed.startswith("warning: ")
     assert printed.count("did not converge") == 1
     assert "did not converge" in lgo(*line, "--strict", code=4).stderr
+
+
+def test_eigenvectors_of_a_plane_are_as_precise_as_products_are(
+    small_run: Path, lgo: Lgo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What rounds is measured, and allowed for, as `lgo hessian` does."""
+    measured: list[float] = []
+
+    def look(operator: Any, *_: object, **__: object) -> None:
+        measured.append(operator.measured_rounding)
+        raise NumericsError("seen")
+
+    monkeypatch.setattr("lgo_cli.curvature.eigenpairs.extreme_eigenpairs", look)
+    line = ("contour", small_run, "--plane", "eigen", "--analysis-samples", 64)
+    lgo(*line, code=4)
+    assert measured[0] is not None
 
 
 @pytest.mark.parametrize(("command", "option"), [("contour", "--plane"), ("interp", "--direction")])

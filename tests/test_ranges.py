@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from conftest import Lgo
 
 from lgo_cli.errors import NumericsError, UsageError
 from lgo_cli.landscape.ranges import MAX_DOUBLINGS, NUM_BISECTIONS, AutoRange, auto_range
@@ -102,3 +105,15 @@ def test_ratios_that_are_none(ratio: float) -> None:
 def test_centre_without_multiples(center: float) -> None:
     with pytest.raises(NumericsError, match="nothing to multiply"):
         auto_range(lambda x, y: 1.0, center, 2.0)
+
+
+def test_a_surface_is_of_the_ranges_that_were_found(
+    lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = AutoRange((-1.0, 2.0), (-0.5, 0.25), 9, ("one side never got there",))
+    monkeypatch.setattr("lgo_cli.landscape.ranges.auto_range", lambda *_: found)
+    line = ("--auto-range", 2, "--resolution", 4, "--analysis-samples", 32, "--json")
+    results = json.loads(lgo("contour", small_run, *line).stdout)["results"]
+    assert (results["x_range"], results["y_range"]) == ([-1.0, 2.0], [-0.5, 0.25])
+    assert results["num_range_evaluations"] == 9
+    assert "one side never got there" in results["warnings"]

@@ -28,15 +28,18 @@ from lgo_cli.config import (
 )
 from lgo_cli.errors import InputError, LgoError, NumericsError, OutputError, UsageError
 from lgo_cli.files import step_lock
-from lgo_cli.manifest import Manifest, read_manifest
+from lgo_cli.manifest import Manifest, read_manifest, write_manifest
 from lgo_cli.models.registry import MODELS
 from lgo_cli.parsing import parse_config
 from lgo_cli.provenance import environment
+from lgo_cli.results import HessianResults
 from lgo_cli.runs import Status, execute
+from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.runs.inspect import inspect_run, verify_run
 from lgo_cli.runs.loaded import machine_settings
 from lgo_cli.runs.names import writable
+from lgo_cli.runs.plan import plan_step
 from lgo_cli.runs.steps import STEPS
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
@@ -157,6 +160,17 @@ def test_figures_are_redrawn_without_computing(
     assert _payload(back.manifest) == _payload(first.manifest)
     (small_run / "contour_3d.png").unlink()
     assert execute(ANALYSES["contour"], small_run).status is Status.REDRAWN
+
+
+def test_a_training_that_is_redrawn_keeps_its_checkpoints(small_run: Path) -> None:
+    before = _payload(read_manifest(small_run / "train.json"))
+    figure = FigureConfig(format="pdf")
+    again = execute(TRAIN, execution=Execution(out=small_run), figure=figure)
+    assert again.status is Status.REDRAWN
+    after = _payload(again.manifest)
+    assert after.pop("train.pdf")
+    assert after.items() == before.items() - {("train.png", before["train.png"])}
+    assert verify_run(small_run) == ["train"]
 
 
 def test_numbers_that_came_before_the_lock_are_not_redrawn_as_ones_own(
@@ -302,6 +316,7 @@ def test_refused_command_leaves_the_old_results(small_run: Path, tmp_path: Path)
         with pytest.raises(LgoError):
             execute(config, small_run, execution=execution)
         assert _digests(small_run) == before
+        assert not list((small_run / ".lgo").glob("*.claim"))
     # Not newer than it was either, or Make would take the refusal for a success.
     assert (small_run / "hessian.json").stat().st_mtime_ns == times
     assert verify_run(small_run) == ["train", "hessian", "interp"]
@@ -312,6 +327,54 @@ def test_refusal_in_an_empty_place_leaves_no_claim(small_run: Path, tmp_path: Pa
     with pytest.raises(UsageError, match="are more than"):
         execute(HessianConfig(top_k=100_000), small_run, execution=Execution(out=out))
     assert not (out / ".lgo" / "hessian.claim").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"operator": "ggn"}, {"scaling": "elementwise"}, {"layers": ["output"]},
+        {"include_weight_decay": True}, {"dtype": "float64"}, {"loss": "squared_error"},
+        "not converged", "one alone", "of another algorithm", "of other weights",
+        "without its code", "damaged",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_eigenvectors_of_something_else_are_not_read(
+    small_run: Path, other: dict[str, Any] | str
+) -> None:
+    found = execute(ANALYSES["hessian"], small_run).manifest
+    assert found is not None
+    request = plan_step(ANALYSES["contour"], small_run, Execution()).request
+    assert saved_eigenvectors([small_run], request, 2) is not None
+    asked, results = found.request, found.results
+    assert isinstance(results, HessianResults)
+    if isinstance(other, dict):
+        asked = asked.model_copy(update={"config": {**asked.config, **other}})
+    elif other == "not converged":
+        results = results.model_copy(update={"converged": False})
+    elif other == "one alone":
+        results = results.model_copy(update={"largest": results.largest[:1]})
+    elif other == "of another algorithm":
+        asked = asked.model_copy(update={"algorithm_version": asked.algorithm_version - 1})
+    elif other == "of other weights":
+        weights = asked.inputs["model.pth"].model_copy(update={"sha256": "0" * 64})
+        asked = asked.model_copy(update={"inputs": {"model.pth": weights}})
+    elif other == "without its code":
+        code = {"model.py": request.inputs["model.pth"]}
+        request = request.model_copy(update={"inputs": {**request.inputs, **code}})
+    else:
+        (small_run / "hessian.npz").write_bytes(b"damaged")
+    changed = found.model_copy(update={"request": asked, "results": results})
+    write_manifest(changed, small_run / "hessian.json")
+    assert saved_eigenvectors([small_run], request, 2) is None
+
+
+def test_one_eigenvector_is_read_where_one_is_enough(small_run: Path) -> None:
+    execute(HessianConfig(top_k=1, bottom_k=0, analysis_samples=128), small_run)
+    for plane, enough in (("eigen", False), ("random+eigen", True)):
+        config = ANALYSES["contour"].model_copy(update={"plane": plane})
+        inputs = plan_step(config, small_run, Execution()).request.inputs
+        assert ("hessian.npz" in inputs) == enough
 
 
 def test_eigenvectors_that_are_not_precise_enough_are_not_read(
@@ -481,6 +544,10 @@ def test_eigenvectors_are_read_where_they_fit(small_run: Path, tmp_path: Path) -
     assert reference.produced_by == hessian.manifest.fingerprint
     with np.load(small_run / "contour.npz") as surface, np.load(small_run / "hessian.npz") as found:
         assert np.array_equal(surface["directions"], found["eigenvectors"][:2])
+    one = contour.model_copy(update={"plane": "random+eigen"})
+    labels = execute(one, small_run).manifest.results.axis_labels  # type: ignore[union-attr]
+    largest = hessian.manifest.results.largest[0].value  # type: ignore[attr-defined]
+    assert f"λ = {largest:.4g}" in labels[0]
     other = execute(
         contour.model_copy(update={"analysis_samples": 64}), small_run,
         execution=Execution(out=tmp_path / "other"),
@@ -500,6 +567,19 @@ def test_lines_along_directions(small_run: Path, direction: str) -> None:
         assert arrays["alpha"].tolist() == [-0.5, 0.0, 0.5, 1.0]
         assert arrays["loss"][1] == results.loss_at_start  # type: ignore[attr-defined]
         assert arrays["loss"][-1] == results.loss_at_end  # type: ignore[attr-defined]
+
+
+def test_what_an_analysis_says_itself_is_over_what_the_run_says(small_run: Path) -> None:
+    own = plan_step(ANALYSES["interp"], small_run, Execution()).request.config
+    said: dict[str, Any] = {
+        "model_arg": {"activation": "tanh"}, "dataset_arg": {"noise": 2.0}, "train_samples": 200,
+        "loss": "squared_error", "label_smoothing": 0.0,
+    }  # fmt: skip
+    config = parse_config(InterpConfig, {**ANALYSES["interp"].model_dump(mode="json"), **said})
+    found = plan_step(config, small_run, Execution()).request.config
+    for name in ("model_arg", "dataset_arg"):
+        assert found[name] == {**own[name], **said.pop(name)} != own[name]  # type: ignore[dict-item]
+    assert {name: found[name] for name in said} == said
 
 
 def test_plain_state_dict_is_a_run(small_run: Path, tmp_path: Path) -> None:
@@ -583,6 +663,11 @@ def test_training_does_not_begin_from_what_it_replaces_or_what_does_not_fit(lgo:
     Path("gone/train.json").unlink()
     error = lgo("train", *SMALL, "--init", "gone/model.pth", "--out", "gone", code=2).stderr
     assert "--init gone/model.pth is of the run that this training would replace\n" in error
+    shutil.copytree("outputs", "linked")
+    Path("linked/model.pth").rename("store.pth")
+    Path("linked/model.pth").symlink_to(Path("store.pth").resolve())
+    error = lgo("train", *SMALL, "--init", "linked", "--out", "linked", code=2).stderr
+    assert "--init linked is of the run that this training would replace\n" in error
     error = lgo("train", "--init", "outputs", "--epochs", 1, "--out", "other", code=3).stderr
     assert "outputs/model.pth does not fit the model" in error
     assert not Path("other").exists()

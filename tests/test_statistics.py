@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Lgo
 from small_networks import dense_hessian, make
 from torch import nn
 
@@ -16,6 +19,7 @@ from lgo_cli.errors import UsageError
 from lgo_cli.landscape.line_curvature import LineCurvature, line_curvature, line_variance
 from lgo_cli.landscape.statistics import band, plane_statistics, profile
 from lgo_cli.objective import Objective
+from lgo_cli.runs.evidence import load_arrays
 from lgo_cli.vectors import root_mean_square
 
 X, Y = np.linspace(-1.5, 1, 21), np.linspace(-1, 2, 31)
@@ -230,3 +234,16 @@ def test_model_without_filters_has_no_lines() -> None:
     assert isinstance(model, nn.Module)
     with Objective(model, samples, loss) as objective, pytest.raises(UsageError, match="no weight"):
         line_curvature(objective, 0, 2)
+
+
+def test_profile_of_a_surface_is_of_all_its_planes(lgo: Lgo, small_run: Path) -> None:
+    """From the lowest to the highest, also where no cell is at the centre."""
+    line = ("--num-planes", 3, "--resolution", 4, "--analysis-samples", 64, "--json")
+    results = json.loads(lgo("contour", small_run, *line).stdout)["results"]
+    arrays = load_arrays(small_run / "contour.npz")
+    planes = arrays["planes_loss"]
+    assert np.array_equal(planes[0], arrays["loss"])
+    found = plane_statistics(arrays["x"], arrays["y"], planes, results["loss_at_center"])
+    assert np.array_equal(arrays["profile_radius"], found.radii)
+    for name, values in (("median", "median"), ("low", "minimum"), ("high", "maximum")):
+        assert np.array_equal(arrays[f"profile_{name}"], getattr(found.profile, values))

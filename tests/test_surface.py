@@ -31,6 +31,7 @@ from lgo_cli.landscape.surface import (
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
 from lgo_cli.progress import Task
+from lgo_cli.runs.steps.surfaces import _nearest
 from lgo_cli.samples import Samples
 from lgo_cli.vectors import cosine
 
@@ -448,3 +449,15 @@ def test_killed_filling_asks_for_the_same_cells_again() -> None:
             assert np.array_equal(again.loss, fresh.loss)
             assert np.array_equal(again.measured, fresh.measured)
             assert np.array_equal(again.error_estimate, fresh.error_estimate)
+
+
+def test_preview_takes_what_is_not_there_from_the_nearest_measured_cell() -> None:
+    """A filled cell stays; so does a measured one that is not finite."""
+    nan, inf = math.nan, math.inf
+    loss = np.array([[1.0, nan, nan, inf], [nan, 5.0, nan, nan], [nan, nan, nan, 2.0]])
+    measured = np.zeros(loss.shape, dtype=bool)
+    assert _nearest(loss, measured) is loss  # none yet
+    measured[[0, 0, 2], [0, 3, 3]] = True
+    shown = _nearest(loss, measured)
+    expected = [[1.0, 1.0, inf, inf], [1.0, 5.0, inf, inf], [1.0, 2.0, 2.0, 2.0]]
+    assert np.array_equal(shown, expected)

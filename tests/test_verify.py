@@ -30,6 +30,7 @@ HONEST = (
     "interp --to other --align --curve polychain --num-bends 2 --epochs 1",
     "contour",
     "contour --resolution 4x6 --x-range 0.5 2 --test",
+    "contour --resolution 5x3 --test",
     "contour --resolution 21 --tolerance 0.05 --test",
     "contour --num-planes 3 --convexity 2",
     "contour --plane pca",
@@ -108,11 +109,12 @@ LIES = {
     "hessian --trace --density --per-layer --top-k 2": (
         "largest.0.value", "smallest.0.residual_bound", "largest.1.error_estimate", "density.mean",
         "density.num_nodes", "per_layer.blocks.0.largest.value", "per_layer.blocks.1.trace",
+        "per_layer.blocks.0.trace_standard_error",
     ),
     "interp --to init --align": (
         "barrier", "barrier_standard_error", "barrier_alpha", "test_barrier", "loss_at_start",
         "loss_at_end", "barrier_unaligned.value", "test_barrier_unaligned.standard_error",
-        "num_points", "range.0", "direction_norm",
+        "num_points", "range.0", "direction_norm", "num_nonfinite", "test_num_nonfinite",
     ),
     "interp --matrix --to init": ("matrix.barrier.0.1", "matrix.test_upper.1.0", "num_points"),
     "interp --direction random": ("loss_at_end", "barrier", "test_barrier_standard_error"),
@@ -142,6 +144,17 @@ def test_the_first_lie_is_told_with_both_numbers(lgo: Lgo, small_run: Path, opti
         assert f" is {value}, and {source} says {before}\n" in error
         path.write_bytes(honest)
     lgo("verify", small_run)
+    if "--num-planes 2" in options:
+        assert (small_run / "contour_bands.png").is_file()
+
+
+def test_the_last_bits_may_be_another_machines(lgo: Lgo, small_run: Path) -> None:
+    path = small_run / "train.json"
+    loss = _falsify(path, "train_loss", 0.0)
+    _falsify(path, "train_loss", loss * (1 + 1e-12))
+    lgo("verify", small_run)
+    _falsify(path, "train_loss", loss * (1 + 1e-7))
+    assert f"train.csv says {loss}\n" in lgo("verify", small_run, code=3).stderr
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", 0.3), ("momentum", 0.0), ("optimizer", "adam")])

@@ -77,7 +77,7 @@ def parse_arguments(pairs: list[str], flag: str) -> dict[str, Any]:
 def _scalar(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=str)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or a number or a nest that is too long for it
         return {"True": True, "False": False}.get(text, text)
     return text if isinstance(value, dict) else value
 
@@ -261,7 +261,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return dict(json.loads(json.dumps(values)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number or a nest that is too long
         raise InputError(f"{path} is not TOML: {error}") from error
     except TypeError as error:
         raise InputError(f"{path}: {error}") from error

@@ -227,6 +227,7 @@ def _unpickle(content: bytes, path: Path) -> object:
         AttributeError,
         IndexError,
         KeyError,
+        MemoryError,  # of a length that is damaged
         OverflowError,
         TypeError,
         UnicodeError,

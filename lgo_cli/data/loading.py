@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib
+import ssl
 import sys
 import urllib.error
 from typing import TYPE_CHECKING
 
 from lgo_cli.data.arrays import from_factory, read_npz
 from lgo_cli.data.registry import DATASETS, input_files, resolve_dataset
-from lgo_cli.errors import InputError
+from lgo_cli.errors import InputError, OutputError, no_room
 from lgo_cli.factories import call_factory, parse_factory
-from lgo_cli.files import write_error
 from lgo_cli.parsing import parse_config
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from lgo_cli.data.dataset import Dataset
+
+_OF_THE_NETWORK = (
+    urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError,
+)  # fmt: skip
+"""What a connection raises when it is made, or when it breaks in the middle of a file."""
 
 
 def load_dataset(dataset: str, dataset_arg: Mapping[str, JsonValue], data_root: Path) -> Dataset:
@@ -80,10 +85,13 @@ def download_dataset(dataset: str, data_root: Path) -> None:
         # What torchvision says is talk, and stdout is for data.
         with contextlib.redirect_stdout(sys.stderr):
             source(str(data_root), download=True)
-    except (urllib.error.URLError, http.client.HTTPException, RuntimeError) as error:
+    except (*_OF_THE_NETWORK, RuntimeError) as error:
         raise InputError(
             f"cannot download {dataset}: {' '.join(str(error).split())}",
             hint="fetch its files some other way and say where they are: --data-root DIR",
         ) from error
     except OSError as error:
-        raise write_error(data_root, error) from error
+        raise no_room(error, f"to write {data_root}") or OutputError(
+            f"cannot write {data_root}: {error.strerror or error}",
+            hint="choose another directory with --data-root",
+        ) from error

@@ -209,7 +209,7 @@ def _claimed(path: Path) -> list[str]:
     """Names in a claim that an interrupted step left; none if it is unreadable."""
     try:
         return [str(name) for name in json.loads(path.read_bytes())["names"]]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 

@@ -105,8 +105,6 @@ def execute(
     _refuse_shares(config, execution)
     stopwatch = Stopwatch(list(argv if argv is not None else sys.argv))
     with stopwatch.phase("load"):
-        if execution.download_data:
-            _download(config, execution)
         plan = plan_step(config, None if run is None else Path(run), execution)
     _refuse_other_inputs(plan, inputs or {})
     refuse_non_directory(plan.out)
@@ -202,14 +200,6 @@ def _measure_share(
         with contextlib.suppress(LockedError), step_lock(plan.out, plan.command):
             return _compute(plan, figure, context)
     return Outcome(Status.SHARE_DONE, plan.manifest_path, None, plan)
-
-
-def _download(config: StepConfig, execution: Execution) -> None:
-    from lgo_cli.data.loading import download_dataset
-    from lgo_cli.data.registry import DEFAULT_DATA
-
-    if config.dataset is not None:
-        download_dataset(config.dataset, execution.data_root or DEFAULT_DATA)
 
 
 def _refuse_other_inputs(plan: Plan, wanted: Mapping[str, str]) -> None:

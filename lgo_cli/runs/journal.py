@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from lgo_cli.factories import role_of
 from lgo_cli.files import BOOKKEEPING, atomic_write, canonical_json, sha256_bytes, write_error
 from lgo_cli.landscape import evaluator as evaluators
 from lgo_cli.landscape.cells import Cells
@@ -171,14 +172,19 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
 
     Args:
         evaluator: Verified, since that may give its fast path up.
-        request: Of the step: which code and arguments the model comes from.
+        request: Of the step: which code, arguments and files that they name model and loss are made of.
     """
     objective, batchnorm = evaluator.objective, evaluator.batchnorm
     model, loss = objective.model, objective.loss_function
     parts = {
         "evaluator": evaluators.VERSION,
         "algorithm_version": request.algorithm_version,
-        "code": [ref.sha256 for name, ref in request.inputs.items() if name.endswith(".py")],
+        "code": [
+            ref.sha256
+            for name, ref in request.inputs.items()
+            # What model and loss make of a file that an argument names changes with it.
+            if name.endswith(".py") or role_of(name) in ("model_arg", "loss_arg")
+        ],
         "model": [request.config[name] for name in ("model", "model_arg")],
         "plan": evaluator.plan,
         "center": _digest(objective.theta),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -184,7 +185,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if not re.fullmatch("(cpu|cuda)(:[0-9]{1,3})?", name):
         raise UsageError(f"--device: no device is called {name!r}", hint="auto, cpu, cuda, cuda:1")
     if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
         raise MachineError(

@@ -149,6 +149,10 @@ class Builder:
         """A data set by its name, with its arguments; its files are inputs."""
         arguments = resolve_dataset(dataset, dataset_arg)
         self.set("dataset_arg", arguments)
+        if self.execution.download_data:
+            from lgo_cli.data.loading import download_dataset  # imports torch
+
+            download_dataset(dataset, self.data_root)
         for name, path in input_files(dataset, self.data_root).items():
             self.add(name, path)
         if parse_factory(dataset) is not None:

@@ -293,8 +293,11 @@ def _preview(work: Work) -> Preview:
 
 
 def _nearest(loss: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Losses with those that are neither measured nor filled taken from the nearest measured."""
-    missing = ~measured & ~np.isfinite(loss)
+    """Losses with those that are neither measured nor filled taken from the nearest measured.
+
+    Where one was measured it is the nearest itself, finite or not.
+    """
+    missing = ~np.isfinite(loss)
     rows, columns = np.nonzero(measured)
     if not missing.any() or not len(rows):
         return loss
