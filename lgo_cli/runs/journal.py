@@ -172,7 +172,7 @@ def key_of(evaluator: Evaluator, request: Request) -> str:
 
     Args:
         evaluator: Verified, since that may give its fast path up.
-        request: Of the step: which code, arguments and files that they name model and loss are made of.
+        request: Of the step: which code, arguments and named files model and loss are made of.
     """
     objective, batchnorm = evaluator.objective, evaluator.batchnorm
     model, loss = objective.model, objective.loss_function
