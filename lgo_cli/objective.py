@@ -265,6 +265,9 @@ class Objective:
                 hint=f"forward changes the buffer {_listed(moved)}, which it may in training mode "
                 "only: if self.training"
                 if moved
+                else f"{self.loss_function.called} must give the same loss for the same outputs, "
+                "without random numbers"
+                if culprit is None and self.loss_function.function is not None
                 else "dropout must be off in eval mode: F.dropout needs training=self.training",
             )
         if not math.isfinite(self.center.loss):

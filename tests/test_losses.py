@@ -22,7 +22,7 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import OPERATORS
-from lgo_cli.errors import InputError, UsageError
+from lgo_cli.errors import InputError, NumericsError, UsageError
 from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
@@ -259,6 +259,75 @@ def test_a_loss_that_autograd_does_not_see_through() -> None:
     ):
         pass
     assert "detach()" in str(e.value.hint)
+
+
+class _Hidden(torch.autograd.Function):
+    """Focal loss whose backward autograd does not see: it takes the slope for constant."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(outputs, labels)
+        return focal(outputs, labels)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        outputs, labels = ctx.saved_tensors
+        with torch.enable_grad():
+            z = outputs.detach().requires_grad_()
+            (found,) = torch.autograd.grad(focal(z, labels).sum(), z)
+        return found * slope[:, None], None
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_a_second_derivative_that_autograd_does_not_see(
+    operator: OperatorName, share: float
+) -> None:
+    def mine(outputs: Tensor, labels: Tensor) -> Tensor:
+        seen = focal(outputs, labels)
+        return share * _Hidden.apply(outputs, labels) + (1 - share) * seen
+
+    with _objective(LossFunction("mine", function=mine), 4) as objective:
+        with pytest.raises(InputError, match="mine has no second derivative by autograd"):
+            OPERATORS[operator](objective)
+        OPERATORS["empirical-fisher"](objective)
+
+
+def test_a_loss_that_writes_into_what_it_is_given() -> None:
+    def written(outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs -= 1
+        outputs *= 2
+        labels.fill_(1)
+        return focal(outputs, labels)
+
+    def same(outputs: Tensor, labels: Tensor) -> Tensor:
+        return focal(2 * (outputs - 1), torch.ones_like(labels))
+
+    found = []
+    for function in (written, same):
+        loss = LossFunction("mine", function=function)
+        with _objective(loss, 4) as objective:
+            vector = torch.ones(objective.dim, dtype=torch.float64)
+            product = OPERATORS["ggn"](objective).matvec(vector)
+            found.append((objective.center, product, objective.samples.labels))
+    (center, product, labels), (of_same, expected, untouched) = found
+    assert center == of_same
+    torch.testing.assert_close(product, expected, rtol=EXACT, atol=EXACT)
+    assert torch.equal(labels, untouched)
+    assert not bool((labels == 1).all())
+
+
+def test_a_loss_with_random_numbers() -> None:
+    def noisy(outputs: Tensor, labels: Tensor) -> Tensor:
+        return focal(outputs + torch.randn_like(outputs), labels)
+
+    loss = LossFunction("noisy", function=noisy)
+    with pytest.raises(NumericsError, match="not deterministic") as error, _objective(loss, 4):
+        pass
+    assert error.value.hint == (
+        "noisy must give the same loss for the same outputs, without random numbers"
+    )
 
 
 def test_what_one_names_and_smooths() -> None:

@@ -58,9 +58,11 @@ class NetworkOperator(Operator, Generic[G]):
         memory_bytes: The budget.
         model: What is called in the model's place.
         own_derivatives: Whether rewritten convolutions serve this kind of matrix.
+        curves_loss: Whether it takes the loss's second derivatives.
     """
 
     own_derivatives = True
+    curves_loss = True
 
     def __init__(
         self,
@@ -82,6 +84,10 @@ class NetworkOperator(Operator, Generic[G]):
         self.memory_bytes = memory_bytes
         batches = list(objective.micro_batches())
         with objective.differentiating():
+            if self.curves_loss and objective.loss_function.function is not None:
+                few = batches[0].head(4)
+                outputs = objective.batch_outputs(few)
+                objective.loss_function.refuse_hidden_curvature(outputs, few.labels)
             first, num_bytes = self._measured_graph(batches[0])
             self.graph_bytes = None if num_bytes is None else num_bytes * len(batches)
             self.keeps_graph = self.graph_bytes is not None and self.graph_bytes <= memory_bytes
@@ -311,6 +317,8 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
 
     The same products as a Gauss-Newton matrix, of the losses in place of the outputs.
     """
+
+    curves_loss = False
 
     def _graph(self, batch: Samples) -> _Linearized:
         losses = self.objective.loss_function(self._outputs(batch), batch.labels)
