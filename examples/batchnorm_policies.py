@@ -85,7 +85,7 @@ def main() -> None:
         caption(figure, shared, f"micro-batches of {results['measured']['micro_batch_size']}")
         settle(figure, SIZE)
     with (arguments.save_dir / "policies.png").open("wb") as handle:
-        save_figure(figure, handle, "png")
+        save_figure(figure, handle, "png", dpi=300)
     print(f"figure       {arguments.save_dir / 'policies.png'}")
 
 

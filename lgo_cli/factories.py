@@ -99,7 +99,7 @@ def source_files(factory: Factory, role: str) -> dict[str, Path]:
 
     Args:
         factory: Whose.
-        role: What to call its own file: `model.py` or `data.py`.
+        role: What to call its own file: `model.py`, `data.py` or `loss.py`.
 
     Returns:
         Path by name: the role, and of the files that it imports from beside it (`imported_files`)

@@ -28,7 +28,6 @@ from lgo_cli.labels import (
 )
 from lgo_cli.loss_names import resolve_loss
 from lgo_cli.outputs import model_failures
-from lgo_cli.seeding import standard_normal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -263,45 +262,6 @@ class LossFunction:
         scaled = mass * p * tangent
         return scaled - p * scaled.sum(dim=-1, keepdim=True)
 
-    def refuse_hidden_curvature(self, outputs: Tensor, labels: Tensor) -> None:
-        """See that autograd's second derivative is one, as one's own backward may keep it from it.
-
-        PyTorch takes what a backward computes out of its sight, or under `once_differentiable`, for
-        constant. Differences of the gradient tell: two steps agree with each other, and not with
-        the product, for most samples. Where a kink or rounding decides, the two are far apart.
-
-        Raises:
-            InputError: if it is hidden.
-        """
-        if self.function is None:
-            return
-        z = outputs.detach().double()
-        tangent = standard_normal(z.numel(), 0, "hessian", "loss").view_as(z).to(z.device)
-        product = self.curve(z, labels, tangent)
-        step = 1e-3 * (float(z.abs().max()) or 1.0)
-        with torch.enable_grad():
-            coarse, fine = (self._slope_difference(z, labels, tangent, h) for h in (step, step / 4))
-
-        def size(each: Tensor) -> Tensor:
-            return each.flatten(1).square().sum(dim=1).sqrt()
-
-        agree = size(coarse - fine) < 0.05 * size(fine)
-        if bool((agree & (size(fine - product) > 0.2 * size(fine))).double().mean() > 0.5):
-            raise InputError(
-                f"{self.called} has no second derivative by autograd: its gradient changes with "
-                "the outputs, which autograd does not see",
-                hint="an autograd.Function must be differentiable twice, or --operator "
-                "empirical-fisher, which takes gradients only",
-            )
-
-    def _slope_difference(self, z: Tensor, labels: Tensor, tangent: Tensor, step: float) -> Tensor:
-        """(∇ℓ(z + h·u) − ∇ℓ(z − h·u)) / 2h."""
-        slopes: list[Tensor] = []
-        for h in (step, -step):
-            at = (z + h * tangent).requires_grad_()
-            slopes += gradients(self(at, labels).sum(), [at])
-        return (slopes[0] - slopes[1]) / (2 * step)
-
     def curvature_factor(
         self, outputs: Tensor, labels: Tensor, *, own_labels: bool = False
     ) -> Iterator[Tensor]:
@@ -355,7 +315,7 @@ class LossFunction:
     def curvature_eigenvectors(
         self, outputs: Tensor, labels: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The same of one's own loss, which need not be convex: ∂²ℓ/∂z² = Σ_c ± s_c s_cᵀ.
+        """Columns of one's own loss, which need not be convex: ∂²ℓ/∂z² = Σ_c ± s_c s_cᵀ.
 
         Returns:
             Columns √|λ_c| q_c, each like the outputs [n, ..., C], and the signs of λ_c

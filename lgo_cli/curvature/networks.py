@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lgo_cli.curvature.folding import Rewritten, fold
 from lgo_cli.curvature.operators import ROUNDING_UNITS, Operator
+from lgo_cli.curvature.own_loss import refuse_hidden_curvature
 from lgo_cli.errors import InputError
 from lgo_cli.gradients import gradients, pull_back
 from lgo_cli.memory import total_memory_bytes
@@ -87,7 +88,7 @@ class NetworkOperator(Operator, Generic[G]):
             if self.curves_loss and objective.loss_function.function is not None:
                 few = batches[0].head(4)
                 outputs = objective.batch_outputs(few)
-                objective.loss_function.refuse_hidden_curvature(outputs, few.labels)
+                refuse_hidden_curvature(objective.loss_function, outputs, few.labels)
             first, num_bytes = self._measured_graph(batches[0])
             self.graph_bytes = None if num_bytes is None else num_bytes * len(batches)
             self.keeps_graph = self.graph_bytes is not None and self.graph_bytes <= memory_bytes
