@@ -22,7 +22,9 @@ from lgo_cli.curvature.analysis import analyze_spectrum
 from lgo_cli.curvature.exact_trace import ExactTrace, exact_trace
 from lgo_cli.curvature.kinks import nonsmooth_operations
 from lgo_cli.curvature.networks import OPERATORS
+from lgo_cli.curvature.operators import ROUNDING_UNITS
 from lgo_cli.errors import InputError, NumericsError, UsageError
+from lgo_cli.figures.interpolation import draw_interpolation
 from lgo_cli.landscape.interpolation import interpolate
 from lgo_cli.loss import LossFunction
 from lgo_cli.objective import Objective
@@ -154,10 +156,17 @@ def test_exact_trace_of_ones_own_loss(name: str, operator: OperatorName) -> None
         diagonal = _dense(objective, function, operator).diag()
         found = exact_trace(objective, operator, Block.whole(objective.layout))
         parts = [float(part.sum()) for part in diagonal.split(objective.layout.sizes)]
+        config = HessianConfig(operator=operator, top_k=1, trace=True)
+        reported = analyze_spectrum(objective, config).trace
     assert isinstance(found, ExactTrace), found
     assert found.parts == pytest.approx(parts, rel=EXACT, abs=1e-14)
+    assert reported is not None
     signed = (name, operator) in {("gaussian", "hessian"), ("gaussian", "ggn")}
     assert (found.sizes == found.parts) is not signed
+    if any(found.sizes):  # rounding is of the terms, however far they cancel
+        units = reported.rounding / (sum(found.sizes) * torch.finfo(torch.float64).eps)
+        assert ROUNDING_UNITS < units < 1.1 * ROUNDING_UNITS
+        assert signed is (sum(found.sizes) > 1.1 * abs(sum(found.parts)))
     assert all(size >= part for size, part in zip(found.sizes, found.parts, strict=True))
 
 
@@ -167,6 +176,12 @@ def test_there_is_no_fisher_matrix_of_it() -> None:
         with pytest.raises(UsageError, match="focal says of no distribution which") as error:
             operator.matvec(vector)
     assert error.value.hint == "--operator ggn, or empirical-fisher"
+
+
+def test_a_loss_in_float32_is_summed_in_float64() -> None:
+    loss = LossFunction("mine", function=lambda z, y: focal(z.float(), y))
+    z = torch.randn(5, 3, dtype=torch.float64)
+    assert loss(z, torch.zeros(5).long()).dtype == torch.float64
 
 
 def test_kinks_of_ones_own_loss_are_listed() -> None:
@@ -424,7 +439,7 @@ def test_targets_that_are_no_probabilities() -> None:
 SIGMOID = """
 from torch import nn
 def build(logits=False):
-    return nn.Sequential(nn.Linear(20, 1), nn.Identity() if logits else nn.Sigmoid())
+    return nn.Sequential(nn.Linear(20, 1), nn.Softplus(2, 20) if logits else nn.Sigmoid())
 """
 
 
@@ -525,6 +540,14 @@ def test_a_loss_that_was_edited_is_another(lgo: Lgo, mine: None) -> None:
     assert "--loss" in refused.stderr
     named = lgo("hessian", "--loss", "mine.py:focal", "--top-k", 1)
     assert "the loss's code has changed since the run: factor.py" in named.stderr
+    assert "with another loss.py/factor.py than train" in lgo("show", "outputs").stdout
+    # What a manifest recorded is not asked of code that is named.
+    again = ("hessian", "--config", "outputs/hessian.json", "--out", "again")
+    Path("factor.py").write_text("FACTOR = 3.0\n")
+    assert (
+        "factor.py is not the loss.py/factor.py that" in lgo(*again, "--trust-code", code=3).stderr
+    )
+    lgo(*again, "--loss", "mine.py:focal")
     assert "outputs  verified" not in lgo("verify", "outputs", code=3).stdout
 
 
@@ -579,6 +602,29 @@ def test_losses_that_are_refused(
     refused = lgo("train", *SMALL, *options, code=code)
     assert message in refused.stderr
     assert not Path("outputs/train.json").exists()
+
+
+HINGE = """
+import torch
+from torch import nn
+def net(num_classes):
+    return nn.Sequential(nn.Linear(20, 1))
+def hinge(outputs, labels):
+    return (1 - (2 * (labels % 2) - 1) * outputs[:, 0]).clamp(min=0)
+"""
+
+
+def test_outputs_are_what_ones_own_loss_takes(lgo: Lgo, tmp_path: Path) -> None:
+    """One for labels of ten classes, say."""
+    (tmp_path / "margin.py").write_text(HINGE)
+    named = ("--model", "margin.py:net", "--loss", "margin.py:hinge")
+    trained = lgo("train", *named, "--epochs", 1)
+    assert "the data have" not in trained.stderr
+    assert "accuracy" not in trained.stdout
+    lgo("interp", *named, "--num-points", 3)
+    results = _manifest("outputs/interp.json")["results"]
+    figure = draw_interpolation(dict(np.load("outputs/interp.npz")), results)
+    assert "mean loss (hinge)" in [axes.get_ylabel() for axes in figure.axes]
 
 
 def test_binary_classification_by_one_output(lgo: Lgo, tmp_path: Path) -> None:
