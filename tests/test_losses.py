@@ -350,6 +350,9 @@ def test_what_one_names_and_smooths() -> None:
         LossFunction("squared_eror")
     with pytest.raises(UsageError, match="of lgo's own losses, not of mine"):
         LossFunction("mine", 0.1, focal)
+    # It was half the squared distance, without a word.
+    with pytest.raises(UsageError, match=r"mine\.py:focal is a name without its function"):
+        LossFunction("mine.py:focal")
 
 
 # Binary cross entropy.

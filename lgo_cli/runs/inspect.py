@@ -106,7 +106,7 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
     if name != "model.pth":
         return f"of {name}, not of the final model.pth"
     for name in OBJECTIVE_FIELDS:
-        if asked.config.get(name) != run.config.get(name):  # an earlier lgo had not all of them
+        if asked.config[name] != run.config[name]:
             return f"with another {flag_of(name)} than {run.command}"
     roles = ("model.py", "loss.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
     names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
