@@ -26,7 +26,7 @@ from lgo_cli.labels import (
     shares,
     target_norm,
 )
-from lgo_cli.loss_names import resolve_loss
+from lgo_cli.loss_names import LOSSES, resolve_loss
 from lgo_cli.outputs import model_failures
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class LossFunction:
     def __post_init__(self) -> None:
         if self.function is None:
             resolve_loss(self.name, {})
+            if self.name not in LOSSES:
+                raise UsageError(
+                    f"{self.name} is a name without its function",
+                    hint="LossFunction.named, or LossFunction(NAME, function=FUNCTION)",
+                )
         elif self.label_smoothing:
             raise UsageError(
                 f"a label smoothing of {self.label_smoothing:g} is of lgo's own losses, not of "

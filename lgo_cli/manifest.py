@@ -80,7 +80,7 @@ class Provenance(Strict):
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when an lgo from before cannot read a manifest."""
 
-ALGORITHM_VERSIONS = {"train": 8, "hessian": 19, "interp": 20, "contour": 19}
+ALGORITHM_VERSIONS = {"train": 8, "hessian": 20, "interp": 20, "contour": 19}
 """Raised when a command's results can change for an equal config, or its config gets other fields:
 an lgo of the same versions reads what it wrote."""
 

@@ -128,7 +128,16 @@ def test_basis_on_disk(lgo: Lgo, small_run: Path, monkeypatch: pytest.MonkeyPatc
     assert left <= {".lock", ".written"}
 
 
-@pytest.mark.parametrize("other", ["--operator ggn", "--scaling elementwise", "--layers output"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "--operator ggn",
+        "--scaling elementwise",
+        "--layers output",
+        "--loss squared_error",
+        "--label-smoothing 0.1",
+    ],
+)
 def test_a_threshold_beside_another_matrix_says_so(lgo: Lgo, small_run: Path, other: str) -> None:
     """Which is not to be compared with the eigenvalues above it."""
     words = " of the curvature that the run's steps see, which was not measured"

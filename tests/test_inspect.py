@@ -376,7 +376,7 @@ def test_a_running_step_is_not_called_interrupted(lgo: Lgo, run: Path) -> None:
 def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
     lgo("train", "--out", "other", *SMALL, "--seed", 1, "--quiet")
     text = lgo("table", run, "other").stdout.splitlines()
-    assert text[0].split()[:4] == ["run", "model", "dataset", "num_train_samples"]
+    assert text[0].split()[:4] == ["run", "model", "dataset", "loss"]
     assert len(text) == 3
     assert "barrier" not in text[0]
     assert text[2].split()[-1] == "-"
@@ -401,8 +401,9 @@ def test_table_of_many_runs(lgo: Lgo, run: Path) -> None:
 def _row(run: str, **more: Any) -> dict[str, Any]:
     """A row in which every column has a number."""
     settings = {
-        "model": "mlp", "dataset": "synthetic", "seed": 0, "epochs": 20, "optimizer": "sgd",
-        "lr": 0.05, "batch_size": 64, "weight_decay": 0.0005, "operator": "hessian",
+        "model": "mlp", "dataset": "synthetic", "loss": "squared_error", "seed": 0, "epochs": 20,
+        "optimizer": "sgd", "lr": 0.05, "batch_size": 64, "weight_decay": 0.0005,
+        "operator": "hessian",
         "num_train_samples": 2048, "num_test_samples": 1024, "hessian_num_samples": 512,
         "interp_num_samples": 512, "contour_num_samples": 512, "barrier_path": "line to init",
     }  # fmt: skip
@@ -419,9 +420,10 @@ def test_table_has_as_many_columns_as_the_terminal_has_room_for(width: int) -> N
     # What tells the runs apart has room, and no column is lost without a word.
     assert names[:2] == ["run", "test_accuracy" if width == 20 else "seed"]
     assert said[0] == (
-        "the same in all runs: model mlp, dataset synthetic, num_train_samples 2048, "
-        "num_test_samples 1024, epochs 20, optimizer sgd, lr 0.05, batch_size 64, "
-        "weight_decay 0.0005, hessian_num_samples 512, operator hessian, interp_num_samples 512, "
+        "the same in all runs: model mlp, dataset synthetic, loss squared_error, "
+        "num_train_samples 2048, num_test_samples 1024, epochs 20, optimizer sgd, lr 0.05, "
+        "batch_size 64, weight_decay 0.0005, hessian_num_samples 512, operator hessian, "
+        "interp_num_samples 512, "
         "barrier_path line to init, contour_num_samples 512"
     )
     lost = said[1].removesuffix("; --format csv has them all").partition(" for: ")[2].split(", ")

@@ -350,6 +350,9 @@ def test_what_one_names_and_smooths() -> None:
         LossFunction("squared_eror")
     with pytest.raises(UsageError, match="of lgo's own losses, not of mine"):
         LossFunction("mine", 0.1, focal)
+    # It was half the squared distance, without a word.
+    with pytest.raises(UsageError, match=r"mine\.py:focal is a name without its function"):
+        LossFunction("mine.py:focal")
 
 
 # Binary cross entropy.
@@ -515,6 +518,7 @@ def test_ones_own_loss_from_training_to_the_surface(lgo: Lgo, mine: None) -> Non
     assert train["request"]["config"]["loss_arg"] == {"gamma": 1}
     assert {"loss.py", "loss.py/factor.py"} <= set(train["request"]["inputs"])
     assert train["results"]["recipe"]["loss"] == "loss.py:focal"
+    assert " mine.py:focal " in lgo("table", "outputs").stdout
     assert hessian["results"]["measured"]["loss"] == "loss.py:focal"
     assert "Loss: mean focal (a user's loss), without weight" in Path(
         "outputs/contour_caption.txt"

@@ -279,7 +279,7 @@ def test_a_config_with_other_fields_is_another_algorithms() -> None:
     }
     assert found == {
         "train": (8, "5702e9f3"),
-        "hessian": (19, "9788bf8a"),
+        "hessian": (20, "9788bf8a"),
         "interp": (20, "1282edc6"),
         "contour": (19, "0fee2c04"),
     }

@@ -79,7 +79,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-RECIPE = ("model", "dataset", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay")
+RECIPE = (
+    "model", "dataset", "loss", "seed", "epochs", "optimizer", "lr", "batch_size", "weight_decay",
+)  # fmt: skip
 SAMPLES = (
     "num_train_samples", "num_test_samples", "hessian_num_samples", "interp_num_samples",
     "contour_num_samples",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from lgo_cli.config import OBJECTIVE_FIELDS
+from lgo_cli.data.registry import FILE_NAMES
 from lgo_cli.errors import InputError
 from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import sha256_file
+from lgo_cli.parsing import flag_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lgo_cli.manifest import InputRef
+    from lgo_cli.manifest import InputRef, Request
 
 
 def differing(inputs: Mapping[str, InputRef], wanted: Mapping[str, str]) -> list[str]:
@@ -30,6 +33,19 @@ def differing(inputs: Mapping[str, InputRef], wanted: Mapping[str, str]) -> list
         if (name in wanted or role_of(name) in wanted)
         and (name not in inputs or inputs[name].sha256 != wanted.get(name))
     ]
+
+
+def other_objective(asked: Request, run: Request) -> str | None:
+    """The first option or input in which two requests' losses differ; `None` if they do not."""
+    for name in OBJECTIVE_FIELDS:
+        if asked.config[name] != run.config[name]:
+            return flag_of(name)
+    roles = ("model.py", "loss.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
+    names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
+    for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
+        if asked.inputs.get(name) != run.inputs.get(name):
+            return name
+    return None
 
 
 def not_given(named: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str]:

@@ -8,14 +8,12 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lgo_cli.config import CONFIGS, OBJECTIVE_FIELDS, Strict
-from lgo_cli.data.registry import FILE_NAMES
+from lgo_cli.config import CONFIGS, Strict
 from lgo_cli.errors import InputError
-from lgo_cli.factories import ARGUMENTS, role_of
 from lgo_cli.files import BOOKKEEPING, is_locked, sha256_file
 from lgo_cli.manifest import Manifest, damaged_outputs, read_manifest
-from lgo_cli.parsing import flag_of
 from lgo_cli.runs.claims import failure
+from lgo_cli.runs.inputs import other_objective
 from lgo_cli.runs.names import PAYLOADS, writable
 
 if TYPE_CHECKING:
@@ -105,15 +103,8 @@ def _aside(manifest: Manifest | None, states: Sequence[StepState]) -> str | None
         return f"of other weights than {run.command}"
     if name != "model.pth":
         return f"of {name}, not of the final model.pth"
-    for name in OBJECTIVE_FIELDS:
-        if asked.config.get(name) != run.config.get(name):  # an earlier lgo had not all of them
-            return f"with another {flag_of(name)} than {run.command}"
-    roles = ("model.py", "loss.py", "data.py", "data.npz", *ARGUMENTS, *sorted(FILE_NAMES))
-    names = [name for name in {**asked.inputs, **run.inputs} if role_of(name) in roles]
-    for name in sorted(names, key=lambda name: (roles.index(role_of(name)), name)):
-        if asked.inputs.get(name) != run.inputs.get(name):
-            return f"with another {name} than {run.command}"
-    return None
+    other = other_objective(asked, run)
+    return other and f"with another {other} than {run.command}"
 
 
 def problems(manifest: Manifest, directory: Path) -> list[str]:

@@ -44,6 +44,7 @@ from lgo_cli.runs.checkpoints import (
 from lgo_cli.runs.eigenvectors import saved_eigenvectors
 from lgo_cli.runs.exclusive import refuse_exclusive
 from lgo_cli.runs.inherited import inherit
+from lgo_cli.runs.inputs import other_objective
 from lgo_cli.runs.names import optimizer_name, saved_step, writable
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Plan:
         files: Path of each input.
         data_root: Where the data set's files are.
         trained: Results of the training that made the weights, if known.
+        is_of_training: Whether model, data and loss are those of that training.
         step: Optimiser steps done when the weights were saved, if known.
         warnings: What to tell the user whatever the numbers are.
     """
@@ -75,6 +77,7 @@ class Plan:
     files: dict[str, Path]
     data_root: Path
     trained: TrainResults | None = None
+    is_of_training: bool = False
     step: int | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -214,7 +217,8 @@ def _plan_analysis(config: AnalysisConfig, run: Path | None, execution: Executio
         _add_optimizer(builder, config, checkpoint)
         _add_warm_start(builder, config, out)
     plan = builder.plan(config, out, checkpoint.training)
-    if plan.trained is not None:
+    if plan.trained is not None and checkpoint.trained is not None:
+        plan.is_of_training = other_objective(plan.request, checkpoint.trained[0].request) is None
         plan.step = saved_step(checkpoint.path.name, plan.trained.num_steps)
     along = plan.request.config.get("plane") or plan.request.config.get("direction")
     if along in ("eigen", "random+eigen"):

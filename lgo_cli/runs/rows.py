@@ -39,19 +39,23 @@ def run_row(directory: Path, states: Sequence[StepState]) -> Row:
 
 
 COLUMNS = (
-    "model", "dataset", "num_train_samples", "num_test_samples", "seed", "epochs", "optimizer",
-    "lr", "batch_size", "weight_decay", "init", "train_loss", "test_loss", "train_accuracy",
-    "test_accuracy", "hessian_num_samples", "hessian_loss", "operator", "lambda_max",
-    "lambda_max_bound", "lambda_min", "trace", "trace_standard_error", "gradient_share",
-    "preconditioned", "stability_threshold", "sharpness_ratio", "interp_num_samples",
-    "barrier", "barrier_lower", "barrier_upper", "barrier_path", "contour_num_samples",
-    "contour_loss_min", "contour_loss_max", "problems",
+    "model", "dataset", "loss", "num_train_samples", "num_test_samples", "seed", "epochs",
+    "optimizer", "lr", "batch_size", "weight_decay", "init", "train_loss", "test_loss",
+    "train_accuracy", "test_accuracy", "hessian_num_samples", "hessian_loss", "operator",
+    "lambda_max", "lambda_max_bound", "lambda_min", "trace", "trace_standard_error",
+    "gradient_share", "preconditioned", "stability_threshold", "sharpness_ratio",
+    "interp_num_samples", "barrier", "barrier_lower", "barrier_upper", "barrier_path",
+    "contour_num_samples", "contour_loss_min", "contour_loss_max", "problems",
 )  # fmt: skip
 
 
 def _columns(manifest: Manifest, directory: Path) -> Row:
     results = manifest.results
-    named = {"model": manifest.called("model"), "dataset": manifest.called("dataset")}
+    named = {
+        "model": manifest.called("model"),
+        "dataset": manifest.called("dataset"),
+        "loss": manifest.called("loss"),
+    }
     if isinstance(results, TrainResults):
         return {
             **named,

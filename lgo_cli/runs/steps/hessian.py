@@ -156,7 +156,7 @@ def _stability(
             "for which the stable curvature is lower"
         )
     config = typed(plan, HessianConfig)
-    sharpest = _sharpest(spectrum, config, adaptive=adaptive)
+    sharpest = _sharpest(spectrum, config, adaptive=adaptive) if plan.is_of_training else None
     # Decoupled decay is no curvature, and what the operator holds already is not added again, as
     # Adam's coupled decay is held by the preconditioned one.
     coupled = recipe.optimizer == "sgd" and not config.include_weight_decay
