@@ -498,7 +498,11 @@ def _manifest(path: str) -> dict[str, Any]:
 
 def test_ones_own_loss_from_training_to_the_surface(lgo: Lgo, mine: None) -> None:
     named = ("--loss", "mine.py:focal", "--loss-arg", "gamma=1")
-    lgo("train", *SMALL, *named)
+    assert "loss    mine.py:focal\n" in lgo("train", *SMALL, *named).stdout
+    assert (
+        "loss    cross_entropy, label smoothing 0.1\n"
+        in lgo("train", *SMALL, "--label-smoothing", 0.1, "--out", "smoothed").stdout
+    )
     refused = lgo("hessian", code=2)
     assert "this run's loss is code, outputs/../mine.py:focal, which" in refused.stderr.replace(
         "mine.py:focal, which", "outputs/../mine.py:focal, which", 1

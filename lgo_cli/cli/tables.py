@@ -42,7 +42,8 @@ def _summary(manifest: Manifest, directory: Path) -> Rows:
     parameters = counted(results.num_parameters, "parameter")
     rows: Rows = [("model", f"{manifest.called('model')}, {parameters}")]
     if isinstance(results, TrainResults):
-        return rows + _train(results, dataset, manifest.place("init.pth", directory))
+        init = manifest.place("init.pth", directory)
+        return rows + _train(results, dataset, manifest.called("loss"), init)
     if isinstance(results, AnalysisResults):
         measured = results.measured
         smoothing = (
@@ -80,8 +81,10 @@ def _places(manifest: Manifest, directory: Path, inputs: Mapping[str, str]) -> R
     return [(name, place) for name, place in places.items() if place is not None]
 
 
-def _train(results: TrainResults, dataset: str, init: str | None) -> Rows:
+def _train(results: TrainResults, dataset: str, loss: str, init: str | None) -> Rows:
     recipe = results.recipe
+    if recipe.label_smoothing:
+        loss += f", label smoothing {recipe.label_smoothing:g}"
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     nesterov = " (Nesterov)" if recipe.nesterov else ""
     return [
@@ -91,6 +94,7 @@ def _train(results: TrainResults, dataset: str, init: str | None) -> Rows:
             f"{results.num_test_samples:,} test samples",
         ),
         *([("init", init)] if init else []),
+        *([("loss", loss)] if loss != "cross_entropy" else []),
         (
             "recipe",
             f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}{momentum}{nesterov}, "
