@@ -30,7 +30,7 @@ from lgo_cli.loss_names import LOSSES, resolve_loss
 from lgo_cli.outputs import model_failures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic import JsonValue
 
@@ -269,31 +269,56 @@ class LossFunction:
 
     def curvature_factor(
         self, outputs: Tensor, labels: Tensor, *, own_labels: bool = False
-    ) -> Iterator[Tensor]:
-        """Columns S, each like the outputs [n, ..., C], with S Sᵀ = ∂²ℓ/∂z² of each sample.
+    ) -> tuple[list[Tensor], Tensor]:
+        """Columns and signs with Σ_c ± s_c s_cᵀ = ∂²ℓ/∂z² of each sample.
 
         √(p_c m) (e_c − p) for cross entropy, √(σ(z_c) σ(−z_c) m) e_c for the binary one and √m e_c
         for squared error, at one label after the other, with Σ t of its target, times its share in
-        the sample's mean, for m. Of lgo's own losses, all of which are convex in the outputs.
+        the sample's mean, for m; these are convex in the outputs, and all signs positive. Of one's
+        own, √|λ_c| q_c by eigenvectors, with the sign of λ_c.
+
+        Args:
+            outputs: z [n, ..., C].
+            labels: The data's [n, ...].
+            own_labels: As for `curve`.
+
+        Returns:
+            s_c, each like the outputs, and signs [columns, n], or [columns, 1] where all samples'
+            are the same.
         """
         z = outputs.detach()
+        if self.function is not None:
+            return self._eigenvectors(z, labels)
         mass = z.new_ones(*z.shape[:-1], 1) * self._mass(labels, own_labels=own_labels)
         # [n, labels, C] and [n, labels, 1].
         z, mass = (each.view(len(z), -1, each.shape[-1]) for each in (z, mass))
         p = torch.softmax(z, dim=-1)
-        diagonal = torch.sigmoid(z) * torch.sigmoid(-z) * mass
+        columns = []
         for place in range(z.shape[1]):
             for c in range(z.shape[2]):
                 column = torch.zeros_like(z)
                 if self.name == "squared_error":
                     column[:, place, c] = mass[:, place, 0].sqrt()
                 elif self.name == "binary_cross_entropy":
-                    column[:, place, c] = diagonal[:, place, c].sqrt()
+                    of_c = z[:, place, c]
+                    variance = torch.sigmoid(of_c) * torch.sigmoid(-of_c) * mass[:, place, 0]
+                    column[:, place, c] = variance.sqrt()
                 else:
                     column[:, place] = -p[:, place]
                     column[:, place, c] += 1
                     column[:, place] *= (p[:, place, c : c + 1] * mass[:, place]).sqrt()
-                yield column.view_as(outputs)
+                columns.append(column.view_as(outputs))
+        return columns, z.new_ones(len(columns), 1)
+
+    def _eigenvectors(self, outputs: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        rows = []
+        for index in range(outputs[0].numel()):
+            unit = torch.zeros_like(outputs).flatten(1)
+            unit[:, index] = 1
+            rows.append(self.curve(outputs, labels, unit.view_as(outputs)).flatten(1))
+        values, vectors = torch.linalg.eigh(torch.stack(rows, dim=2))
+        scaled = vectors * values.abs().sqrt()[:, None]
+        return [column.view_as(outputs) for column in scaled.unbind(dim=2)], values.sign().T
 
     def rounding_scale(self, labels: Tensor, sensitivity: float) -> RoundingScale:
         """By how much rounding of the outputs moves a mean loss.
@@ -316,26 +341,6 @@ class LossFunction:
             "classes that are masked by outputs of -inf have a finite loss in cross entropy alone, "
             "without --label-smoothing or soft labels, and where no sample is of such a class"
         )
-
-    def curvature_eigenvectors(
-        self, outputs: Tensor, labels: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Columns of one's own loss, which need not be convex: ∂²ℓ/∂z² = Σ_c ± s_c s_cᵀ.
-
-        Returns:
-            Columns √|λ_c| q_c, each like the outputs [n, ..., C], and the signs of λ_c
-            [columns, n].
-        """
-        num_outputs = outputs[0].numel()
-        rows = []
-        for index in range(num_outputs):
-            unit = torch.zeros_like(outputs).flatten(1)
-            unit[:, index] = 1
-            row = self.curve(outputs, labels, unit.view_as(outputs))
-            rows.append(row.flatten(1))
-        values, vectors = torch.linalg.eigh(torch.stack(rows, dim=2))
-        scaled = vectors * values.abs().sqrt()[:, None]
-        return [column.view_as(outputs) for column in scaled.unbind(dim=2)], values.sign().T
 
     def _mass(self, labels: Tensor, *, own_labels: bool) -> Tensor | float:
         """Σ t of each target [n, ..., 1] times its share in the sample's mean: a factor of ∂²ℓ/∂z².

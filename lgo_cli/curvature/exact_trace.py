@@ -260,16 +260,11 @@ class _GradientNorms(fx.Interpreter):
 
         The gradient alone for the empirical Fisher matrix.
         """
-        loss, z = self.objective.loss_function, outputs.detach()
+        loss = self.objective.loss_function
         if operator == "empirical-fisher":
-            z.requires_grad_()
-            columns = list(torch.autograd.grad(loss(z, batch.labels).sum(), z))
-        elif loss.function is not None:
-            return loss.curvature_eigenvectors(z, batch.labels)
-        else:
-            is_fisher = operator == "fisher"
-            columns = list(loss.curvature_factor(z, batch.labels, own_labels=is_fisher))
-        return columns, z.new_ones(len(columns), 1)
+            z = outputs.detach().requires_grad_()
+            return list(torch.autograd.grad(loss(z, batch.labels).sum(), z)), z.new_ones(1, 1)
+        return loss.curvature_factor(outputs, batch.labels, own_labels=operator == "fisher")
 
     def _pulled_back(self, outputs: Tensor, columns: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
         edges = list(self.outputs.values())
